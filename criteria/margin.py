@@ -1,0 +1,45 @@
+"""The margin loss: pairs on either side of a learnable boundary."""
+
+import torch
+from torch import nn
+from torch.nn.functional import normalize
+
+from criteria.base import Criterion
+
+
+class Margin(Criterion):
+    """Positive pairs nearer than beta - margin, negative pairs farther than beta + margin, on Euclidean distances.
+
+    Over the mined triplets (a, p, n): Σ [D_ap - beta + margin]₊ + Σ [beta - D_an + margin]₊, divided by the number of
+    terms that are not zero (0 where all are).
+
+    Parameters
+    ----------
+    miner : function (embeddings, labels) → (anchors, positives, negatives)
+    margin, beta : float
+        Euclidean distances of unit vectors; beta is learned, with a learning rate of its own (`beta_lr`).
+
+    Source: Wu et al., Sampling Matters in Deep Embedding Learning, ICCV 2017, eq. 5-6.
+    """
+
+    name = "margin"
+
+    def __init__(self, miner, margin=0.2, beta=1.2, beta_lr=5e-4):
+        super().__init__()
+        self.miner, self.margin, self.beta_lr = miner, margin, beta_lr
+        self.beta = nn.Parameter(torch.tensor(float(beta)))
+
+    def param_groups(self, lr):
+        return [{"params": [self.beta], "lr": self.beta_lr, "weight_decay": 0.0}]
+
+    def loss(self, embeddings, labels):
+        embeddings = normalize(embeddings, dim=1)
+        a, p, n = self.miner(embeddings, labels)
+        # the small constant keeps the root's gradient finite for duplicated images
+        d_ap = ((embeddings[a] - embeddings[p]).square().sum(1) + 1e-12).sqrt()
+        d_an = ((embeddings[a] - embeddings[n]).square().sum(1) + 1e-12).sqrt()
+        pos = torch.relu(d_ap - self.beta + self.margin)
+        neg = torch.relu(self.beta - d_an + self.margin)
+        active = ((pos > 0).sum() + (neg > 0).sum()).clamp(min=1)
+        self.log(beta=self.beta, active=active / max(2 * len(a), 1))
+        return (pos.sum() + neg.sum()) / active + 0 * embeddings.sum()  # no triplet: still a loss one can call backward on
