@@ -99,9 +99,10 @@ class AntiCo(Criterion):
         self.calls += 1
         if self.said_dead or self.calls % 100 != 1 or torch.compiler.is_compiling():
             return
+        term = term.detach()
         if float(term) < DEAD:
             self.said_dead = True
             logging.getLogger("antico").warning(
-                f"note: the published form exp(-R) has no gradient left: R = {float(rate):.1f} nats, exp(-R) = {float(term):.1e} "
+                f"note: the published form exp(-R) has no gradient left: R = {float(rate.detach()):.1f} nats, exp(-R) = {float(term):.1e} "
                 f"({self.variant}, d = {d}). --antico_form normalized keeps one."
             )

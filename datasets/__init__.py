@@ -1,0 +1,33 @@
+"""The data sets by name. To add one: write its file, then add one line to DATASETS."""
+
+import difflib
+
+from datasets.cars196 import cars196
+from datasets.cub200 import cub200
+from datasets.glyphs import glyphs
+from datasets.online_products import online_products
+from datasets.split import Split, Splits, train_val_split
+
+__all__ = ["DATASETS", "Split", "Splits", "select"]
+
+# name: function (opt, input_size) → Splits
+DATASETS = {
+    "glyphs": lambda opt, size: glyphs(size, opt.augmentation),
+    "cub200": lambda opt, size: cub200(opt.source_path, size, opt.augmentation),
+    "cars196": lambda opt, size: cars196(opt.source_path, size, opt.augmentation),
+    "online_products": lambda opt, size: online_products(opt.source_path, size, opt.augmentation),
+}
+
+
+def select(opt, input_size=224):
+    """The splits that --dataset names: .train, .test, and .val with --use_tv_split. split[i] → (uint8 image (3, H, W), label).
+
+    Raises ValueError or FileNotFoundError, one line that names the flag or the file.
+    """
+    if opt.dataset not in DATASETS:
+        near = difflib.get_close_matches(opt.dataset, DATASETS, 1, 0.4)
+        raise ValueError(f"--dataset {opt.dataset}: unknown{f' (did you mean {near[0]}?)' if near else ''}; known: {', '.join(DATASETS)}")
+    splits = DATASETS[opt.dataset](opt, input_size)
+    if opt.use_tv_split:
+        splits.train, splits.val = train_val_split(splits.train, opt.tv_split_perc, opt.tv_split_by_samples, opt.seed)
+    return splits

@@ -1,0 +1,80 @@
+"""A split of a data set, and the splits that a data set has."""
+
+from dataclasses import dataclass
+from typing import Optional
+
+import torch
+
+
+class Split(torch.utils.data.Dataset):
+    """Images with labels: split[i] → (uint8 image (3, H, W), int label).
+
+    Parameters
+    ----------
+    fetch : function (list of n keys, augmented) → n images, uint8 (3, H, W)
+        Where the images come from; a whole batch at once, so that a data set can work on it as a tensor.
+    keys : list
+        What `fetch` is asked for, one an image.
+    classes : sequence
+        Class of each image; any sortable values. `.labels` numbers those present 0..C-1 in their order.
+    names : {class: str}
+    paths : list of str
+        Where each image comes from, for people.
+    augmented : bool
+        Whether images come with the training augmentation.
+    """
+
+    def __init__(self, fetch, keys, classes, names, paths, augmented=False):
+        present = sorted(set(classes))
+        number = {c: i for i, c in enumerate(present)}
+        self.fetch, self.keys, self.classes, self.names, self.paths, self.augmented = fetch, list(keys), list(classes), names, list(paths), augmented
+        self.labels = torch.tensor([number[c] for c in classes], dtype=torch.long)
+        self.class_names = [names[c] for c in present]
+
+    def __len__(self):
+        return len(self.keys)
+
+    def __getitem__(self, i):
+        return self.__getitems__([i])[0]
+
+    def __getitems__(self, indices):  # what DataLoader calls for a batch
+        images = self.fetch([self.keys[i] for i in indices], self.augmented)
+        return [(image, int(self.labels[i])) for image, i in zip(images, indices)]
+
+    def subset(self, indices, augmented=None):
+        """The images at `indices`, with labels numbered anew."""
+        pick = lambda values: [values[i] for i in indices]  # noqa: E731
+        return Split(self.fetch, pick(self.keys), pick(self.classes), self.names, pick(self.paths), self.augmented if augmented is None else augmented)
+
+    def unaugmented(self):
+        """The same images as the evaluation wants them."""
+        return self.subset(range(len(self)), augmented=False)
+
+
+@dataclass
+class Splits:
+    train: Split
+    test: Split
+    val: Optional[Split] = None
+    query: Optional[Split] = None
+    gallery: Optional[Split] = None
+
+
+def train_val_split(train, share, by_samples=False, seed=0):
+    """(train, val): `share` of the classes stay in training, drawn by seed; with by_samples, `share` of each class's images.
+
+    val is not augmented. Raises ValueError, one line, if nothing would be left on one side.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if by_samples:
+        kept = torch.zeros(len(train), dtype=torch.bool)
+        for c in range(len(train.class_names)):
+            members = torch.nonzero(train.labels == c).flatten()
+            members = members[torch.randperm(len(members), generator=generator)]
+            kept[members[: max(1, round(share * len(members)))]] = True
+    else:
+        order = torch.randperm(len(train.class_names), generator=generator)
+        kept = torch.isin(train.labels, order[: round(share * len(order))])
+    if kept.all() or not kept.any():
+        raise ValueError(f"--tv_split_perc {share:g}: leaves nothing on one side of {len(train.class_names)} classes, {len(train)} images")
+    return train.subset(torch.nonzero(kept).flatten().tolist()), train.subset(torch.nonzero(~kept).flatten().tolist(), augmented=False)

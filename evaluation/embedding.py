@@ -1,0 +1,29 @@
+"""From a split to its embeddings."""
+
+import os
+
+import torch
+
+SMALL = 20_000_000  # pixels: a split below is embedded faster without starting worker processes
+
+
+@torch.inference_mode()
+def embed(model, split, batch_size=256, workers=0):
+    """Embeddings (n, d) float32 on the model's device and labels (n,) of all images of a split, in order.
+
+    The model runs in eval mode and float32, whatever the training's precision; its mode is restored.
+    """
+    device = next(model.parameters()).device
+    pixels = len(split) * split[0][0].shape[-1] ** 2 if len(split) else 0
+    workers = 0 if pixels < SMALL else min(workers, os.cpu_count() or 1)
+    loader = torch.utils.data.DataLoader(split, batch_size=batch_size, num_workers=workers, pin_memory=device.type == "cuda",
+                                         generator=torch.Generator())  # its own, or the training's random numbers would move
+    training = model.training
+    model.eval()
+    try:
+        parts = [(model(images.to(device, non_blocking=True, memory_format=torch.channels_last)).float(), labels) for images, labels in loader]
+    finally:
+        model.train(training)
+    if not parts:
+        raise ValueError("evaluation: the split has no image")
+    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])

@@ -1,0 +1,90 @@
+"""Retrieval metrics: Recall@K, mAP@R and mAP@K, from labels of ranked neighbours."""
+
+import torch
+
+from evaluation.search import nearest_neighbours
+
+
+def as_tensors(embeddings, labels):
+    """Float32 embeddings (n, d) and labels (n,) as tensors; ValueError, one line, where they cannot be evaluated."""
+    embeddings, labels = torch.as_tensor(embeddings).float(), torch.as_tensor(labels)
+    if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1] or len(labels) < 2:
+        raise ValueError(f"evaluation: expects embeddings (n, d) and labels (n,), n > 1, got {tuple(embeddings.shape)} and {tuple(labels.shape)}")
+    broken = int((~torch.isfinite(embeddings)).any(1).sum())
+    if broken:
+        raise ValueError(f"evaluation: {broken} of {len(embeddings)} embeddings are not finite")
+    return embeddings, labels.to(embeddings.device)
+
+
+def rank_matches(embeddings, labels, k, **search):
+    """Whether each of the k nearest other images has the query's label: bool (n, k)."""
+    found = nearest_neighbours(embeddings, embeddings, k, exclude_self=True, **search)
+    return labels[found] == labels[:, None]
+
+
+def class_sizes(labels):
+    """For each image, the number of other images of its class: (n,)."""
+    _, where, count = labels.unique(return_inverse=True, return_counts=True)
+    return count[where] - 1
+
+
+def recall_at_k(embeddings, labels, k=(1, 2, 4, 8), **search):
+    """Recall@K: the share of images that have one of their class among their K nearest other images.
+
+    An image that is alone in its class counts as a miss. K beyond the number of images means all of them.
+
+    Parameters
+    ----------
+    embeddings (n, d), labels (n,) : tensors or arrays
+    k : int or ints
+
+    Returns
+    -------
+    {K: float in 0..1}; a float where k is an int.
+
+    Source: Jégou et al., PAMI 2011; Oh Song et al., CVPR 2016.
+    """
+    embeddings, labels = as_tensors(embeddings, labels)
+    ks = (k,) if isinstance(k, int) else tuple(k)
+    recalls = recall_of(rank_matches(embeddings, labels, max(ks), **search), ks)
+    return recalls[k] if isinstance(k, int) else recalls
+
+
+def recall_of(matches, ks):
+    return {k: matches[:, :k].any(1).double().mean().item() for k in ks}
+
+
+def map_at_r(embeddings, labels, **search):
+    """mAP@R: mean over images of 1/R Σ_{i ≤ R} precision(i) · [the i-th neighbour matches], R = others of the class.
+
+    Images that are alone in their class (R = 0) are left out; 0 where all are.
+    Source: Musgrave et al., A Metric Learning Reality Check, ECCV 2020.
+    """
+    embeddings, labels = as_tensors(embeddings, labels)
+    sizes = class_sizes(labels)
+    return map_at_r_of(rank_matches(embeddings, labels, max(int(sizes.max()), 1), **search), sizes)
+
+
+def map_at_r_of(matches, sizes):
+    within = torch.arange(matches.shape[1], device=matches.device) < sizes[:, None]
+    return average_precision(matches[:, : within.shape[1]] & within, sizes)
+
+
+def map_at_k(embeddings, labels, k=1000, **search):
+    """`mAP_<k>` of the published code: mean over all images of 1/n Σ_{i ≤ k} precision(i) · [the i-th neighbour matches].
+
+    n is the size of the class with the query itself, so that perfect retrieval stays below 1; mAP@R has no such bias.
+    """
+    embeddings, labels = as_tensors(embeddings, labels)
+    return average_precision(rank_matches(embeddings, labels, k, **search), class_sizes(labels) + 1)
+
+
+def average_precision(matches, total):
+    """Mean over rows with total > 0 of Σ_i precision(i) · matches(i) / total."""
+    kept = total > 0
+    if not kept.any():
+        return 0.0
+    matches, total = matches[kept], total[kept]
+    ranks = torch.arange(1, matches.shape[1] + 1, device=matches.device)
+    summed = torch.cat([((part.cumsum(1).double() / ranks) * part).sum(1) for part in matches.split(4096)])
+    return (summed / total).mean().item()

@@ -1,0 +1,1 @@
+"""Leaves that know nothing of losses, networks or data: files, logs, reports."""

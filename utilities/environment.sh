@@ -1,0 +1,59 @@
+# Sourced by antico_runs.sh and run_tests.sh: sets PYTHON to an interpreter with what requirements.txt asks for.
+#
+# ANTICO_PYTHON=/path/to/python   use this interpreter as it is and install nothing
+# otherwise a virtual environment ${XDG_CACHE_HOME:-~/.cache}/antico/venv-<hash of requirements.txt and the Python version>,
+# made on first use and shared by all checkouts with the same requirements.
+
+antico_find_python() {
+    local name
+    for name in python3 python3.13 python3.12 python3.11 python3.10 python; do
+        if "$name" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))' 2>/dev/null; then
+            command -v "$name"
+            return
+        fi
+    done
+    echo "error: no Python 3.10 to 3.13 found; install one, or name a prepared interpreter in ANTICO_PYTHON" >&2
+    return 2
+}
+
+# antico_install VENV REQUIREMENTS MARK: pip install once; the mark file says that it went through
+antico_install() {
+    [ -e "$3" ] && return
+    echo "installing $2 into $1 (once)"
+    if ! "$1/bin/python" -m pip install --quiet --disable-pip-version-check -r "$2"; then
+        echo "error: pip could not install $2. Without internet, name an interpreter that has these packages in ANTICO_PYTHON" >&2
+        return 2
+    fi
+    touch "$3"
+}
+
+# antico_environment [test]: with 'test' the test tools are there as well
+antico_environment() {
+    if [ -n "${ANTICO_PYTHON:-}" ]; then
+        if ! "$ANTICO_PYTHON" -c 'import torch, torchvision, numpy, sklearn, tqdm, PIL, matplotlib'; then
+            echo "error: ANTICO_PYTHON=$ANTICO_PYTHON lacks a package of requirements.txt (faiss is optional)" >&2
+            return 2
+        fi
+        PYTHON=$ANTICO_PYTHON
+        return
+    fi
+    local base key cache venv
+    base=$(antico_find_python) || return 2
+    key=$("$base" -c 'import hashlib, sys; print(hashlib.sha256(open(sys.argv[1], "rb").read() + sys.version.encode()).hexdigest()[:12])' requirements.txt)
+    cache=${XDG_CACHE_HOME:-$HOME/.cache}/antico
+    venv=$cache/venv-$key
+    mkdir -p "$cache" || return 2
+    (
+        # two first runs at a time would write over each other
+        if command -v flock >/dev/null; then flock 9; fi
+        if [ ! -e "$venv/installed" ]; then
+            echo "first run: making the environment $venv (several GB with torch's CUDA libraries; some minutes)"
+            "$base" -m venv --clear "$venv" || { echo "error: $base -m venv failed (on Debian: apt-get install python3-venv)" >&2; exit 2; }
+        fi
+        antico_install "$venv" requirements.txt "$venv/installed" || exit 2
+        if [ "${1:-}" = test ]; then
+            antico_install "$venv" tests/requirements.txt "$venv/tests-$(cksum <tests/requirements.txt | cut -d' ' -f1)" || exit 2
+        fi
+    ) 9>"$venv.lock" || return 2
+    PYTHON=$venv/bin/python
+}

@@ -1,0 +1,123 @@
+"""The table and the figure of a group of runs: python -m utilities.report FOLDER... --out results/name
+
+Each FOLDER is a run's (config.json, metrics.csv) or holds such folders. Runs of one loss that differ in the seed make
+one row: mean, and ± standard deviation where there are several. The numbers are those of the last epoch.
+"""
+
+import argparse
+import csv
+import glob
+import json
+import os
+import statistics
+import sys
+
+from utilities.checkpoint import write_whole
+
+COLUMNS = {  # heading: (column of metrics.csv, factor, decimals)
+    "Recall@1": ("test/e_recall@1", 100, 1), "Recall@2": ("test/e_recall@2", 100, 1), "Recall@4": ("test/e_recall@4", 100, 1),
+    "Recall@8": ("test/e_recall@8", 100, 1), "NMI": ("test/nmi", 100, 1), "mAP@R": ("test/mAP@R", 100, 1),
+    "coding rate": ("test/coding_rate@share", 100, 1), "seconds": ("seconds", 1, 0),
+}
+
+
+def read_run(folder):
+    """(config, rows) of one run; values of rows are floats, None where a cell is empty."""
+    with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
+        config = json.load(file)
+    with open(os.path.join(folder, "metrics.csv"), encoding="utf-8", newline="") as file:
+        return config, [{k: float(v) if v else None for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+def find_runs(folders):
+    found = [f for given in folders for f in [given, *sorted(glob.glob(os.path.join(given, "**"), recursive=True))]]
+    return list(dict.fromkeys(os.path.normpath(f) for f in found if os.path.isfile(os.path.join(f, "metrics.csv"))))
+
+
+def group_runs(folders):
+    """{label: [(config, rows), ...]}: the label is the loss, with what else differs from run to run but the seed."""
+    runs = [read_run(f) for f in find_runs(folders)]
+    if not runs:
+        raise ValueError(f"{' '.join(folders)}: no run there (a folder with config.json and metrics.csv)")
+    aside = {"seed", "group", "savename", "loss", "antico_base", "antico_form", "loss_ac_w_align", "antico_w"}
+    flags = [c["flags"] for c, _ in runs]
+    differing = [k for k in flags[0] if k not in aside and any(f.get(k) != flags[0][k] for f in flags)]
+    groups = {}
+    for config, rows in runs:
+        extra = ", ".join(f"{k} {config['flags'][k]}" for k in differing)
+        groups.setdefault(config["flags"]["loss"] + (f" ({extra})" if extra else ""), []).append((config, rows))
+    return groups
+
+
+def cell(runs, column, factor, decimals):
+    values = [rows[-1].get(column) for _, rows in runs]
+    values = [v * factor for v in values if v is not None]
+    if not values:
+        return "-"
+    spread = f" ± {statistics.stdev(values):.{decimals}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{decimals}f}{spread}"
+
+
+def table(groups):
+    """[[heading, ...], [label, value, ...], ...] of strings; shares in percent."""
+    return [["loss", *COLUMNS]] + [[label, *(cell(runs, *spec) for spec in COLUMNS.values())] for label, runs in groups.items()]
+
+
+def markdown(rows):
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["| " + " | ".join(v.ljust(w) if i == 0 else v.rjust(w) for i, (v, w) in enumerate(zip(row, widths))) + " |" for row in rows]
+    lines.insert(1, "|" + "|".join("-" * (w + 1) + ("-" if i == 0 else ":") for i, w in enumerate(widths)) + "|")
+    return "\n".join(lines)
+
+
+def caption(groups):
+    config, rows = next(iter(groups.values()))[0]
+    flags, seeds = config["flags"], sorted({c["seed"] for runs in groups.values() for c, _ in runs})
+    return (f"{flags['dataset']}, {flags['arch']}, {flags['embed_dim']} dimensions, {int(rows[-1]['epoch'])} epochs, test split, last epoch; "
+            f"seed {', '.join(map(str, seeds))}; {config['device']}. Percent; coding rate as a share of its maximum; "
+            "seconds of training and evaluation.")
+
+
+def figure(groups, path):
+    """Recall@1 and the coding rate's share of the test split against epochs, one line a loss (first seed)."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    fig, axes = plt.subplots(1, 2, figsize=(9.5, 3.9), layout="constrained")
+    for axis, heading in zip(axes, ("Recall@1", "coding rate")):
+        column, factor, _ = COLUMNS[heading]
+        for i, (label, runs) in enumerate(groups.items()):
+            points = [(r["epoch"], r[column] * factor) for r in runs[0][1] if r.get(column) is not None]
+            axis.plot(*zip(*points), label=label, color=f"C{i}", marker="o", markersize=3, linewidth=1.6,
+                      linestyle="-" if label.startswith("antico") else "--") if points else None
+        axis.set(xlabel="epoch", title=f"{heading} of the test classes" + (" (share of its maximum)" if heading == "coding rate" else ""), ylabel="%")
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False, fontsize=8.5, loc="lower right")
+    write_whole(path, lambda file: fig.savefig(file, dpi=150, format="png"), "wb")
+    plt.close(fig)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="python -m utilities.report", description=__doc__.splitlines()[0])
+    parser.add_argument("folders", nargs="+", help="folders of runs")
+    parser.add_argument("--out", required=True, help="path without suffix of the .md, .csv and .png to write")
+    given = parser.parse_args(argv)
+    try:
+        groups = group_runs(given.folders)
+    except (ValueError, OSError) as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 2
+    rows = table(groups)
+    text = f"{markdown(rows)}\n\n{caption(groups)}\n"
+    write_whole(given.out + ".md", lambda file: file.write(text))
+    write_whole(given.out + ".csv", lambda file: csv.writer(file, lineterminator="\n").writerows(rows))
+    figure(groups, given.out + ".png")
+    print(text)
+    print(f"written: {given.out}.md, {given.out}.csv, {given.out}.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
