@@ -2,10 +2,9 @@
 
 Class = letter, images = the letter in different faces; dark on white, one size and one baseline, so that o and O differ.
 Letters that look the same (Latin A, Greek Alpha, Cyrillic A) are one class. Classes are ordered by code point; the first
-half is for training, the last for testing. python -m datasets.glyphs --sheet FILE.png draws some of it.
+half is for training, the last for testing. python -m datasets.sheet FILE.png draws some of it.
 """
 
-import argparse
 import hashlib
 import os
 import tempfile
@@ -194,28 +193,3 @@ def glyphs(input_size=32, augmentation="base"):
         return Split(fetch, keys, [cls[k] for k in keys], names, [paths[k] for k in keys], augmented)
 
     return Splits(train=half([k for k, c in enumerate(cls) if c in first], True), test=half([k for k, c in enumerate(cls) if c not in first], False))
-
-
-def sheet(path, rows=7, columns=12):
-    """Draw letters (rows) in faces (columns) of the training and the test half."""
-    from PIL import Image, ImageDraw, ImageFont
-    splits, margin, gap = glyphs(SIZE), 34, 40
-    step = SIZE - 8
-    canvas = Image.new("RGB", (2 * columns * step + gap + 20, rows * step + margin + 10), "white")
-    draw, font = ImageDraw.Draw(canvas), ImageFont.truetype(os.path.join(font_folder(), "DejaVuSans.ttf"), 17)
-    for half, (title, split) in enumerate((("training classes", splits.train), ("test classes", splits.test))):
-        left = 10 + half * (columns * step + gap)
-        n = len(split.class_names)
-        draw.text((left + 4, 8), f"{title}: {n} letters, {len(split)} images", fill="#444444", font=font)
-        for r in range(rows):
-            members = torch.nonzero(split.labels == round((r + 0.5) * n / rows)).flatten()
-            for c, i in enumerate(members[torch.linspace(0, len(members) - 1, columns).round().long()].tolist()):
-                image = Image.fromarray(split.unaugmented()[i][0].permute(1, 2, 0).numpy()).crop((4, 4, SIZE - 4, SIZE - 4))
-                canvas.paste(image, (left + c * step, margin + r * step))
-    canvas.save(path)
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m datasets.glyphs", description="Draw a sheet of the glyphs data set.")
-    parser.add_argument("--sheet", required=True, metavar="FILE.png")
-    sheet(parser.parse_args().sheet)

@@ -1,0 +1,30 @@
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+
+REFERENCE = os.path.join(os.path.dirname(__file__), "reference")
+torch.set_num_threads(2)
+
+
+def reference(name):
+    return np.load(os.path.join(REFERENCE, name), allow_pickle=False)
+
+
+@pytest.fixture(scope="session")
+def antico_cases():
+    """{case: {name: array, "config": dict}} of what the published code computes, in float64."""
+    cases = {}
+    with reference("antico_reference.npz") as file:
+        for key in file.files:
+            case, name = key.split("/")
+            cases.setdefault(case, {})[name] = json.loads(str(file[key])) if name == "config" else file[key]
+    return cases
+
+
+@pytest.fixture(scope="session")
+def metrics_case():
+    with reference("metrics_reference.npz") as file:
+        return {key: file[key] for key in file.files}
