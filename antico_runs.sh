@@ -15,9 +15,9 @@ SEEDS=${SEEDS:-0}
 OUT=${OUT:-results}
 EXTRA=${EXTRA:-}
 
-# the settings of every glyphs run: 25 epochs of Conv-4 on 32-pixel letters, right for two CPU cores
+# the settings of every glyphs run: 8 epochs of Conv-4 on 32-pixel letters, right for two CPU cores
 GLYPHS="--dataset glyphs --arch conv4_normalize --embed_dim 64 --bs 96 --samples_per_class 4 --data_sampler class_balanced
-    --kernels 0 --lr 1e-3 --decay 1e-4 --loss_oproxy_lrmulti 10 --no_train_metrics
+    --kernels 0 --lr 1e-3 --decay 1e-4 --loss_oproxy_lrmulti 3 --no_train_metrics
     --evaluation_metrics e_recall@1 e_recall@2 e_recall@4 e_recall@8 nmi mAP@R coding_rate@share"
 
 train() { # train NAME FLAGS...
@@ -37,7 +37,7 @@ quickstart() {
     for loss in proxyanchor antico_batch_proxy antico_all_proxy multisimilarity antico_pair; do
         echo "== $loss"
         # shellcheck disable=SC2086
-        train "$loss" $GLYPHS --n_epochs 12 --tau 9 --eval_every 2 --loss "$loss" --save_path "$runs"
+        train "$loss" $GLYPHS --n_epochs 8 --tau 6 --loss "$loss" --save_path "$runs"
     done
     echo
     "$PYTHON" -m utilities.report "$runs"/glyphs/{proxyanchor,antico_batch_proxy,antico_all_proxy,multisimilarity,antico_pair}_s* --out "$OUT/quickstart"
@@ -62,11 +62,11 @@ sweep() { # each weight on validation classes (a fifth of the training classes);
     for loss in antico_pair antico_batch_proxy antico_all_proxy; do
         for w in ${WEIGHTS:-0 0.01 0.03 0.1 0.3 1 3 10}; do
             # shellcheck disable=SC2086
-            train "${loss}_w$w" $GLYPHS --n_epochs 12 --tau 9 --eval_every 12 --use_tv_split --tv_split_perc 0.8 --no_test_metrics \
+            train "${loss}_w$w" $GLYPHS --n_epochs 8 --tau 6 --eval_every 8 --use_tv_split --tv_split_perc 0.8 --no_test_metrics \
                 --loss "$loss" --antico_w "$w" --save_path "$runs"
         done
     done
-    "$PYTHON" -m utilities.report "$runs" --split val --out "$OUT/sweep"
+    "$PYTHON" -m utilities.report "$runs" --split val --by antico_w --out "$OUT/sweep"
 }
 
 usage() { sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]##*/}"; }

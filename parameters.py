@@ -12,8 +12,8 @@ BESIDE = os.path.dirname(HERE)
 LOSS_DEFAULTS = {
     "antico": dict(antico_base="proxyanchor", antico_form="exp"),
     "antico_pair": dict(antico_base="multisimilarity", antico_form="normalized", loss_ac_w_align=1.0, antico_w=0.1),
-    "antico_batch_proxy": dict(antico_base="proxyanchor", antico_form="normalized", loss_ac_w_align=1.0, antico_w=1.0),
-    "antico_all_proxy": dict(antico_base="proxyanchor", antico_form="normalized", loss_ac_w_align=1.0, antico_w=1.0),
+    "antico_batch_proxy": dict(antico_base="proxyanchor", antico_form="normalized", loss_ac_w_align=1.0, antico_w=30.0),
+    "antico_all_proxy": dict(antico_base="proxyanchor", antico_form="normalized", loss_ac_w_align=1.0, antico_w=100.0),
 }
 
 
@@ -28,6 +28,8 @@ def number(kind, low=-math.inf, high=math.inf):
     def convert(text):
         try:
             value = kind(text)
+            if math.isinf(value):
+                raise ValueError(text)
         except ValueError:
             value = math.nan
         if not low <= value <= high:

@@ -1,5 +1,7 @@
 """ResNet-18 and ResNet-50 from torchvision, without pooling and classifier."""
 
+from collections import OrderedDict
+
 from torch import nn
 from torchvision import models
 
@@ -11,4 +13,4 @@ def resnet(name):
     Source: He et al., Deep Residual Learning for Image Recognition, CVPR 2016.
     """
     full = getattr(models, name)(weights=None)
-    return nn.Sequential(full._modules.__class__((n, m) for n, m in full.named_children() if n not in ("avgpool", "fc")))
+    return nn.Sequential(OrderedDict((n, m) for n, m in full.named_children() if n not in ("avgpool", "fc")))

@@ -2,20 +2,17 @@
 
 import difflib
 
-from datasets.cars196 import cars196
-from datasets.cub200 import cub200
-from datasets.glyphs import glyphs
-from datasets.online_products import online_products
+from datasets import cars196, cub200, glyphs, online_products
 from datasets.split import Split, Splits, train_val_split
 
 __all__ = ["DATASETS", "Split", "Splits", "select"]
 
 # name: function (opt, input_size) → Splits
 DATASETS = {
-    "glyphs": lambda opt, size: glyphs(size, opt.augmentation),
-    "cub200": lambda opt, size: cub200(opt.source_path, size, opt.augmentation),
-    "cars196": lambda opt, size: cars196(opt.source_path, size, opt.augmentation),
-    "online_products": lambda opt, size: online_products(opt.source_path, size, opt.augmentation),
+    "glyphs": lambda opt, size: glyphs.splits(size, opt.augmentation),
+    "cub200": lambda opt, size: cub200.splits(opt.source_path, size, opt.augmentation),
+    "cars196": lambda opt, size: cars196.splits(opt.source_path, size, opt.augmentation),
+    "online_products": lambda opt, size: online_products.splits(opt.source_path, size, opt.augmentation),
 }
 
 

@@ -5,7 +5,7 @@ import os
 from datasets.files import class_folders, find_layout, halves
 
 
-def cars196(source_path, input_size, augmentation):
+def splits(source_path, input_size, augmentation):
     """Splits from car_ims/ + cars_annos.mat (as the archives unpack, in source_path or its cars196 folder), or cars196/images/<class>/ (as published)."""
     layout, folder = find_layout(source_path, "cars196", [("published", "cars196", "images"), ("archive", "cars196", "cars_annos.mat"), ("archive", "", "cars_annos.mat")],
                                  "both are needed there: the images car_ims.tgz and the annotations cars_annos.mat of Stanford's Cars196 (the devkit alone has no images)")

@@ -168,7 +168,7 @@ def augment(images, strength):
     return moved
 
 
-def glyphs(input_size=32, augmentation="base"):
+def splits(input_size=32, augmentation="base"):
     """Splits of the glyphs data set; images (3, input_size, input_size)."""
     arrays = load()
     images = 255 - torch.from_numpy(arrays["ink"])

@@ -5,7 +5,7 @@ import os
 from datasets.files import file_splits, find_layout
 
 
-def online_products(source_path, input_size, augmentation):
+def splits(source_path, input_size, augmentation):
     """Splits from Stanford_Online_Products/ (as the archive unpacks) or online_products/{Info_Files,images}/ (as published)."""
     layout, folder = find_layout(source_path, "online_products",
                                  [("archive", "Stanford_Online_Products", "Ebay_train.txt"), ("published", "online_products", os.path.join("Info_Files", "Ebay_train.txt"))],

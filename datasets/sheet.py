@@ -6,12 +6,13 @@ import os
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from datasets.glyphs import SIZE, font_folder, glyphs
+from datasets import glyphs
+from datasets.glyphs import SIZE, font_folder
 
 
 def sheet(path, rows=7, columns=12):
     """Letters (rows) in faces (columns) of the training and the test half."""
-    splits, margin, gap = glyphs(SIZE), 34, 40
+    splits, margin, gap = glyphs.splits(SIZE), 34, 40
     step = SIZE - 8
     canvas = Image.new("RGB", (2 * columns * step + gap + 20, rows * step + margin + 10), "white")
     draw, font = ImageDraw.Draw(canvas), ImageFont.truetype(os.path.join(font_folder(), "DejaVuSans.ttf"), 17)

@@ -187,7 +187,7 @@ def test_every_variant_has_a_living_gradient_at_its_defaults(loss, n_classes):
     criterion, labels = problem(n_classes, loss)
     pull = criterion.proxies.detach()[labels] if loss != "antico_pair" else torch.randn(45, 512).repeat_interleave(2, 0)
     common = 0.7 * normalize(torch.randn(1, 512), dim=1)  # a partly collapsed space, classes half separated
-    embeddings = normalize(common + 0.5 * normalize(pull, dim=1) + 0.5 * normalize(torch.randn(90, 512), dim=1), dim=1).requires_grad_()
+    embeddings = normalize(common + 0.3 * normalize(pull, dim=1) + 0.7 * normalize(torch.randn(90, 512), dim=1), dim=1).requires_grad_()
     target = embeddings if loss == "antico_pair" else criterion.proxies
     (base,) = torch.autograd.grad(criterion.align * criterion.base(embeddings, labels), target)
     (both,) = torch.autograd.grad(criterion(embeddings, labels), target)
@@ -208,7 +208,7 @@ def test_the_term_opposes_collapse(loss):
     (gradient,) = torch.autograd.grad(1 - rate / largest, target)
     with torch.no_grad():
         target -= 0.1 * gradient
-    assert float(criterion.rate(embeddings, labels)[0]) > float(rate) * 1.001
+    assert float(criterion.rate(embeddings, labels)[0]) > float(rate) * 1.0001
 
 
 def test_batch_proxy_counts_each_class_once():

@@ -34,12 +34,12 @@ def find_runs(folders):
     return list(dict.fromkeys(os.path.normpath(f) for f in found if os.path.isfile(os.path.join(f, "metrics.csv"))))
 
 
-def group_runs(folders):
-    """{label: [(config, rows), ...]}: the label is the loss, with what else differs from run to run but the seed."""
+def group_runs(folders, by=()):
+    """{label: [(config, rows), ...]}: the label is the loss, with the flags `by` and what else differs between runs but the seed."""
     runs = [read_run(f) for f in find_runs(folders)]
     if not runs:
         raise ValueError(f"{' '.join(folders)}: no run there (a folder with config.json and metrics.csv)")
-    aside = {"seed", "group", "savename", "loss", "antico_base", "antico_form", "loss_ac_w_align", "antico_w"}
+    aside = {"seed", "group", "savename", "loss", "antico_base", "antico_form", "loss_ac_w_align", "antico_w"} - set(by)
     flags = [c["flags"] for c, _ in runs]
     differing = [k for k in flags[0] if k not in aside and any(f.get(k) != flags[0][k] for f in flags)]
     groups = {}
@@ -49,8 +49,8 @@ def group_runs(folders):
     return groups
 
 
-def cell(runs, column, factor, decimals):
-    values = [rows[-1].get(column) for _, rows in runs]
+def cell(runs, column, factor, decimals, split="test"):
+    values = [rows[-1].get(column.replace("test/", f"{split}/")) for _, rows in runs]
     values = [v * factor for v in values if v is not None]
     if not values:
         return "-"
@@ -58,9 +58,9 @@ def cell(runs, column, factor, decimals):
     return f"{statistics.fmean(values):.{decimals}f}{spread}"
 
 
-def table(groups):
+def table(groups, split="test"):
     """[[heading, ...], [label, value, ...], ...] of strings; shares in percent."""
-    return [["loss", *COLUMNS]] + [[label, *(cell(runs, *spec) for spec in COLUMNS.values())] for label, runs in groups.items()]
+    return [["loss", *COLUMNS]] + [[label, *(cell(runs, *spec, split) for spec in COLUMNS.values())] for label, runs in groups.items()]
 
 
 def markdown(rows):
@@ -70,16 +70,16 @@ def markdown(rows):
     return "\n".join(lines)
 
 
-def caption(groups):
+def caption(groups, split="test"):
     config, rows = next(iter(groups.values()))[0]
     flags, seeds = config["flags"], sorted({c["seed"] for runs in groups.values() for c, _ in runs})
-    return (f"{flags['dataset']}, {flags['arch']}, {flags['embed_dim']} dimensions, {int(rows[-1]['epoch'])} epochs, test split, last epoch; "
+    return (f"{flags['dataset']}, {flags['arch']}, {flags['embed_dim']} dimensions, {int(rows[-1]['epoch'])} epochs, {split} split, last epoch; "
             f"seed {', '.join(map(str, seeds))}; {config['device']}. Percent; coding rate as a share of its maximum; "
             "seconds of training and evaluation.")
 
 
-def figure(groups, path):
-    """Recall@1 and the coding rate's share of the test split against epochs, one line a loss (first seed)."""
+def figure(groups, path, split="test"):
+    """Recall@1 and the coding rate's share of a split against epochs, one line a loss (first seed)."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
@@ -87,11 +87,12 @@ def figure(groups, path):
     fig, axes = plt.subplots(1, 2, figsize=(9.5, 3.9), layout="constrained")
     for axis, heading in zip(axes, ("Recall@1", "coding rate")):
         column, factor, _ = COLUMNS[heading]
+        column = column.replace("test/", f"{split}/")
         for i, (label, runs) in enumerate(groups.items()):
             points = [(r["epoch"], r[column] * factor) for r in runs[0][1] if r.get(column) is not None]
             axis.plot(*zip(*points), label=label, color=f"C{i}", marker="o", markersize=3, linewidth=1.6,
                       linestyle="-" if label.startswith("antico") else "--") if points else None
-        axis.set(xlabel="epoch", title=f"{heading} of the test classes" + (" (share of its maximum)" if heading == "coding rate" else ""), ylabel="%")
+        axis.set(xlabel="epoch", title=f"{heading} of the {split} classes" + (" (share of its maximum)" if heading == "coding rate" else ""), ylabel="%")
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(frameon=False, fontsize=8.5, loc="lower right")
@@ -103,17 +104,19 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m utilities.report", description=__doc__.splitlines()[0])
     parser.add_argument("folders", nargs="+", help="folders of runs")
     parser.add_argument("--out", required=True, help="path without suffix of the .md, .csv and .png to write")
+    parser.add_argument("--split", default="test", choices=["train", "val", "test"], help="split whose metrics are shown")
+    parser.add_argument("--by", nargs="+", default=[], metavar="FLAG", help="flags that tell rows apart, e.g. antico_w")
     given = parser.parse_args(argv)
     try:
-        groups = group_runs(given.folders)
+        groups = group_runs(given.folders, given.by)
     except (ValueError, OSError) as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
-    rows = table(groups)
-    text = f"{markdown(rows)}\n\n{caption(groups)}\n"
+    rows = table(groups, given.split)
+    text = f"{markdown(rows)}\n\n{caption(groups, given.split)}\n"
     write_whole(given.out + ".md", lambda file: file.write(text))
     write_whole(given.out + ".csv", lambda file: csv.writer(file, lineterminator="\n").writerows(rows))
-    figure(groups, given.out + ".png")
+    figure(groups, given.out + ".png", given.split)
     print(text)
     print(f"written: {given.out}.md, {given.out}.csv, {given.out}.png")
     return 0

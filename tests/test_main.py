@@ -1,0 +1,170 @@
+"""Whole runs of main.py on a few classes of glyphs."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import datasets
+import main
+from datasets import Splits, glyphs
+from utilities import checkpoint, report
+
+HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+BASE = ["--dataset", "glyphs", "--arch", "conv4_normalize", "--embed_dim", "16", "--bs", "32", "--samples_per_class", "4", "--kernels", "0", "--lr", "1e-3",
+        "--data_sampler", "class_balanced", "--loss_oproxy_lrmulti", "10", "--n_epochs", "2", "--tau", "1", "--no_train_metrics",
+        "--evaluation_metrics", "e_recall@1", "nmi", "mAP@R", "coding_rate@share"]
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Glyphs of 20 + 20 classes."""
+    def select(opt, size):
+        splits = glyphs.splits(size, opt.augmentation)
+        first = lambda split: split.subset(torch.nonzero(split.labels < 20).flatten().tolist())  # noqa: E731
+        return Splits(train=first(splits.train), test=first(splits.test))
+
+    monkeypatch.setitem(datasets.DATASETS, "glyphs", select)
+
+
+def run(tmp_path, *more, status=0):
+    assert main.main([*BASE, "--save_path", str(tmp_path), *map(str, more)]) == status
+    return tmp_path / "glyphs" / "Sample_Run_s0"
+
+
+def rows(folder):
+    with open(folder / "metrics.csv", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def numbers(folder):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows(folder)]
+
+
+def test_a_run_learns_and_leaves_its_records(tmp_path, small):
+    folder = run(tmp_path, "--loss", "antico_batch_proxy", "--n_epochs", 6, "--tau", 5, "--store_improvements", "--storage_metrics", "e_recall@1", "nmi")
+    table = rows(folder)
+    assert [int(r["epoch"]) for r in table] == list(range(7))
+    assert float(table[-1]["test/e_recall@1"]) > float(table[0]["test/e_recall@1"]) + 0.05
+    assert float(table[-1]["loss"]) < float(table[1]["loss"])
+    assert float(table[5]["lr"]) == 1e-3 and float(table[6]["lr"]) == pytest.approx(3e-4)  # --tau 5 --gamma 0.3
+    config = json.loads((folder / "config.json").read_text())
+    assert config["flags"]["antico_form"] == "normalized" and config["seed"] == 0 and config["versions"]["torch"] == torch.__version__.split("+")[0]
+    best, last = checkpoint.load(folder / "best.pt"), checkpoint.load(folder / "checkpoint.pt")
+    recalls = [float(r["test/e_recall@1"]) for r in table]
+    assert best["epoch"] == int(np.argmax(recalls)) and best["best"]["e_recall@1"] == max(recalls) and last["epoch"] == 6
+    assert (folder / "best_nmi.pt").exists() and (folder / f"improved_epoch{best['epoch']:04d}.pt").exists()
+    assert last["criterion"]["base.proxies"].shape == (20, 16)
+
+
+@pytest.mark.parametrize("loss", ["antico", "antico_pair", "antico_all_proxy", "proxyanchor", "multisimilarity", "margin", "oproxy"])
+def test_every_loss_trains(tmp_path, small, loss):
+    table = rows(run(tmp_path, "--loss", loss, "--n_epochs", 1))
+    assert np.isfinite(float(table[1]["loss"])) and float(table[1]["test/e_recall@1"]) > 0.2
+
+
+def test_a_seed_gives_the_same_numbers_twice_and_another_seed_others(tmp_path, small):
+    first = numbers(run(tmp_path / "a", "--loss", "antico_pair"))
+    assert first == numbers(run(tmp_path / "b", "--loss", "antico_pair"))
+    assert main.main([*BASE, "--save_path", str(tmp_path), "--loss", "antico_pair", "--seed", "1"]) == 0
+    assert first != numbers(tmp_path / "glyphs" / "Sample_Run_s1")
+
+
+def test_resume_goes_on_as_if_never_stopped(tmp_path, small):
+    whole = numbers(run(tmp_path / "a", "--loss", "antico_batch_proxy", "--n_epochs", 3))
+    run(tmp_path / "b", "--loss", "antico_batch_proxy", "--n_epochs", 1)
+    resumed = run(tmp_path / "b", "--loss", "antico_batch_proxy", "--n_epochs", 3, "--resume")
+    assert [{k: float(v) for k, v in r.items() if v} for r in numbers(resumed)] == [{k: float(v) for k, v in r.items() if v} for r in whole]
+
+
+def test_a_second_run_does_not_overwrite_the_first(tmp_path, small):
+    folder = run(tmp_path, "--loss", "proxyanchor", "--n_epochs", 0)
+    before = (folder / "metrics.csv").read_bytes()
+    run(tmp_path, "--loss", "multisimilarity", "--n_epochs", 1)
+    assert (folder / "metrics.csv").read_bytes() == before and (tmp_path / "glyphs" / "Sample_Run_s0-2" / "metrics.csv").exists()
+
+
+def test_warmup_trains_only_the_head_and_the_proxies(tmp_path, small):
+    states = []
+    for n_epochs in (0, 1, 2):
+        folder = run(tmp_path / str(n_epochs), "--loss", "proxyanchor", "--n_epochs", n_epochs, "--warmup", 1)
+        states.append(checkpoint.load(folder / "checkpoint.pt"))
+    def same(i, part, key):
+        return torch.equal(states[i][part][key], states[i + 1][part][key])
+    assert same(0, "model", "features.0.weight") and not same(1, "model", "features.0.weight")
+    assert not same(0, "model", "last_linear.weight") and not same(0, "criterion", "proxies")
+
+
+def test_validation_split_chooses_the_checkpoint(tmp_path, small):
+    folder = run(tmp_path, "--loss", "multisimilarity", "--use_tv_split", "--tv_split_perc", 0.6, "--no_test_metrics")
+    table = rows(folder)
+    assert "val/e_recall@1" in table[0] and not any(k.startswith("test/") for k in table[0])
+    assert checkpoint.load(folder / "best.pt")["best"]["e_recall@1"] == max(float(r["val/e_recall@1"]) for r in table)
+
+
+def test_train_metrics_are_of_plain_images(tmp_path, small):
+    opt = [a for a in BASE if a != "--no_train_metrics"]
+    assert main.main([*opt, "--save_path", str(tmp_path), "--loss", "margin", "--n_epochs", "0"]) == 0
+    assert 0 < float(rows(tmp_path / "glyphs" / "Sample_Run_s0")[0]["train/e_recall@1"]) <= 1
+
+
+def test_bf16_and_compile_on_the_cpu(tmp_path, small):
+    table = rows(run(tmp_path, "--loss", "antico_pair", "--n_epochs", 1, "--amp", "bf16", "--compile", "on"))
+    assert float(table[1]["test/e_recall@1"]) > 0.2
+
+
+def test_diverging_loss_stops_with_a_line_and_keeps_what_was(tmp_path, small, capsys):
+    run(tmp_path, "--loss", "margin", "--lr", 1e30, "--optim", "sgd", status=1)
+    text = capsys.readouterr().err
+    assert "not finite in epoch" in text and "Traceback" not in text
+    assert checkpoint.load(tmp_path / "glyphs" / "Sample_Run_s0" / "checkpoint.pt")["epoch"] == 0
+
+
+@pytest.mark.parametrize("argv, words", [
+    (["--loss", "proxyancor"], "--loss proxyancor: unknown (did you mean proxyanchor?)"),
+    (["--arch", "conv5"], "--arch conv5: unknown backbone conv5 (did you mean conv4?)"),
+    (["--evaluation_metrics", "e_recall@1", "rank"], "--evaluation_metrics rank: unknown"),
+    (["--dataset", "cub200", "--source_path", "nowhere"], "CUB-200-2011"),
+    (["--bs", "4000", "--samples_per_class", "2"], "--bs 40 at the most"),
+    (["--amp", "fp16"], "--amp fp16: needs a GPU"),
+])
+def test_bad_input_is_one_line_and_status_2(tmp_path, small, capsys, argv, words):
+    if words.startswith("--amp") and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    assert main.main([*BASE, "--loss", "proxyanchor", "--save_path", str(tmp_path), *argv]) == 2
+    text = capsys.readouterr().err
+    assert text.startswith("error: ") and words in text and text.count("\n") == 1
+    assert not list(tmp_path.iterdir())  # nothing begun
+
+
+def test_command_line_prints_no_warning(tmp_path):
+    done = subprocess.run([sys.executable, "main.py", *BASE, "--loss", "antico", "--antico_type", "pair", "--embed_dim", "512", "--bs", "96", "--n_epochs", "1",
+                           "--save_path", str(tmp_path)], cwd=HERE, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "warn" not in (done.stderr + done.stdout).lower()
+    assert done.stderr.count("has no gradient left") == 1  # the published form of pair, said once
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_report(tmp_path, small, capsys):
+    for seed in (0, 1):
+        run(tmp_path, "--loss", "proxyanchor", "--seed", seed, "--group", "pa", "--n_epochs", 1) if seed else main.main(
+            [*BASE, "--loss", "proxyanchor", "--group", "pa", "--save_path", str(tmp_path), "--n_epochs", "1"])
+    main.main([*BASE, "--loss", "antico_pair", "--group", "pair", "--save_path", str(tmp_path), "--n_epochs", "1"])
+    out = tmp_path / "table"
+    assert report.main([str(tmp_path / "glyphs"), "--out", str(out)]) == 0
+    text = (tmp_path / "table.md").read_text()
+    lines = text.splitlines()
+    assert lines[0].split("|")[1].strip() == "loss" and "seed 0, 1" in text
+    with open(tmp_path / "table.csv", encoding="utf-8", newline="") as file:
+        table = {row["loss"]: row for row in csv.DictReader(file)}
+    assert set(table) == {"proxyanchor", "antico_pair"}
+    values = [100 * float(rows(tmp_path / "glyphs" / f"pa_s{s}")[-1]["test/e_recall@1"]) for s in (0, 1)]
+    assert table["proxyanchor"]["Recall@1"] == f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
+    assert table["antico_pair"]["Recall@2"] == "-"  # not among the metrics of these runs
+    assert (tmp_path / "table.png").stat().st_size > 10_000
+    assert report.main([str(tmp_path / "empty"), "--out", str(out)]) == 2 and "no run there" in capsys.readouterr().err
