@@ -18,6 +18,12 @@ import parameters
 from utilities import checkpoint, logger
 
 
+class Run(dict):
+    """The parts of a run: a dict whose keys are attributes."""
+
+    __getattr__ = dict.__getitem__
+
+
 def seed_everything(seed):
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -57,7 +63,7 @@ def make_optimizer(opt, model, criterion):
 
 
 def set_up(opt):
-    """Everything a run needs, built before the first step, so that bad input stops here: a namespace of parts."""
+    """Everything a run needs, built before the first step, so that bad input stops here."""
     evaluation.check_names(opt.evaluation_metrics)
     architectures.parse_arch(opt.arch)
     device, device_name = choose_device(opt)
@@ -92,12 +98,6 @@ def set_up(opt):
           + f"{'float32' if amp is None else str(amp).removeprefix('torch.')}; {folder}")
     return Run(device=device, amp=amp, model=model, loader=loader, sampler=sampler, criterion=criterion, optimizer=optimizer,
                          scheduler=scheduler, scaler=scaler, evaluated=evaluated, folder=folder, log=log, state=state)
-
-
-class Run(dict):
-    """A dict whose keys are attributes."""
-
-    __getattr__ = dict.__getitem__
 
 
 def train_epoch(run, net, epoch, n_epochs):
@@ -186,4 +186,8 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("\nstopped; --resume goes on from the last whole epoch", file=sys.stderr)
+        sys.exit(130)

@@ -41,7 +41,7 @@ def draw(path):
     box(axis, 2.4, 3.3, 1.6, "backbone,\npooling, linear", DATA)
     box(axis, 4.6, 3.3, 1.9, "embeddings Z\non the sphere", DATA)
     box(axis, 4.6, 1.3, 1.9, "proxies P\none a class", DATA)
-    box(axis, 7.3, 4.75, 2.9, "base loss: pulls a class together\n(multisimilarity, proxyanchor, ...)", BASE, size=8.6)
+    box(axis, 7.3, 4.75, 2.9, "base loss: pulls a class together\n(multisimilarity, proxyanchor, ...)", BASE, size=8)
     box(axis, 7.3, 3.15, 2.9, "pair: rate of the\nbatch's embeddings", TERM, 0.85)
     box(axis, 7.3, 1.95, 2.9, "batch_proxy: rate of the\nproxies of the batch's classes", TERM, 0.85, 9)
     box(axis, 7.3, 0.75, 2.9, "all_proxy: rate of\nall proxies", TERM, 0.85)
