@@ -15,7 +15,7 @@ SEEDS=${SEEDS:-0}
 OUT=${OUT:-results}
 EXTRA=${EXTRA:-}
 
-# the settings of every glyphs run: 8 epochs of Conv-4 on 32-pixel letters, right for two CPU cores
+# the settings of every glyphs run: Conv-4 on 32-pixel letters, right for two CPU cores
 GLYPHS="--dataset glyphs --arch conv4_normalize --embed_dim 64 --bs 96 --samples_per_class 4 --data_sampler class_balanced
     --kernels 0 --lr 1e-3 --decay 1e-4 --loss_oproxy_lrmulti 3 --no_train_metrics
     --evaluation_metrics e_recall@1 e_recall@2 e_recall@4 e_recall@8 nmi mAP@R coding_rate@share"
@@ -37,7 +37,7 @@ quickstart() {
     for loss in proxyanchor antico_batch_proxy antico_all_proxy multisimilarity antico_pair; do
         echo "== $loss"
         # shellcheck disable=SC2086
-        train "$loss" $GLYPHS --n_epochs 8 --tau 6 --loss "$loss" --save_path "$runs"
+        train "$loss" $GLYPHS --n_epochs 5 --tau 4 --loss "$loss" --save_path "$runs"
     done
     echo
     "$PYTHON" -m utilities.report "$runs"/glyphs/{proxyanchor,antico_batch_proxy,antico_all_proxy,multisimilarity,antico_pair}_s* --out "$OUT/quickstart"
