@@ -1,10 +1,7 @@
 """Clustering metrics: k-means with as many clusters as classes, then NMI and F1 against the labels."""
 
-import warnings
-
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import normalized_mutual_info_score
 from sklearn.metrics.cluster import pair_confusion_matrix
 
@@ -17,14 +14,12 @@ def kmeans(embeddings, n_clusters, seed=0, on_cpu=False):
     faiss (on the GPU if the embeddings are there), or scikit-learn where faiss is not installed. Depends on the seed,
     and between the two on the library; within one it is deterministic.
     """
-    points = np.ascontiguousarray(torch.as_tensor(embeddings).detach().float().cpu().numpy())
+    points = np.ascontiguousarray(torch.as_tensor(embeddings).float().cpu().numpy())
     if n_clusters >= len(points):
         return np.arange(len(points))  # every image its own cluster
     if not have_faiss():
         from sklearn.cluster import KMeans
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than clusters: a collapsed model, not a mistake
-            return KMeans(n_clusters, init="random", n_init=1, max_iter=20, random_state=seed).fit_predict(points)
+        return KMeans(n_clusters, init="random", n_init=1, max_iter=20, random_state=seed).fit_predict(points)
     import faiss
     gpu = torch.as_tensor(embeddings).is_cuda and not on_cpu and faiss_gpus() > 0
     # any number of points a centroid: no subsampling, and no warning about few
