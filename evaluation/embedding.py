@@ -8,12 +8,13 @@ SMALL = 20_000_000  # pixels: a split below is embedded faster without starting 
 
 
 @torch.inference_mode()
-def embed(model, split, batch_size=256, workers=0):
-    """Embeddings (n, d) float32 on the model's device and labels (n,) of all images of a split, in order.
+def embed(model, split, batch_size=256, workers=0, device=None):
+    """Embeddings (n, d) float32 on `device` and labels (n,) of all images of a split, in order.
 
     The model runs in eval mode and float32, whatever the training's precision; its mode is restored.
+    The device is where the model is, by default that of its first parameter. Raises ValueError if the split is empty.
     """
-    device = next(model.parameters()).device
+    device = next(model.parameters()).device if device is None else torch.device(device)
     pixels = len(split) * split[0][0].shape[-1] ** 2 if len(split) else 0
     workers = 0 if pixels < SMALL else min(workers, os.cpu_count() or 1)
     loader = torch.utils.data.DataLoader(split, batch_size=batch_size, num_workers=workers, pin_memory=device.type == "cuda",

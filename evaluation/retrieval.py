@@ -1,5 +1,7 @@
 """Retrieval metrics: Recall@K, mAP@R and mAP@K, from labels of ranked neighbours."""
 
+from numbers import Integral
+
 import torch
 
 from evaluation.search import nearest_neighbours
@@ -7,7 +9,7 @@ from evaluation.search import nearest_neighbours
 
 def as_tensors(embeddings, labels):
     """Float32 embeddings (n, d) and labels (n,) as tensors; ValueError, one line, where they cannot be evaluated."""
-    embeddings, labels = torch.as_tensor(embeddings).float(), torch.as_tensor(labels)
+    embeddings, labels = torch.as_tensor(embeddings).detach().float(), torch.as_tensor(labels)
     if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1] or len(labels) < 2:
         raise ValueError(f"evaluation: expects embeddings (n, d) and labels (n,), n > 1, got {tuple(embeddings.shape)} and {tuple(labels.shape)}")
     broken = int((~torch.isfinite(embeddings)).any(1).sum())
@@ -45,12 +47,14 @@ def recall_at_k(embeddings, labels, k=(1, 2, 4, 8), **search):
     Source: Jégou et al., PAMI 2011; Oh Song et al., CVPR 2016.
     """
     embeddings, labels = as_tensors(embeddings, labels)
-    ks = (k,) if isinstance(k, int) else tuple(k)
+    single = isinstance(k, Integral)
+    ks = [int(k)] if single else [int(each) for each in k]  # numpy's ints too
     recalls = recall_of(rank_matches(embeddings, labels, max(ks), **search), ks)
-    return recalls[k] if isinstance(k, int) else recalls
+    return recalls[k] if single else recalls
 
 
 def recall_of(matches, ks):
+    """recall_at_k from rank_matches: {K: float}."""
     return {k: matches[:, :k].any(1).double().mean().item() for k in ks}
 
 
@@ -66,6 +70,7 @@ def map_at_r(embeddings, labels, **search):
 
 
 def map_at_r_of(matches, sizes):
+    """map_at_r from rank_matches and class_sizes."""
     within = torch.arange(matches.shape[1], device=matches.device) < sizes[:, None]
     return average_precision(matches[:, : within.shape[1]] & within, sizes)
 

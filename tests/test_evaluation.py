@@ -1,6 +1,7 @@
 """The metrics against the published code's numbers, naive loops and pytorch-metric-learning."""
 
 import sys
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,9 +9,15 @@ import pytest
 import torch
 
 import evaluation
-from evaluation import clustering, retrieval, search
+from evaluation import clustering, collapse, retrieval, search
 
+BACKENDS = ["faiss", "torch"] if search.have_faiss() else ["torch"]
 ALL = ["e_recall@1", "e_recall@8", "nmi", "f1", "mAP_1000", "mAP@R", "coding_rate@share"]
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
 
 
 def data(n=300, d=8, seed=0):
@@ -20,10 +27,8 @@ def data(n=300, d=8, seed=0):
     return (generator.normal(size=(n, d)) + generator.normal(size=(200, d))[labels]).astype(np.float32), labels
 
 
-@pytest.mark.parametrize("backend", ["faiss", "torch"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_golden_retrieval(metrics_case, backend):
-    if backend == "faiss":
-        pytest.importorskip("faiss")
     embeddings, labels = metrics_case["embeddings"], metrics_case["labels"]
     recalls = retrieval.recall_at_k(embeddings, labels, (1, 2, 4, 8, 10, 100), backend=backend)
     for k, value in recalls.items():
@@ -40,17 +45,20 @@ def test_golden_clustering(metrics_case):
 
 def test_retrieval_against_loops():
     embeddings, labels = data()
-    hits, average = {1: [], 5: []}, []
+    hits, average, published = {1: [], 5: []}, [], []
     for i in range(len(labels)):
         order = [j for j in np.argsort(((embeddings - embeddings[i]) ** 2).sum(1), kind="stable") if j != i]
         match = labels[order] == labels[i]
         for k in hits:
             hits[k].append(match[:k].any())
         r = int((labels == labels[i]).sum()) - 1
+        published.append(sum(match[: j + 1].mean() for j in range(10) if match[j]) / (r + 1))
         if r:
             average.append(sum(match[: j + 1].mean() for j in range(r) if match[j]) / r)
     assert retrieval.recall_at_k(embeddings, labels, (1, 5)) == pytest.approx({k: np.mean(v) for k, v in hits.items()})
     assert retrieval.map_at_r(embeddings, labels) == pytest.approx(np.mean(average), rel=1e-9)
+    assert retrieval.map_at_k(embeddings, labels, 10) == pytest.approx(np.mean(published), rel=1e-9)
+    assert retrieval.recall_at_k(embeddings, labels, np.int64(5)) == pytest.approx(np.mean(hits[5]))
 
 
 def test_retrieval_against_pml():
@@ -70,10 +78,27 @@ def test_f1_against_a_loop():
     assert clustering.f1(labels, clusters) == pytest.approx(2 * tp / (2 * tp + fp + fn))
 
 
+def test_nmi_against_its_formula():
+    labels, clusters = np.array([0, 0, 0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 2, 3, 3, 4, 5])
+
+    def entropy(*parts):
+        share = np.unique(np.stack(parts), axis=1, return_counts=True)[1] / len(labels)
+        return -(share * np.log(share)).sum()
+
+    separate = entropy(labels) + entropy(clusters)  # the arithmetic mean, which the golden case cannot tell from the others
+    assert clustering.nmi(labels, clusters) == pytest.approx(2 * (separate - entropy(labels, clusters)) / separate, rel=1e-9)
+
+
+def test_many_small_classes_are_quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        evaluation.compute(torch.randn(41, 4), torch.arange(41) // 1.9, ALL)
+
+
 def test_duplicates_are_found_and_the_query_itself_is_not():
     embeddings = torch.randn(20, 6).repeat_interleave(3, 0)  # each image three times: the query is anywhere among them
     labels = torch.arange(20).repeat_interleave(3)
-    for backend in ("faiss", "torch") if search.have_faiss() else ("torch",):
+    for backend in BACKENDS:
         found = search.nearest_neighbours(embeddings, embeddings, 2, exclude_self=True, backend=backend)
         assert not (found == torch.arange(60)[:, None]).any()
         assert (labels[found] == labels[:, None]).all()
@@ -84,6 +109,29 @@ def test_faiss_and_torch_find_the_same():
     pytest.importorskip("faiss")
     embeddings = torch.randn(500, 16)
     assert torch.equal(*(search.nearest_neighbours(embeddings, embeddings, 20, exclude_self=True, backend=b) for b in ("faiss", "torch")))
+    tied = embeddings[:100].repeat(5, 1)  # the order among copies is the back-end's, the distances are not
+    near = [search.nearest_neighbours(tied, tied, 12, exclude_self=True, backend=b) for b in ("faiss", "torch")]
+    assert torch.allclose(*((tied[:, None] - tied[found]).norm(dim=2) for found in near), atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_neighbours_do_not_depend_on_the_origin_or_the_unit(backend):
+    embeddings = torch.randn(400, 32)
+    distances = torch.cdist(embeddings.double(), embeddings.double()).fill_diagonal_(float("inf"))
+    nearest = distances.topk(4, largest=False).indices
+    for changed in (embeddings, embeddings + 100, embeddings * 1e25, embeddings * 1e-25):
+        found = search.nearest_neighbours(changed, changed, 4, exclude_self=True, backend=backend)
+        assert (found == nearest).float().mean() > 0.999  # + 100 itself rounds the embeddings
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_query_against_gallery(backend):
+    queries, gallery = torch.randn(30, 6, requires_grad=True), torch.randn(50, 6)
+    expected = torch.cdist(queries, gallery).argsort(1)
+    assert torch.equal(search.nearest_neighbours(queries, gallery, 7, backend=backend), expected[:, :7])
+    assert torch.equal(search.nearest_neighbours(queries, gallery, 999, backend=backend), expected)
+    with pytest.raises(ValueError, match="exclude_self needs the gallery as queries"):
+        search.nearest_neighbours(queries, gallery, 7, exclude_self=True, backend=backend)
 
 
 def test_blocks_do_not_change_what_is_found(monkeypatch):
@@ -98,6 +146,7 @@ def test_without_faiss(monkeypatch):
     embeddings, labels = data()
     with_faiss = evaluation.compute(embeddings, labels, ALL)
     monkeypatch.setitem(sys.modules, "faiss", None)
+    monkeypatch.setattr(search, "search_faiss", None)  # calling it would fail
     assert not search.have_faiss()
     without = evaluation.compute(embeddings, labels, ALL)
     for name in ALL:
@@ -114,6 +163,58 @@ def test_compute_gives_what_was_asked_for_and_the_same_twice():
     assert list(evaluation.compute(embeddings, labels, ["nmi"])) == ["nmi"]
 
 
+def test_one_search_and_one_clustering_serve_all_and_none_is_made_unasked(monkeypatch):
+    calls = []
+    for module, name in ((retrieval, "nearest_neighbours"), (clustering, "kmeans")):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args, real=real, name=name, **more: (calls.append((name, args[2:3])), real(*args, **more))[1])
+    embeddings, labels = data()
+    evaluation.compute(embeddings, labels, ["coding_rate@share"])
+    assert calls == []
+    evaluation.compute(embeddings, labels, ["e_recall@1", "e_recall@200", "mAP@R", "mAP_10"])
+    assert calls == [("nearest_neighbours", (200,))]
+    evaluation.compute(embeddings, labels, ["nmi", "f1"])
+    assert [name for name, _ in calls] == ["nearest_neighbours", "kmeans"]
+
+
+def test_a_metric_is_added_by_one_line(monkeypatch):
+    monkeypatch.setitem(evaluation.METRICS, r"R-precision", evaluation.Metric(
+        "Musgrave et al. 2020", lambda s: float((s.matches.cumsum(1)[:, 0] > 0).double().mean()), lambda s: 1))
+    embeddings, labels = data()
+    values = evaluation.compute(embeddings, labels, ["R-precision", "e_recall@1"])
+    assert values["R-precision"] == values["e_recall@1"]
+
+
+@pytest.mark.parametrize("faiss", [True, False])
+def test_kmeans(monkeypatch, faiss):
+    if not faiss:
+        monkeypatch.setitem(sys.modules, "faiss", None)
+    labels = np.arange(400) % 10
+    points = torch.as_tensor(np.eye(10, dtype=np.float32)[labels] * 10) + 0.1 * torch.randn(400, 10)
+    clusters = clustering.kmeans(points, 10, seed=1)
+    assert clusters.shape == (400,) and clustering.nmi(labels, clusters) > 0.8  # random start: not always 1
+    assert (clusters == clustering.kmeans(points, 10, seed=1)).all() and (clusters != clustering.kmeans(points, 10, seed=2)).any()
+
+
+@pytest.mark.parametrize("faiss", [True, False])
+def test_kmeans_of_a_collapsed_model_is_quiet(monkeypatch, capfd, faiss):
+    if not faiss:
+        monkeypatch.setitem(sys.modules, "faiss", None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        clusters = clustering.kmeans(torch.randn(5, 4).repeat(20, 1), 10)
+    assert len(np.unique(clusters)) <= 10 and "".join(capfd.readouterr()) == ""
+
+
+def test_coding_rate_share():
+    rows = torch.nn.functional.normalize(torch.randn(40, 6), dim=1).double()
+    scale = 6 / (40 * 0.5)
+    rate = torch.logdet(torch.eye(6).double() + scale * rows.T @ rows) / 2
+    largest = 6 / 2 * np.log(1 + scale * 40 / 6)
+    assert collapse.coding_rate_share(7 * rows.float()) == pytest.approx(float(rate / largest), rel=1e-5)
+    assert 1 - 1e-6 < collapse.coding_rate_share(torch.eye(8).repeat(3, 1)) <= 1
+
+
 def test_degenerate_input():
     separated, labels = torch.eye(4).repeat_interleave(2, 0), torch.arange(4).repeat_interleave(2)
     assert all(v == 1 for v in evaluation.compute(separated, labels, ["e_recall@1", "e_recall@999", "mAP@R"]).values())
@@ -126,10 +227,13 @@ def test_degenerate_input():
         evaluation.compute(torch.ones(1, 2), torch.zeros(1), ["e_recall@1"])
 
 
-@pytest.mark.parametrize("name", ["e_recal@1", "e_recall@0", "recall"])
-def test_unknown_metric(name):
-    with pytest.raises(ValueError, match=f"--evaluation_metrics {name}: unknown.*known: e_recall@1"):
+@pytest.mark.parametrize("name, near", [("e_recal@10", "e_recall@10"), ("e_recall@0", "e_recall@K"), ("map@r", "mAP@R"), ("e_recall@1x", "e_recall@1")])
+def test_unknown_metric(name, near):
+    with pytest.raises(ValueError) as error:
         evaluation.check_names(["nmi", name])
+    assert str(error.value).startswith(f"--evaluation_metrics {name}: unknown (did you mean {near}?); known: e_recall@K, mAP@R")
+    assert "\n" not in str(error.value)
+    evaluation.check_names(ALL)
 
 
 class Points(torch.utils.data.Dataset):
@@ -163,3 +267,17 @@ def test_evaluate_embeds_in_order_and_restores_the_mode():
     assert torch.equal(labels, split.labels) and not embeddings.requires_grad
     assert torch.allclose(embeddings, model.linear(split.images.flatten(1).float()), atol=1e-4)
     assert metrics == evaluation.compute(embeddings, labels, ["e_recall@1", "nmi"])
+
+
+def test_embed_with_workers_and_after_an_error(monkeypatch):
+    model, split = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(48)), Points(30)
+    split.images = split.images.float()
+    alone = evaluation.embed(model, split, 7)[0]
+    monkeypatch.setattr("evaluation.embedding.SMALL", 0)
+    assert torch.equal(alone, evaluation.embed(model, split, 7, workers=1, device="cpu")[0])
+    split.images = split.images[:, :2]
+    with pytest.raises(RuntimeError):
+        evaluation.embed(model, split, 7)
+    assert model.training
+    with pytest.raises(ValueError, match="no image"):
+        evaluation.embed(model, Points(0), 7)
