@@ -92,7 +92,7 @@ def figure(groups, path, split="test"):
             points = [(r["epoch"], r[column] * factor) for r in runs[0][1] if r.get(column) is not None]
             axis.plot(*zip(*points), label=label, color=f"C{i}", marker="o", markersize=3, linewidth=1.6,
                       linestyle="-" if label.startswith("antico") else "--") if points else None
-        axis.set(xlabel="epoch", title=f"{heading} of the {split} classes" + (" (share of its maximum)" if heading == "coding rate" else ""), ylabel="%")
+        axis.set(xlabel="epoch", ylabel="%", title=f"{heading}{' / its maximum' if heading == 'coding rate' else ''}, {split} classes")
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(frameon=False, fontsize=8.5, loc="lower right")
