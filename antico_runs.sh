@@ -6,7 +6,7 @@
 #   bash antico_runs.sh cub200|cars196|online_products [DATA]   the paper's recipe; DATA is --source_path
 #
 # Environment: SEEDS="0 1 2" (default 0), OUT (results folder, default results), ARCH (paper's recipe, default resnet50),
-# ANTICO_PYTHON (a prepared interpreter), EXTRA (more flags for main.py).
+# ANTICO_PYTHON (a prepared interpreter), EXTRA (more flags for main.py), WEIGHTS (of the sweep).
 set -euo pipefail
 started_in=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -58,9 +58,11 @@ paper() { # paper DATASET EPOCHS FLAGS...: ProxyAnchor and AntiCo on it, as publ
 }
 
 sweep() { # each weight on validation classes (a fifth of the training classes); the test classes are not looked at
-    local loss w runs=$OUT/sweep_runs
+    local loss w weights runs=$OUT/sweep_runs
     for loss in antico_pair antico_batch_proxy antico_all_proxy; do
-        for w in ${WEIGHTS:-0 0.01 0.03 0.1 0.3 1 3 10}; do
+        weights="0 3 30 100 300 1000"
+        if [ "$loss" = antico_pair ]; then weights="0 0.03 0.1 0.3 1"; fi
+        for w in ${WEIGHTS:-$weights}; do
             # shellcheck disable=SC2086
             train "${loss}_w$w" $GLYPHS --n_epochs 8 --tau 6 --eval_every 8 --use_tv_split --tv_split_perc 0.8 --no_test_metrics \
                 --loss "$loss" --antico_w "$w" --save_path "$runs"
