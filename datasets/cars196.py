@@ -20,6 +20,8 @@ def annotated(folder):
     """[(class name, [path, ...]), ...] in the order of cars_annos.mat."""
     from scipy.io import loadmat  # comes with scikit-learn
     path = os.path.join(folder, "cars_annos.mat")
+    if not os.path.isdir(os.path.join(folder, "car_ims")):
+        raise FileNotFoundError(f"--dataset cars196: {os.path.join(folder, 'car_ims')} is missing; unpack the images car_ims.tgz beside cars_annos.mat")
     try:
         mat = loadmat(path, squeeze_me=True)
         names = [str(n) for n in mat["class_names"]]

@@ -1,5 +1,6 @@
 """What the data sets of image files share: finding their folder, and splits over files."""
 
+import functools
 import os
 
 from datasets import transforms
@@ -29,18 +30,22 @@ def class_folders(folder):
             images = sorted(os.path.join(entry.path, f) for f in os.listdir(entry.path) if f.lower().endswith(SUFFIXES))
             if images:
                 found.append((entry.name, images))
+    if not found:
+        raise FileNotFoundError(f"{folder}: no folder in it has images ({', '.join(SUFFIXES)}); one folder a class is expected")
     return found
+
+
+def fetch(steps, paths, augmented):
+    return [steps[augmented](transforms.read_image(path)) for path in paths]
 
 
 def file_splits(train, test, input_size, augmentation):
     """Splits from two lists of (class number, class name, path)."""
-    steps = {True: transforms.training(augmentation, input_size), False: transforms.evaluation(input_size)}
-
-    def fetch(paths, augmented):
-        return [steps[augmented](transforms.read_image(path)) for path in paths]
+    # a partial and no closure: data workers that are spawned get it pickled
+    fetch_paths = functools.partial(fetch, {True: transforms.training(augmentation, input_size), False: transforms.evaluation(input_size)})
 
     def split(rows, augmented):
-        return Split(fetch, [p for _, _, p in rows], [c for c, _, _ in rows], {c: n for c, n, _ in rows}, [p for _, _, p in rows], augmented)
+        return Split(fetch_paths, [p for _, _, p in rows], [c for c, _, _ in rows], {c: n for c, n, _ in rows}, [p for _, _, p in rows], augmented)
 
     return Splits(train=split(train, True), test=split(test, False))
 

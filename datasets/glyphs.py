@@ -5,11 +5,14 @@ Letters that look the same (Latin A, Greek Alpha, Cyrillic A) are one class. Cla
 half is for training, the last for testing. python -m datasets.sheet FILE.png draws some of it.
 """
 
+import contextlib
+import functools
 import hashlib
 import os
 import tempfile
 import unicodedata
 import zipfile
+import zlib
 
 import numpy as np
 import torch
@@ -20,7 +23,9 @@ from datasets.split import Split, Splits
 RECIPE = 1  # to be raised when what is rendered changes: the cache is named by it
 SIZE, FONT_SIZE, BASELINE = 64, 36, 45  # pixels
 MIN_FACES = 12
-SAME = 0.01  # letters whose renderings differ by less are one class, see `lookalikes`; true pairs lie below, é and è at 0.03
+# letters whose renderings differ by less are one class, see `lookalikes`. Most pairs that are one shape lie below, é and è at 0.03. No value
+# parts all: Ŏ and Ǒ (0.009, other marks) are merged; è and ѐ (0.012), Γ and Г (0.026) are not, but their identical renderings are dropped
+SAME = 0.01
 FACES = [f"DejaVu{family}{style}.ttf" for family, styles in (
     ("Sans", ("", "-Bold", "-Oblique", "-BoldOblique")), ("SansMono", ("", "-Bold", "-Oblique", "-BoldOblique")),
     ("Serif", ("", "-Bold", "-Italic", "-BoldItalic"))) for style in styles]
@@ -134,8 +139,9 @@ def load():
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in ("ink", "code", "face", "cls")}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        arrays = build()  # not there, or cut off
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        arrays = build()  # not there, or damaged
+    temporary = None
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), suffix=".npz")
@@ -145,6 +151,9 @@ def load():
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as problem:
+        if temporary:
+            with contextlib.suppress(OSError):  # a full disk keeps no half a file
+                os.remove(temporary)
         print(f"note: glyphs are not cached, {path} cannot be written ({problem.strerror}); ANTICO_CACHE names another folder")
     return arrays
 
@@ -168,19 +177,25 @@ def augment(images, strength):
     return moved
 
 
+def resize(images, size):
+    return interpolate(images[:, None].float(), size=(size, size), mode="bilinear", antialias=True)[:, 0]
+
+
+def fetch(images, size, augmentation, keys, augmented):
+    """The images at `keys` as uint8 (n, 3, size, size)."""
+    batch = images[keys].float() if images.shape[-1] == size else resize(images[keys], size)
+    batch = (augment(batch, augmentation) if augmented else batch).round().clamp(0, 255).to(torch.uint8)
+    return batch[:, None].expand(-1, 3, -1, -1).contiguous()
+
+
 def splits(input_size=32, augmentation="base"):
     """Splits of the glyphs data set; images (3, input_size, input_size)."""
     arrays = load()
     images = 255 - torch.from_numpy(arrays["ink"])
-    resize = lambda part: interpolate(part[:, None].float(), size=(input_size,) * 2, mode="bilinear", antialias=True)[:, 0]  # noqa: E731
-    at_once = input_size <= SIZE
-    if at_once:
-        images = torch.cat([resize(part).round().to(torch.uint8) for part in images.split(1024)])
-
-    def fetch(keys, augmented):
-        batch = images[keys].float() if at_once else resize(images[keys])
-        batch = (augment(batch, augmentation) if augmented else batch).round().clamp(0, 255).to(torch.uint8)
-        return batch[:, None].expand(-1, 3, -1, -1).contiguous()
+    if input_size < SIZE:  # once, since it is small
+        images = torch.cat([resize(part, input_size).round().to(torch.uint8) for part in images.split(1024)])
+    # a partial and no closure: data workers that are spawned get it pickled
+    fetch_keys = functools.partial(fetch, images, input_size, augmentation)
 
     faces = FACES + ASCII_FACES
     names = {c: f"U+{c:04X} {unicodedata.name(chr(c))}" for c in np.unique(arrays["cls"]).tolist()}
@@ -190,6 +205,6 @@ def splits(input_size=32, augmentation="base"):
     cls = arrays["cls"].tolist()
 
     def half(keys, augmented):
-        return Split(fetch, keys, [cls[k] for k in keys], names, [paths[k] for k in keys], augmented)
+        return Split(fetch_keys, keys, [cls[k] for k in keys], names, [paths[k] for k in keys], augmented)
 
     return Splits(train=half([k for k, c in enumerate(cls) if c in first], True), test=half([k for k, c in enumerate(cls) if c not in first], False))

@@ -36,6 +36,9 @@ def read_image(path):
     """An image file as RGB, upright; ValueError, one line, that names a file which cannot be decoded."""
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            image = ImageOps.exif_transpose(image)
+            if image.mode == "P" and "transparency" in image.info:  # Pillow warns if such a palette goes to RGB directly
+                image = image.convert("RGBA")
+            return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as problem:
         raise ValueError(f"{path}: cannot be decoded as an image ({problem})") from problem

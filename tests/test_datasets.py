@@ -1,6 +1,8 @@
 """Glyphs as it should be, and the benchmarks in miniature in both layouts."""
 
 import os
+import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -62,6 +64,32 @@ def test_rendering_is_repeatable_and_a_broken_cache_is_made_anew(tmp_path, monke
     assert all(np.array_equal(first[k], again[k]) for k in first)
 
 
+def test_a_cache_with_damaged_bytes_is_made_anew(splits, tmp_path, monkeypatch):
+    whole, arrays = open(module.cache_file(), "rb").read(), module.load()
+    monkeypatch.setenv("ANTICO_CACHE", str(tmp_path))
+    monkeypatch.setattr(module, "build", lambda: arrays)
+    start = whole.index(b"ink.npy") + 100
+    for damaged in (whole[:start] + b"\xff" * 4 + whole[start + 4:], whole[:-1000] + bytes(1000), b"", b"not a cache"):  # the first is zlib's to notice
+        with open(module.cache_file(), "wb") as file:
+            file.write(damaged)
+        assert np.array_equal(module.load()["ink"], arrays["ink"]) and os.listdir(tmp_path) == [os.path.basename(module.cache_file())]
+        assert os.path.getsize(module.cache_file()) > 1000000
+
+
+def test_a_full_disk_keeps_no_half_a_cache(splits, tmp_path, monkeypatch, capsys):
+    arrays = module.load()
+    monkeypatch.setenv("ANTICO_CACHE", str(tmp_path))
+    monkeypatch.setattr(module, "build", lambda: arrays)
+
+    def full(file, **_):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez_compressed", full)
+    assert np.array_equal(module.load()["ink"], arrays["ink"]) and not os.listdir(tmp_path)
+    assert "No space left" in capsys.readouterr().out
+
+
 def test_a_cache_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
     monkeypatch.setenv("ANTICO_CACHE", str(tmp_path / "file"))
@@ -83,6 +111,14 @@ def test_glyph_augmentation(name):
     assert 0.7 < moved.sum() / still.sum() < 1.2
     likeness = torch.nn.functional.cosine_similarity
     assert likeness(moved.flatten(1), still.flatten(1)).mean() > likeness(moved.flatten(1), still.flip(2).flatten(1)).mean() + 0.02
+
+
+def test_spawned_workers_can_have_a_split(splits, tmp_path):
+    LAYOUTS["cub200", "archive"](tmp_path)
+    for split in (splits.train, splits.test, select("cub200", tmp_path).test):
+        again = pickle.loads(pickle.dumps(split))
+        assert again.paths == split.paths and again[3][0].shape == split[3][0].shape
+    assert torch.equal(pickle.loads(pickle.dumps(splits.test))[3][0], splits.test[3][0])
 
 
 def test_glyphs_at_other_sizes():
@@ -174,6 +210,16 @@ def test_missing_folder(name, words, tmp_path):
     assert "\n" not in text and words in text and str(tmp_path) in text and f"--dataset {name}" in text
 
 
+def test_incomplete_folders(tmp_path):
+    cars_archive(tmp_path / "a")
+    (tmp_path / "a" / "car_ims").rename(tmp_path / "a" / "elsewhere")
+    with pytest.raises(FileNotFoundError, match="car_ims is missing; unpack the images car_ims.tgz"):
+        select("cars196", tmp_path / "a")
+    (tmp_path / "b" / "cub200" / "images").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="no folder in it has images"):
+        select("cub200", tmp_path / "b")
+
+
 @pytest.mark.parametrize("name", ["base", "big", "adv", "red"])
 def test_photograph_augmentations(name, tmp_path):
     LAYOUTS["cub200", "archive"](tmp_path)
@@ -189,6 +235,15 @@ def test_image_modes(mode, suffix, tmp_path):
     from datasets.transforms import read_image
     write(tmp_path / f"x.{suffix}", mode=mode)
     assert read_image(tmp_path / f"x.{suffix}").mode == "RGB"
+
+
+def test_a_palette_with_transparency_gives_no_warning(tmp_path):
+    from datasets.transforms import read_image
+    image = Image.new("RGB", (20, 20), (200, 30, 30)).convert("P")
+    image.save(tmp_path / "x.png", transparency=bytes([0, 128, 255]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_image(tmp_path / "x.png").mode == "RGB"
 
 
 def test_broken_image_is_named(tmp_path):
