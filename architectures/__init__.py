@@ -21,6 +21,7 @@ SUFFIXES = ("frozen", "normalize", "double")
 
 @dataclass(frozen=True)
 class Backbone:
+    about: str  # one line for main.py --list, with the paper
     build: Callable  # () → nn.Module: normalised images → feature maps
     width: int  # channels of those maps
     input_size: int  # pixels, H = W
@@ -32,9 +33,11 @@ class Backbone:
 
 HOME = "https://download.pytorch.org/models/"
 BACKBONES = {
-    "conv4": Backbone(conv4, 64, 32, mean=(0.5,) * 3, std=(0.5,) * 3),
-    "resnet18": Backbone(partial(resnet, "resnet18"), 512, 224, **IMAGENET, address=HOME + "resnet18-f37072fd.pth", not_in_backbone=("fc.weight", "fc.bias")),
-    "resnet50": Backbone(partial(resnet, "resnet50"), 2048, 224, **IMAGENET, address=HOME + "resnet50-0676ba61.pth", not_in_backbone=("fc.weight", "fc.bias")),
+    "conv4": Backbone("four convolutions for 32 x 32 pixels, no pretrained weights (Vinyals et al., NeurIPS 2016)", conv4, 64, 32, mean=(0.5,) * 3, std=(0.5,) * 3),
+    "resnet18": Backbone("ResNet-18 (He et al., CVPR 2016), ImageNet weights", partial(resnet, "resnet18"), 512, 224, **IMAGENET,
+                         address=HOME + "resnet18-f37072fd.pth", not_in_backbone=("fc.weight", "fc.bias")),
+    "resnet50": Backbone("ResNet-50 (He et al., CVPR 2016), ImageNet weights", partial(resnet, "resnet50"), 2048, 224, **IMAGENET,
+                         address=HOME + "resnet50-0676ba61.pth", not_in_backbone=("fc.weight", "fc.bias")),
 }
 
 
