@@ -5,23 +5,41 @@ import logging
 import torch
 from torch.nn.functional import normalize
 
-from criteria.base import Criterion
-from criteria.coding_rate import coding_rate, max_coding_rate
+from criteria.base import Criterion, ProxyCriterion
+from criteria.coding_rate import LARGE, coding_rate, max_coding_rate
 
 VARIANTS = ("pair", "batch_proxy", "all_proxy")
-FORMS = ("exp", "normalized")
+FORMS = ("exp", "neg", "normalized")
+SCALES = ("published", "mcr2")
 DEAD = 1e-6  # below this, exp(-gam2 R) adds nothing that float32 Adam steps of the base loss would notice
 
 
+class NoBase(Criterion):
+    """The base of AntiCo alone (`--antico_base none`): always 0, so that the coding-rate term is all there is."""
+
+    name = "none"
+
+    def loss(self, embeddings, labels):
+        return 0 * embeddings.sum()
+
+
 class AntiCo(Criterion):
-    """align · base + w · term(R), R the coding rate (nats) of
+    """align · base + w · term(R), R = 1/2 logdet(I + gam1 s ZᵀZ) (nats) of the L2-normalised rows Z, which are
 
-    - `pair`: the batch's embeddings, n = B, scale s = gam1 · d / (n eps);
-    - `batch_proxy`: the proxies of the n classes in the batch, s = gam1 · n / (d eps);
-    - `all_proxy`: all n = C proxies, s = gam1 · n / (d eps);
+    - `pair`: the batch's embeddings, n = B;
+    - `batch_proxy`: the proxies of the n classes in the batch;
+    - `all_proxy`: all n = C proxies.
 
-    and term(R) = exp(-gam2 R) (`form="exp"`, published) or 1 - R/R_max (`form="normalized"`), which lies in [0, 1] and
-    keeps a gradient whatever the batch, the number of classes and the dimension (`exp` underflows beyond R of about 15).
+    The term is, by `form`,
+
+    - `exp`: exp(-gam2 R), published; it underflows beyond R of about 15;
+    - `neg`: -gam2 R, MCR²'s expansion term;
+    - `normalized`: 1 - R/R_max, which lies in [0, 1] and keeps a gradient whatever n and d.
+
+    The scale s is, by `scale`,
+
+    - `published`: d / (n eps) for `pair`, n / (d eps) for the proxies;
+    - `mcr2`: d / (n eps²) for all three.
 
     Parameters
     ----------
@@ -36,28 +54,28 @@ class AntiCo(Criterion):
     Raises
     ------
     ValueError
-        If variant or form is unknown, eps is not positive, or a proxy variant gets a base without proxies.
+        If variant, form or scale is unknown, eps is not positive, or a proxy variant gets a base without proxies.
 
-    Source: Jiang et al., Anti-Collapse Loss for Deep Metric Learning, IEEE TMM 2024, arXiv 2407.03106.
+    Source: Jiang et al., Anti-Collapse Loss for Deep Metric Learning, IEEE TMM 2024, arXiv 2407.03106; MCR²: Yu et al.,
+    NeurIPS 2020, eq. 1 and 8.
     """
 
     def __init__(self, base, variant="batch_proxy", form="normalized", align=1.0, w=1.0, gam1=1.0, gam2=1.0, eps=0.5,
-                 raw_embeddings=False):
+                 scale="published", raw_embeddings=False):
         super().__init__()
-        if variant not in VARIANTS:
-            raise ValueError(f"--antico_type {variant}: must be one of {', '.join(VARIANTS)}")
-        if form not in FORMS:
-            raise ValueError(f"--antico_form {form}: must be one of {', '.join(FORMS)}")
-        if eps <= 0:
+        for flag, value, known in (("type", variant, VARIANTS), ("form", form, FORMS), ("scale", scale, SCALES)):
+            if value not in known:
+                raise ValueError(f"--antico_{flag} {value}: must be one of {', '.join(known)}")
+        if not eps > 0:
             raise ValueError(f"--antico_eps {eps}: must be positive")
         if variant != "pair" and not hasattr(base, "proxies"):
-            raise ValueError(f"--antico_base {base.name} has no proxies: antico_{variant} needs a proxy loss such as "
+            raise ValueError(f"--antico_base {base.name} has no proxies, one a class: antico_{variant} needs a proxy loss such as "
                              "proxyanchor; antico_pair goes with every base")
         self.name = f"antico_{variant}"
-        self.base, self.variant, self.form, self.raw_embeddings = base, variant, form, raw_embeddings
+        self.base, self.variant, self.form, self.scale, self.raw_embeddings = base, variant, form, scale, raw_embeddings
         self.align, self.w, self.gam1, self.gam2, self.eps = align, w, gam1, gam2, eps
         self.n_classes = base.n_classes
-        self.calls, self.said_dead = 0, form != "exp"
+        self.said_dead = form != "exp"
 
     @property
     def proxies(self):
@@ -67,37 +85,47 @@ class AntiCo(Criterion):
     def param_groups(self, lr):
         return self.base.param_groups(lr)
 
-    def rate(self, embeddings, labels):
-        """R of this batch and its maximum, both in nats: two scalars."""
+    def scale_of(self, n, d):
+        """gam1 · s for n rows in d dimensions."""
+        if self.scale == "mcr2":
+            return self.gam1 * d / (n * self.eps**2)
+        return self.gam1 * d / (n * self.eps) if self.variant == "pair" else self.gam1 * n / (d * self.eps)
+
+    def rate(self, embeddings, labels, proxies=None):
+        """R of this batch and its maximum, both in nats: two scalars. `proxies`: L2-normalised, where they are at hand."""
         if self.variant == "pair":
             Z = embeddings if self.raw_embeddings else normalize(embeddings, dim=1)
-            n, d = Z.shape
-            s = self.gam1 * d / (n * self.eps)
         else:
-            if self.variant == "batch_proxy":
-                # each class once: later samples of it get a zero row, which adds nothing to the determinant. The shapes
-                # then depend on B alone, so nothing waits for the device and a compiled loss is compiled once.
-                again = (labels[:, None] == labels[None, :]).tril(-1).any(1)
-                Z = normalize(self.proxies[labels], dim=1).masked_fill(again[:, None], 0)
-                n, d = (~again).sum(), Z.shape[1]
-            else:
-                Z = normalize(self.proxies, dim=1)
-                n, d = Z.shape
-            s = self.gam1 * n / (d * self.eps)
-        return coding_rate(Z, s), max_coding_rate(n, d, s)
+            Z = normalize(self.proxies, dim=1) if proxies is None else proxies
+        n, d = Z.shape
+        if self.variant == "batch_proxy":
+            # each class once: later samples of it get a zero row, which adds nothing to the determinant. The shapes
+            # then depend on B alone, so nothing waits for the device and a compiled loss is compiled once.
+            again = (labels[:, None] == labels[None, :]).tril(-1).any(1)
+            Z, n = Z[labels].masked_fill(again[:, None], 0), (~again).sum().to(Z.dtype)
+        s = self.scale_of(n, d)
+        rows = len(Z)  # at least n, which may be a tensor
+        dtype = torch.float64 if rows * self.scale_of(rows, d) > LARGE else None
+        return coding_rate(Z, s, dtype).to(Z.dtype), max_coding_rate(n, d, s)
 
     def loss(self, embeddings, labels):
-        base = self.base(embeddings, labels)
-        rate, largest = self.rate(embeddings, labels)
-        term = torch.exp(-self.gam2 * rate) if self.form == "exp" else 1 - rate / largest
+        if isinstance(self.base, ProxyCriterion):  # the proxies are normalised once for both
+            proxies = normalize(self.proxies, dim=1)
+            base = self.base.proxy_loss(normalize(embeddings, dim=1), proxies, labels)
+        else:
+            proxies, base = None, self.base(embeddings, labels)
+        rate, largest = self.rate(embeddings, labels, proxies)
+        if self.form == "exp":
+            term = torch.exp(-self.gam2 * rate)
+        else:
+            term = -self.gam2 * rate if self.form == "neg" else 1 - rate / largest
         self.log(**self.base._logs, base=base, term=term, coding_rate=rate, coding_rate_share=rate / largest)
         self.say_if_dead(term, rate, embeddings.shape[1])
         return self.align * base + self.w * term
 
     def say_if_dead(self, term, rate, d):
         """One line, once, when the published form has no gradient left. Looks at every 100th call: reading waits for the device."""
-        self.calls += 1
-        if self.said_dead or self.calls % 100 != 1 or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or self.said_dead or self.calls % 100 != 1:
             return
         term = term.detach()
         if float(term) < DEAD:

@@ -3,7 +3,7 @@
 import torch
 from torch.nn.functional import normalize
 
-from criteria.base import Criterion, log1p_sum_exp
+from criteria.base import Criterion, log1p_sum_exp, pair_masks
 
 
 class MultiSimilarity(Criterion):
@@ -29,9 +29,7 @@ class MultiSimilarity(Criterion):
     def loss(self, embeddings, labels):
         embeddings = normalize(embeddings, dim=1)
         similarity = embeddings @ embeddings.T
-        same = labels[:, None] == labels[None, :]
-        positive = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-        negative = ~same
+        positive, negative = pair_masks(labels)
         with torch.no_grad():  # which pairs count is a choice, not a function to differentiate
             hardest_positive = similarity.masked_fill(~positive, torch.inf).amin(1, keepdim=True)
             hardest_negative = similarity.masked_fill(~negative, -torch.inf).amax(1, keepdim=True)

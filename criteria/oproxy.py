@@ -1,12 +1,12 @@
 """Proxy losses with several proxies' worth of pulling and pushing in one softplus: Proxy-Anchor and its NCA-like twin."""
 
 import torch
-from torch.nn.functional import normalize, one_hot
+from torch.nn.functional import softplus
 
-from criteria.base import Criterion, log1p_sum_exp, make_proxies
+from criteria.base import ProxyCriterion, lowest
 
 
-class OProxy(Criterion):
+class OProxy(ProxyCriterion):
     """Proxy-Anchor (`mode="anchor"`) and the smooth Proxy-NCA (`mode="nca"`) of the published code.
 
     With cosine similarities s(x, p) between embeddings x and proxies p:
@@ -33,30 +33,26 @@ class OProxy(Criterion):
 
     def __init__(self, n_classes, embed_dim, mode="anchor", pos_alpha=64.0, neg_alpha=64.0,
                  pos_delta=0.1, neg_delta=-0.1, lr_multi=2000.0):
-        super().__init__()
+        super().__init__(n_classes, embed_dim, lr_multi)
         if mode not in ("anchor", "nca"):
             raise ValueError(f"--loss_oproxy_mode {mode}: must be anchor or nca")
-        self.name = "proxyanchor" if mode == "anchor" else "oproxy"
-        self.n_classes, self.mode, self.lr_multi = n_classes, mode, lr_multi
+        self.name, self.mode = "proxyanchor" if mode == "anchor" else "oproxy", mode
         self.pos_alpha, self.neg_alpha, self.pos_delta, self.neg_delta = pos_alpha, neg_alpha, pos_delta, neg_delta
-        self.proxies = make_proxies(n_classes, embed_dim)
 
-    def param_groups(self, lr):
-        return [{"params": [self.proxies], "lr": lr * self.lr_multi, "weight_decay": 0.0}]
-
-    def loss(self, embeddings, labels):
-        similarity = normalize(embeddings, dim=1) @ normalize(self.proxies, dim=1).T.to(embeddings.dtype)  # (B, C)
-        positive = one_hot(labels, self.n_classes).bool()
-        pull = -self.pos_alpha * (similarity - self.pos_delta)
-        push = self.neg_alpha * (similarity - self.neg_delta)
-        per_class = positive.sum(0)
+    def proxy_loss(self, embeddings, proxies, labels):
+        similarity = proxies @ embeddings.T  # (C, B)
+        own = labels[None, :]
+        # a sample has one positive proxy, so the positive terms need B numbers and not C · B
+        pull = -self.pos_alpha * (similarity.gather(0, own).squeeze(0) - self.pos_delta)
+        same = labels[:, None] == own
+        count = same.sum(1)  # samples of this sample's class
+        push = (self.neg_alpha * similarity).scatter(0, own, lowest(similarity))
         if self.mode == "anchor":
-            present = per_class > 0
-            pos = log1p_sum_exp(pull, positive, 0).sum() / present.sum()  # classes that are not there give 0
-            neg = log1p_sum_exp(push, ~positive, 0).mean()
+            of_class = torch.logsumexp(torch.where(same, pull[None, :], lowest(pull)), 1)
+            weight = 1 / count.to(pull.dtype)  # each class of the batch once, though it is here `count` times
+            pos = (weight * softplus(of_class)).sum() / weight.sum()
         else:
-            pull = pull + per_class.clamp(min=1).to(pull.dtype).log()
-            pos = log1p_sum_exp(pull, positive, 1).mean()
-            neg = log1p_sum_exp(push, ~positive, 1).mean()
+            pos = softplus(pull + count.to(pull.dtype).log()).mean()
+        neg = softplus(torch.logsumexp(push, 1 if self.mode == "anchor" else 0) - self.neg_alpha * self.neg_delta).mean()
         self.log(positive=pos, negative=neg)
         return pos + neg
