@@ -66,6 +66,7 @@ def set_up(opt):
     """Everything a run needs, built before the first step, so that bad input stops here."""
     evaluation.check_names(opt.evaluation_metrics)
     architectures.parse_arch(opt.arch)
+    criteria.check_names(opt)
     device, device_name = choose_device(opt)
     amp = choose_amp(opt, device)
     seed_everything(opt.seed)
@@ -101,7 +102,7 @@ def set_up(opt):
 
 
 def train_epoch(run, net, epoch, n_epochs):
-    """One pass of the sampler; the mean loss, or None where it stopped being finite."""
+    """One pass of the sampler; the mean loss. Raises criteria.NonFinite where that stops being finite."""
     run.model.train()
     total = torch.zeros((), device=run.device)
     bar = tqdm(run.loader, desc=f"epoch {epoch}/{n_epochs}", leave=False, disable=None, dynamic_ncols=True)
@@ -117,16 +118,35 @@ def train_epoch(run, net, epoch, n_epochs):
         run.scaler.update()
         total += loss.detach()
         if step % 20 == 0:  # reading a number waits for the GPU, so not in every step
-            mean = float(total) / (step + 1)
-            if not np.isfinite(mean):
-                return None
-            bar.set_postfix(loss=f"{mean:.3f}")
-    mean = float(total) / len(run.loader)
-    return mean if np.isfinite(mean) else None
+            bar.set_postfix(loss=f"{finite(total) / (step + 1):.3f}")
+    return finite(total) / len(run.loader)
+
+
+def finite(total):
+    if not torch.isfinite(total):
+        raise criteria.NonFinite("the loss is not finite")
+    return float(total)
+
+
+def listing():
+    """Everything that a flag can name, a line each with its paper: the text of --list."""
+    bridge, none = criteria.BRIDGE.about, criteria.NONE.about
+    parts = {
+        "--loss; those before antico, and pml, also as --antico_base": {name: entry.about for name, entry in criteria.CRITERIA.items()} | {"pml.<ClassName>": bridge},
+        "--antico_base": {"none": none},
+        "--batch_mining": {name: entry.about for name, entry in criteria.MINERS.items()},
+        "--arch": {name: entry.about for name, entry in architectures.BACKBONES.items()},
+        "--dataset": {name: entry.about for name, entry in datasets.DATASETS.items()},
+        "--evaluation_metrics": {name.replace(r"(\d+)", "K"): entry.about for name, entry in evaluation.METRICS.items()},
+    }
+    return "\n\n".join("\n".join([flag] + [f"  {name:20} {about}" for name, about in names.items()]) for flag, names in parts.items())
 
 
 def main(argv=None):
     opt = parameters.parse(argv)
+    if opt.list:
+        print(listing())
+        return 0
     try:
         run = set_up(opt)
     except (ValueError, FileNotFoundError) as problem:
@@ -153,9 +173,10 @@ def main(argv=None):
             run.model.warm_up(epoch <= opt.warmup)
             run.sampler.set_epoch(epoch)
             row["lr"] = run.optimizer.param_groups[0]["lr"]
-            row["loss"] = train_epoch(run, net, epoch, opt.n_epochs)
-            if row["loss"] is None:
-                print(f"error: the loss is not finite in epoch {epoch}; lower --lr, or look at the loss's weights. "
+            try:
+                row["loss"] = train_epoch(run, net, epoch, opt.n_epochs)
+            except criteria.NonFinite as problem:
+                print(f"error: {problem}, in epoch {epoch}; lower --lr, or look at the loss's weights. "
                       f"The epochs before are in {run.folder}", file=sys.stderr)
                 return 1
             run.scheduler.step()

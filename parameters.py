@@ -7,9 +7,12 @@ import os
 HERE = os.path.dirname(os.path.abspath(__file__))
 BESIDE = os.path.dirname(HERE)
 
-# What a loss's name stands for where the flag is not given. `antico` is the published command line. The three names
-# below it use the form whose gradient lives; their weights come from `antico_runs.sh sweep` (validation classes).
+# What a loss's name stands for where the flag is not given, as --loss or as --antico_base. `antico` is the published
+# command line. The three names below it use the form whose gradient lives; their weights come from `antico_runs.sh
+# sweep` (validation classes).
 LOSS_DEFAULTS = {
+    "contrastive": dict(batch_mining="all"),
+    "triplet": dict(batch_mining="all"),
     "antico": dict(antico_base="proxyanchor", antico_form="exp"),
     "antico_pair": dict(antico_base="multisimilarity", antico_form="normalized", loss_ac_w_align=1.0, antico_w=0.1),
     "antico_batch_proxy": dict(antico_base="proxyanchor", antico_form="normalized", loss_ac_w_align=1.0, antico_w=30.0),
@@ -43,6 +46,8 @@ def number(kind, low=-math.inf, high=math.inf):
 def build_parser():
     parser = OneLineParser(prog="main.py", description="Deep metric learning with the Anti-Collapse loss.",
                            formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+
+    parser.add_argument("--list", action="store_true", help="print the losses, miners, backbones, data sets and metrics, and stop")
 
     g = parser.add_argument_group("data")
     g.add_argument("--dataset", default="cub200", help="registry name, see datasets/__init__.py; glyphs needs no download")
@@ -85,13 +90,23 @@ def build_parser():
     g.add_argument("--use_float16", action="store_true", help="the same as --amp fp16; without a GPU it runs in float32 and says so")
 
     g = parser.add_argument_group("loss")
-    g.add_argument("--loss", default="margin", help="registry name, see criteria/__init__.py")
-    g.add_argument("--batch_mining", default="distance", help="miner of the losses that take triplets (margin)")
+    g.add_argument("--loss", default="margin", help="name of a loss (--list shows them), or pml.<ClassName>: any loss of pytorch-metric-learning")
+    g.add_argument("--pml_args", nargs="+", default=[], metavar="KEY=VALUE", help="arguments of that class's constructor, e.g. m=0.4 gamma=80")
+    g.add_argument("--pml_lrmulti", type=number(float, 0), default=2000.0, help="what such a loss learns itself learns at this times --lr")
+    g.add_argument("--batch_mining", default="distance", help="miner of contrastive, triplet and margin (--list shows them)" + told("batch_mining"))
+    g.add_argument("--miner_semihard_margin", type=number(float, 0, 2), default=0.2, help="semihard negatives are farther than the positive by less than this")
     g.add_argument("--miner_distance_lower_cutoff", type=number(float, 0, 2), default=0.5, help="distances below count as this in distance-weighted mining")
     g.add_argument("--miner_distance_upper_cutoff", type=number(float, 0, 2), default=1.4, help="no negative farther than this is mined")
+    g.add_argument("--miner_rho_distance_lower_cutoff", type=number(float, 0, 2), default=0.5, help="the same for rho_distance")
+    g.add_argument("--miner_rho_distance_upper_cutoff", type=number(float, 0, 2), default=1.4, help="the same for rho_distance")
+    g.add_argument("--miner_rho_distance_cp", type=number(float, 0, 1), default=0.2, help="probability that a negative is replaced by a positive")
+    g.add_argument("--loss_contrastive_pos_margin", type=number(float), default=0.0, help="positive pairs nearer than this cost nothing, Euclidean distance")
+    g.add_argument("--loss_contrastive_neg_margin", type=number(float), default=1.0, help="negative pairs farther than this cost nothing, Euclidean distance")
+    g.add_argument("--loss_triplet_margin", type=number(float), default=0.2, help="negatives are to be farther than positives by this, Euclidean distance")
     g.add_argument("--loss_margin_margin", type=number(float), default=0.2, help="margin around the boundary, Euclidean distance")
     g.add_argument("--loss_margin_beta", type=number(float), default=1.2, help="initial boundary, Euclidean distance")
     g.add_argument("--loss_margin_beta_lr", type=number(float, 0), default=5e-4, help="learning rate of the boundary")
+    g.add_argument("--loss_npair_temperature", type=number(float, 0), default=1.0, help="cosine similarities are divided by this")
     g.add_argument("--loss_multisimilarity_alpha", type=number(float, 0), default=2.0, help="inverse temperature of positive pairs")
     g.add_argument("--loss_multisimilarity_beta", type=number(float, 0), default=50.0, help="inverse temperature of negative pairs")
     g.add_argument("--loss_multisimilarity_base", type=number(float), default=0.5, help="similarity around which pairs are weighted (the paper's lambda)")
@@ -102,16 +117,44 @@ def build_parser():
     g.add_argument("--loss_oproxy_neg_alpha", type=number(float, 0), default=64.0, help="inverse temperature of the negative term, also of proxyanchor")
     g.add_argument("--loss_oproxy_pos_delta", type=number(float), default=0.1, help="margin of the positive term, also of proxyanchor")
     g.add_argument("--loss_oproxy_neg_delta", type=number(float), default=-0.1, help="margin of the negative term, also of proxyanchor")
+    g.add_argument("--loss_proxynca_scale", type=number(float, 0), default=1.0, help="factor of the squared distances (ProxyNCA++: 9)")
+    g.add_argument("--loss_proxynca_lrmulti", type=number(float, 0), default=2000.0, help="the proxies' learning rate is this times --lr")
+    g.add_argument("--loss_normalized_softmax_temperature", type=number(float, 0), default=0.05, help="cosine similarities are divided by this")
+    g.add_argument("--loss_normalized_softmax_lrmulti", type=number(float, 0), default=2000.0, help="the class weights' learning rate is this times --lr")
+    g.add_argument("--loss_arcface_margin", type=number(float), default=0.5, help="added to the angle to the own class weight, radians")
+    g.add_argument("--loss_arcface_scale", type=number(float, 0), default=64.0, help="factor of the cosines")
+    g.add_argument("--loss_arcface_lrmulti", type=number(float, 0), default=2000.0, help="the class weights' learning rate is this times --lr")
+
+    g = parser.add_argument_group("non-isotropy regularisation, --loss nir: loss_nir_w_align * proxyanchor + flow's term")
+    g.add_argument("--loss_nir_w_align", type=number(float), default=0.01, help="weight of the proxy loss, which has --loss_oproxy_{pos,neg}_{alpha,delta}")
+    g.add_argument("--loss_nir_form", default="exp", choices=["exp", "nll"], help="the flow's term: exp of each pair's negative log-likelihood as in the authors' code, or the likelihood itself as in the paper")
+    g.add_argument("--loss_nir_proxy_lrmulti", type=number(float, 0), default=4000.0, help="the proxies' learning rate is this times --lr")
+    g.add_argument("--loss_nir_lrmulti", type=number(float, 0), default=50.0, help="the flow's learning rate is this times --lr")
+    g.add_argument("--loss_nir_logmatch", type=number(float), default=1.0, help="weight of the flow's log-determinant")
+    g.add_argument("--loss_nir_pos_alpha", type=number(float), default=1.0, help="accepted for published command lines; read nowhere there either")
+    g.add_argument("--loss_nir_neg_alpha", type=number(float), default=1.0, help="accepted for published command lines; read nowhere there either")
+    g.add_argument("--loss_nir_margin", type=number(float), default=0.1, help="accepted for published command lines; read nowhere there either")
+    g.add_argument("--loss_nir_delta", type=number(float), default=0.2, help="accepted for published command lines; read nowhere there either")
+    g.add_argument("--loss_nir_pair_perc", type=number(float, 0, 1), default=1.0, help="share of the batch that the flow is trained on")
+    g.add_argument("--loss_nir_noise", type=number(float, 0), default=0.0, help="uniform noise up to this on the flow's embeddings")
+    g.add_argument("--loss_nir_nf_cond_mode", default="dense", choices=["dense", "start", "mid", "end", "dense_embed", "dense_embed_multi", "dense_embed_multi_stacked"], help="which of the flow's blocks see the proxy, and how")
+    g.add_argument("--loss_nir_nf_fc_depth", type=number(int, 1), default=8, help="layers of a block's subnetwork")
+    g.add_argument("--loss_nir_nf_fc_width", type=number(int, 1), default=128, help="width of these layers")
+    g.add_argument("--loss_nir_nf_cblocks", type=number(int, 1), default=5, help="coupling blocks of the flow")
+    g.add_argument("--loss_nir_nf_fc_dropout", type=number(float, 0, 1), default=0.0, help="dropout in the subnetworks")
+    g.add_argument("--loss_nir_nf_clamp_alpha", type=number(float, 0), default=2.0, help="bound on the log-scale of a block")
+    g.add_argument("--loss_nir_nf_fc_init", default="none", choices=["none", "xavier"], help="initialisation of the subnetworks; none: PyTorch's")
 
     g = parser.add_argument_group("Anti-Collapse loss: loss_ac_w_align * base + antico_w * term(coding rate)")
     g.add_argument("--antico_type", default="batch_proxy", choices=["pair", "batch_proxy", "all_proxy"], help="variant of --loss antico; the names antico_pair, ... fix it")
-    g.add_argument("--antico_base", default="proxyanchor", help="the loss underneath; antico_pair: multisimilarity unless given")
-    g.add_argument("--antico_form", default="exp", choices=["exp", "normalized"], help="exp(-gam2 R) as published, or 1 - R/R_max; antico_pair, antico_batch_proxy, antico_all_proxy: normalized unless given")
+    g.add_argument("--antico_base", default="proxyanchor", help="the loss underneath (any of --loss but antico), or none: the coding-rate term alone; antico_pair: multisimilarity unless given")
+    g.add_argument("--antico_form", default="exp", choices=["exp", "neg", "normalized"], help="exp(-gam2 R) as published, -gam2 R as in MCR2, or 1 - R/R_max; antico_pair, antico_batch_proxy, antico_all_proxy: normalized unless given")
+    g.add_argument("--antico_scale", default="published", choices=["published", "mcr2"], help="scale inside the rate: d/(n eps) for embeddings and n/(d eps) for proxies, or d/(n eps^2) for both")
     g.add_argument("--antico_w", type=number(float), default=1.0, help="weight of the coding-rate term" + told("antico_w"))
     g.add_argument("--loss_ac_w_align", type=number(float), default=0.01, help="weight of the base loss" + told("loss_ac_w_align"))
-    g.add_argument("--antico_eps", type=number(float), default=0.5, help="stands where MCR2 has its squared precision")
+    g.add_argument("--antico_eps", type=number(float), default=0.5, help="precision; with --antico_scale published it stands where MCR2 has its square")
     g.add_argument("--antico_gam1", type=number(float, 0), default=1.0, help="factor of the scale inside the rate")
-    g.add_argument("--antico_gam2", type=number(float, 0), default=1.0, help="factor of the rate inside exp (form exp only)")
+    g.add_argument("--antico_gam2", type=number(float, 0), default=1.0, help="factor of the rate (forms exp and neg)")
 
     g = parser.add_argument_group("evaluation")
     g.add_argument("--no_train_metrics", action="store_true", help="do not evaluate the training split")
@@ -134,15 +177,22 @@ def build_parser():
 
 
 def told(flag):
-    own = ", ".join(f"{name} {d[flag]:g}" for name, d in LOSS_DEFAULTS.items() if flag in d)
+    own = ", ".join(f"{name} {d[flag]}" for name, d in LOSS_DEFAULTS.items() if flag in d)
     return f"; unless given: {own}, else"
+
+
+def is_antico(opt):
+    return opt.loss.split("_")[0] == "antico"
 
 
 def parse(argv=None):
     """The command line (sys.argv where argv is None) as a Namespace. Bad input: one line naming the flag, exit status 2."""
     parser = build_parser()
-    parser.set_defaults(**LOSS_DEFAULTS.get(parser.parse_args(argv).loss, {}))  # what is given still wins
     opt = parser.parse_args(argv)
+    for which in ("loss", "antico_base"):  # what is given still wins
+        if which == "loss" or is_antico(opt):
+            parser.set_defaults(**LOSS_DEFAULTS.get(getattr(opt, which), {}))
+            opt = parser.parse_args(argv)
     problem = contradiction(opt)
     if problem:
         parser.error(problem)
@@ -167,11 +217,14 @@ def contradiction(opt):
         return "--tv_split_by_samples: needs --use_tv_split --tv_split_perc SHARE"
     if opt.antico_eps <= 0:
         return f"--antico_eps {opt.antico_eps:g}: must be positive"
-    if opt.antico_form == "normalized" and opt.loss in LOSS_DEFAULTS and opt.antico_gam2 != 1:
-        return "--antico_gam2: acts on --antico_form exp only; --antico_w weighs the normalized form"
-    if opt.miner_distance_lower_cutoff >= opt.miner_distance_upper_cutoff:
-        return (f"--miner_distance_lower_cutoff {opt.miner_distance_lower_cutoff:g}: must be below "
-                f"--miner_distance_upper_cutoff {opt.miner_distance_upper_cutoff:g}")
+    if opt.antico_form == "normalized" and is_antico(opt) and opt.antico_gam2 != 1:
+        return "--antico_gam2: acts on --antico_form exp and neg; --antico_w weighs the normalized form"
+    if opt.pml_args and not (opt.antico_base if is_antico(opt) else opt.loss).startswith("pml."):
+        return f"--pml_args {' '.join(opt.pml_args)}: needs a loss of pytorch-metric-learning, e.g. --loss pml.CircleLoss"
+    for miner in ("distance", "rho_distance"):
+        lower, upper = (getattr(opt, f"miner_{miner}_{end}_cutoff") for end in ("lower", "upper"))
+        if lower >= upper:
+            return f"--miner_{miner}_lower_cutoff {lower:g}: must be below --miner_{miner}_upper_cutoff {upper:g}"
     if opt.no_train_metrics and opt.no_test_metrics and not opt.use_tv_split:
         return "--no_train_metrics --no_test_metrics: nothing is left to evaluate"
     missing = [m for m in opt.storage_metrics if m not in opt.evaluation_metrics]

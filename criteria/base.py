@@ -37,7 +37,8 @@ class Criterion(nn.Module):
         return {name: float(value) for name, value in self._logs.items()}
 
     def log(self, **values):
-        self._logs.update({name: v.detach() if torch.is_tensor(v) else v for name, v in values.items()})
+        # a new dict each time: what the old one held would be a condition on which a compiled loss is compiled again
+        self._logs = {name: v.detach() if torch.is_tensor(v) else v for name, v in values.items()}
 
     def param_groups(self, lr):
         """The optimizer's groups for the criterion's own parameters, given the network's learning rate."""

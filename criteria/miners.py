@@ -1,43 +1,112 @@
-"""Batch miners: which triplets of a batch a loss is computed on. They choose indices, so nothing here is differentiated."""
+"""Batch miners: which triplets of a batch a loss is computed on. They choose indices, so nothing here is differentiated.
+
+Each is a function (embeddings (B, d), labels (B,), its own parameters) → index tensors (anchors, positives, negatives),
+all of length T, with no loop over the batch. Distances are Euclidean, of L2-normalised embeddings. Images without a
+positive or without a negative are no anchors; a batch without any gives T = 0.
+"""
 
 import torch
+from torch.nn.functional import normalize
+
+from criteria.base import full_precision, pair_masks
+
+
+def geometry(embeddings, labels):
+    """Distances (B, B), and the masks of positive and negative pairs restricted to rows that have both."""
+    embeddings = normalize(full_precision(embeddings), dim=1)
+    positive, negative = pair_masks(labels)
+    usable = (positive.any(1) & negative.any(1))[:, None]
+    return torch.cdist(embeddings, embeddings), positive & usable, negative & usable
+
+
+def draw(log_weight):
+    """One column a row of (R, B), in proportion to exp(log_weight): the arg max of log-weights plus Gumbel noise is such a draw."""
+    if len(log_weight) == 0:
+        return torch.zeros(0, dtype=torch.long, device=log_weight.device)
+    return (log_weight - torch.empty_like(log_weight).exponential_().log()).argmax(1)
+
+
+def draw_from(mask, otherwise):
+    """One column a row, uniformly from `mask`; from `otherwise` in the rows where the mask is empty."""
+    mask = torch.where(mask.any(1, keepdim=True), mask, otherwise)
+    return draw(torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -torch.inf))
+
+
+@torch.no_grad()
+def every(embeddings, labels):
+    """All triplets of the batch."""
+    _, positive, negative = geometry(embeddings, labels)
+    anchors, positives = positive.nonzero(as_tuple=True)
+    pair, negatives = negative[anchors].nonzero(as_tuple=True)
+    return anchors[pair], positives[pair], negatives
+
+
+@torch.no_grad()
+def random(embeddings, labels):
+    """Every positive pair, each with a negative drawn uniformly."""
+    _, positive, negative = geometry(embeddings, labels)
+    anchors, positives = positive.nonzero(as_tuple=True)
+    return anchors, positives, draw_from(negative[anchors], negative[anchors])
+
+
+@torch.no_grad()
+def semihard(embeddings, labels, margin=0.2):
+    """Every positive pair, each with a negative drawn from those farther than the positive by less than `margin`.
+
+    Where there is none, from all negatives. Source: Schroff et al., FaceNet, CVPR 2015, section 3.2.
+    """
+    distance, positive, negative = geometry(embeddings, labels)
+    anchors, positives = positive.nonzero(as_tuple=True)
+    away, to_positive = distance[anchors], distance[anchors, positives][:, None]
+    band = negative[anchors] & (away > to_positive) & (away < to_positive + margin)
+    return anchors, positives, draw_from(band, negative[anchors])
+
+
+@torch.no_grad()
+def softhard(embeddings, labels):
+    """One triplet an anchor: a positive farther than the nearest negative, a negative nearer than the farthest positive.
+
+    Each drawn uniformly; where there is none, from all. Source: Roth & Brattoli, Easily Scalable Deep Metric Learning
+    Baselines, 2019; Roth et al., Revisiting Training Strategies, ICML 2020.
+    """
+    distance, positive, negative = geometry(embeddings, labels)
+    anchors = positive.any(1).nonzero().squeeze(1)
+    distance, positive, negative = distance[anchors], positive[anchors], negative[anchors]
+    nearest_negative = distance.masked_fill(~negative, torch.inf).amin(1, keepdim=True)
+    farthest_positive = distance.masked_fill(~positive, -torch.inf).amax(1, keepdim=True)
+    positives = draw_from(positive & (distance > nearest_negative), positive)
+    return anchors, positives, draw_from(negative & (distance < farthest_positive), negative)
 
 
 @torch.no_grad()
 def distance_weighted(embeddings, labels, lower_cutoff=0.5, upper_cutoff=1.4):
-    """One negative for every anchor-positive pair, drawn so that its distance to the anchor is about uniform.
+    """Every positive pair, each with a negative drawn so that its distance to the anchor is about uniform.
 
     On the unit sphere distances of random points have density q(t) ∝ t^(d-2) (1 - t²/4)^((d-3)/2); a negative at
-    distance t is drawn with probability ∝ 1 / q(max(t, lower_cutoff)), and not at all beyond upper_cutoff. An anchor
-    without a negative in reach draws from all its negatives alike. Pairs of a batch with one class give no triplet.
-
-    Parameters
-    ----------
-    embeddings : tensor (B, d), rows L2-normalised
-    labels : tensor (B,)
-
-    Returns
-    -------
-    anchors, positives, negatives : index tensors (T,)
+    distance t is drawn with probability ∝ 1 / q(max(t, lower_cutoff)), and not at all from upper_cutoff on. An anchor
+    without a negative in reach draws from all its negatives alike.
 
     Source: Wu et al., Sampling Matters in Deep Embedding Learning, ICCV 2017, eq. 3-4.
     """
     d = embeddings.shape[1]
-    embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
-    distance = torch.cdist(embeddings, embeddings)
-    same = labels[:, None] == labels[None, :]
+    distance, positive, negative = geometry(embeddings, labels)
     t = distance.clamp(lower_cutoff, 2 - 1e-4)
     log_weight = (2.0 - d) * t.log() - (d - 3) / 2 * torch.log1p(-t.square() / 4)
-    reachable = ~same & (distance < upper_cutoff)
+    reachable = negative & (distance < upper_cutoff)
     lonely = ~reachable.any(1, keepdim=True)
-    log_weight = torch.where(lonely, 0.0, log_weight).masked_fill(~torch.where(lonely, ~same, reachable), -torch.inf)
-    positive = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-    anchors, positives = (positive & (~same).any(1, keepdim=True)).nonzero(as_tuple=True)
-    if len(anchors) == 0:
-        return anchors, positives, anchors
-    # the arg max of log-weights plus Gumbel noise is a draw in proportion to the weights
-    gumbel = -torch.empty_like(log_weight[anchors]).exponential_().log()
-    return anchors, positives, (log_weight[anchors] + gumbel).argmax(1)
+    log_weight = torch.where(lonely, 0.0, log_weight).masked_fill(~torch.where(lonely, negative, reachable), -torch.inf)
+    anchors, positives = positive.nonzero(as_tuple=True)
+    return anchors, positives, draw(log_weight[anchors])
 
 
-MINERS = {"distance": distance_weighted}
+@torch.no_grad()
+def rho_distance(embeddings, labels, lower_cutoff=0.5, upper_cutoff=1.4, cp=0.2):
+    """Distance-weighted triplets whose negative is, with probability cp, replaced by an image of the anchor's class.
+
+    The switch keeps the loss from packing classes too densely (rho regularisation).
+    Source: Roth et al., Revisiting Training Strategies and Generalization Performance in DML, ICML 2020, section 5.
+    """
+    anchors, positives, negatives = distance_weighted(embeddings, labels, lower_cutoff, upper_cutoff)
+    positive = pair_masks(labels)[0][anchors]
+    switched = torch.rand(len(anchors), device=anchors.device) < cp
+    return anchors, positives, torch.where(switched, draw_from(positive, positive), negatives)

@@ -29,7 +29,7 @@ def small(monkeypatch):
         first = lambda split: split.subset(torch.nonzero(split.labels < 20).flatten().tolist())  # noqa: E731
         return Splits(train=first(splits.train), test=first(splits.test))
 
-    monkeypatch.setitem(datasets.DATASETS, "glyphs", select)
+    monkeypatch.setitem(datasets.DATASETS, "glyphs", datasets.DATASETS["glyphs"]._replace(load=select))
 
 
 def run(tmp_path, *more, status=0):
@@ -62,9 +62,14 @@ def test_a_run_learns_and_leaves_its_records(tmp_path, small):
     assert last["criterion"]["base.proxies"].shape == (20, 16)
 
 
-@pytest.mark.parametrize("loss", ["antico", "antico_pair", "antico_all_proxy", "proxyanchor", "multisimilarity", "margin", "oproxy"])
+@pytest.mark.parametrize("loss", [*(f"{name}" for name in main.criteria.CRITERIA if name != "antico_batch_proxy"),
+                                  "antico_pair --antico_base none", "pml.SupConLoss", "antico_all_proxy --antico_base pml.NormalizedSoftmaxLoss"])
 def test_every_loss_trains(tmp_path, small, loss):
-    table = rows(run(tmp_path, "--loss", loss, "--n_epochs", 1))
+    for start, package in (("nir", "FrEIA"), ("pml.", "pytorch_metric_learning")):
+        if loss.split()[-1].startswith(start):
+            pytest.importorskip(package)
+    gentle = ["--loss_nir_lrmulti", 1, "--loss_nir_proxy_lrmulti", 50]  # its defaults are made for --lr 1e-5
+    table = rows(run(tmp_path, *f"--loss {loss}".split(), "--n_epochs", 1, *gentle))
     assert np.isfinite(float(table[1]["loss"])) and float(table[1]["test/e_recall@1"]) > 0.2
 
 
@@ -121,7 +126,7 @@ def test_bf16_and_compile_on_the_cpu(tmp_path, small):
 def test_diverging_loss_stops_with_a_line_and_keeps_what_was(tmp_path, small, capsys):
     run(tmp_path, "--loss", "margin", "--lr", 1e30, "--optim", "sgd", status=1)
     text = capsys.readouterr().err
-    assert "not finite in epoch" in text and "Traceback" not in text
+    assert "NaN or infinity in them, in epoch 1" in text and "Traceback" not in text
     assert checkpoint.load(tmp_path / "glyphs" / "Sample_Run_s0" / "checkpoint.pt")["epoch"] == 0
 
 
@@ -168,3 +173,12 @@ def test_report(tmp_path, small, capsys):
     assert table["antico_pair"]["Recall@2"] == "-"  # not among the metrics of these runs
     assert (tmp_path / "table.png").stat().st_size > 10_000
     assert report.main([str(tmp_path / "empty"), "--out", str(out)]) == 2 and "no run there" in capsys.readouterr().err
+
+
+def test_list_names_everything_with_its_source(capsys):
+    assert main.main(["--list"]) == 0
+    text = capsys.readouterr().out
+    packages = (main.criteria.CRITERIA, main.criteria.MINERS, main.architectures.BACKBONES, main.datasets.DATASETS)
+    for name in ["pml.<ClassName>", "none", "mAP@R", "e_recall@K", *(name for registry in packages for name in registry)]:
+        (line,) = [line for line in text.splitlines() if line.split()[:1] == [name]]
+        assert len(line.split()) > 3

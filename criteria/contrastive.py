@@ -1,0 +1,43 @@
+"""The contrastive loss: pairs of a class together, others a margin apart."""
+
+import torch
+from torch.nn.functional import normalize
+
+from criteria.base import Criterion, mean_of_positive, pair_masks
+
+
+class Contrastive(Criterion):
+    """Mean of [D - pos_margin]₊ over positive pairs + mean of [neg_margin - D]₊ over negative pairs, where not 0.
+
+    D are Euclidean distances of L2-normalised embeddings. As in the Reality Check and pytorch-metric-learning the
+    hinges are not squared (Hadsell et al. square them) and each mean is over the terms above 0.
+
+    Parameters
+    ----------
+    miner : function (embeddings, labels) → (anchors, positives, negatives), optional
+        Takes the pairs of its triplets instead of all pairs of the batch.
+    pos_margin, neg_margin : float
+        Euclidean distances of unit vectors, 0 to 2.
+
+    Source: Hadsell et al., Dimensionality Reduction by Learning an Invariant Mapping, CVPR 2006, eq. 4.
+    """
+
+    name = "contrastive"
+
+    def __init__(self, miner=None, pos_margin=0.0, neg_margin=1.0):
+        super().__init__()
+        self.miner, self.pos_margin, self.neg_margin = miner, pos_margin, neg_margin
+
+    def loss(self, embeddings, labels):
+        embeddings = normalize(embeddings, dim=1)
+        distance = torch.cdist(embeddings, embeddings)
+        pull, push = torch.relu(distance - self.pos_margin), torch.relu(self.neg_margin - distance)
+        if self.miner is None:
+            positive, negative = pair_masks(labels)
+            pull, push = pull * positive, push * negative
+        else:
+            a, p, n = self.miner(embeddings, labels)
+            pull, push = pull[a, p], push[a, n]
+        pull, push = mean_of_positive(pull), mean_of_positive(push)
+        self.log(positive=pull, negative=push)
+        return pull + push

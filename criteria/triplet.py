@@ -1,0 +1,35 @@
+"""The triplet loss."""
+
+import torch
+from torch.nn.functional import normalize
+
+from criteria.base import Criterion, mean_of_positive
+
+
+class Triplet(Criterion):
+    """Mean of [D_ap - D_an + margin]₊ over the mined triplets, those where it is not 0.
+
+    D are Euclidean distances of L2-normalised embeddings (FaceNet squares them; pytorch-metric-learning and the
+    Reality Check do not).
+
+    Parameters
+    ----------
+    miner : function (embeddings, labels) → (anchors, positives, negatives)
+    margin : float
+
+    Source: Schroff et al., FaceNet, CVPR 2015, eq. 1-3.
+    """
+
+    name = "triplet"
+
+    def __init__(self, miner, margin=0.2):
+        super().__init__()
+        self.miner, self.margin = miner, margin
+
+    def loss(self, embeddings, labels):
+        embeddings = normalize(embeddings, dim=1)
+        a, p, n = self.miner(embeddings, labels)
+        distance = torch.cdist(embeddings, embeddings)
+        violation = torch.relu(distance[a, p] - distance[a, n] + self.margin)
+        self.log(active=(violation > 0).sum() / max(len(a), 1))
+        return mean_of_positive(violation)

@@ -1,0 +1,181 @@
+"""The Anti-Collapse loss against the published code's numbers (float64), and the life of its gradients."""
+
+import logging
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+import criteria
+import parameters
+from criteria.antico import AntiCo, NoBase
+from criteria.coding_rate import coding_rate, max_coding_rate
+from criteria.oproxy import OProxy
+from criteria_tools import close, select
+
+CASES = ["batch_proxy_small", "batch_proxy_cub", "batch_proxy_weighted", "all_proxy_small", "all_proxy_more_classes_than_dim", "pair_small", "pair_collapsed"]
+VARIANTS = ["antico_pair", "antico_batch_proxy", "antico_all_proxy"]
+
+
+def inputs(case):
+    return torch.tensor(case["embeddings"], requires_grad=True), torch.tensor(case["labels"])
+
+
+def published_flags(config):
+    return ["--embed_dim", config["embed_dim"], "--bs", config["bs"], "--samples_per_class", config["samples_per_class"],
+            "--loss_oproxy_pos_alpha", config["loss_oproxy_alpha"], "--loss_oproxy_neg_alpha", config["loss_oproxy_alpha"],
+            "--loss_oproxy_pos_delta", config["loss_oproxy_delta"], "--loss_oproxy_neg_delta", -config["loss_oproxy_delta"]]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_published_objective(antico_cases, name):
+    case = antico_cases[name]
+    config = case["config"]
+    loss = select(config["n_classes"], "--loss", "antico", *published_flags(config), *(w for flag in (
+        "antico_type", "antico_eps", "antico_w", "loss_ac_w_align", "antico_gam1", "antico_gam2") for w in (f"--{flag}", config[flag])))
+    loss.proxies.data = torch.tensor(case["proxies"])
+    embeddings, labels = inputs(case)
+    value = loss(embeddings, labels)
+    value.backward()
+    assert close(value, case["antico_loss"])
+    assert close(embeddings.grad, case["antico_grad_embeddings"])
+    assert close(loss.proxies.grad, case["antico_grad_proxies"])
+    assert close(-config["antico_gam2"] * loss.logs["coding_rate"], case["neg_rate"])
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("mode", ["anchor", "nca"])
+def test_oproxy(antico_cases, name, mode):
+    case = antico_cases[name]
+    loss = select(case["config"]["n_classes"], "--loss", "oproxy", "--loss_oproxy_mode", mode, *published_flags(case["config"]))
+    loss.proxies.data = torch.tensor(case["proxies"])
+    embeddings, labels = inputs(case)
+    value = loss(embeddings, labels)
+    value.backward()
+    assert close(value, case[f"oproxy_{mode}_loss"])
+    assert close(embeddings.grad, case[f"oproxy_{mode}_grad_embeddings"])
+    assert close(loss.proxies.grad, case[f"oproxy_{mode}_grad_proxies"])
+
+
+def problem(n_classes, loss, n=90, d=512, seed=0):
+    torch.manual_seed(seed)
+    criterion = criteria.select(parameters.parse(["--loss", loss, "--embed_dim", str(d), "--bs", str(n)]), n_classes)
+    labels = torch.randperm(n_classes)[: n // 2].repeat_interleave(2)
+    return criterion, labels
+
+
+@pytest.mark.parametrize("loss", VARIANTS)
+@pytest.mark.parametrize("n_classes", [98, 100, 11318], ids=["cars", "cub", "sop"])
+def test_every_variant_has_a_living_gradient_at_its_defaults(loss, n_classes):
+    """The term's share of the gradient is between 1/100 and 100 times the base's, in float32, while training is under way."""
+    criterion, labels = problem(n_classes, loss)
+    pull = criterion.proxies.detach()[labels] if loss != "antico_pair" else torch.randn(45, 512).repeat_interleave(2, 0)
+    common = 0.7 * normalize(torch.randn(1, 512), dim=1)  # a partly collapsed space, classes half separated
+    embeddings = normalize(common + 0.3 * normalize(pull, dim=1) + 0.7 * normalize(torch.randn(90, 512), dim=1), dim=1).requires_grad_()
+    target = embeddings if loss == "antico_pair" else criterion.proxies
+    (base,) = torch.autograd.grad(criterion.align * criterion.base(embeddings, labels), target)
+    (both,) = torch.autograd.grad(criterion(embeddings, labels), target)
+    share = float((both - base).norm() / base.norm())
+    assert 0.01 < share < 100, share
+
+
+@pytest.mark.parametrize("loss", VARIANTS)
+def test_the_term_opposes_collapse(loss):
+    """A small step against the term's gradient raises the rate of a collapsed set."""
+    criterion, labels = problem(60, loss, n=40, d=32)
+    target = normalize(torch.ones(1, 32) + 0.05 * torch.randn(40 if loss == "antico_pair" else 60, 32), dim=1).requires_grad_()
+    embeddings = target if loss == "antico_pair" else normalize(torch.randn(40, 32), dim=1)
+    if loss != "antico_pair":
+        criterion.proxies.data = target.data
+        target = criterion.proxies
+    rate, largest = criterion.rate(embeddings, labels)
+    (gradient,) = torch.autograd.grad(1 - rate / largest, target)
+    with torch.no_grad():
+        target -= 0.1 * gradient
+    assert float(criterion.rate(embeddings, labels)[0]) > float(rate) * 1.0001
+
+
+def test_batch_proxy_counts_each_class_once():
+    criterion, _ = problem(30, "antico_batch_proxy", n=12, d=16)
+    labels = torch.tensor([3, 3, 3, 9, 9, 1])
+    rate, largest = criterion.rate(torch.randn(6, 16), labels)
+    proxies = normalize(criterion.proxies, dim=1)[[3, 9, 1]]
+    assert float(rate) == pytest.approx(float(coding_rate(proxies, 3 / (16 * 0.5))), rel=1e-5)
+    assert float(largest) == pytest.approx(max_coding_rate(3, 16, 3 / (16 * 0.5)), rel=1e-5)
+
+
+def test_raw_embeddings_only_on_the_published_command_line():
+    assert select(10, "--loss", "antico", "--antico_type", "pair").raw_embeddings
+    assert not select(10, "--loss", "antico_pair").raw_embeddings
+
+
+def test_dead_exponential_is_said_once(caplog):
+    criterion = AntiCo(OProxy(10, 512), "pair", form="exp", w=1.0)
+    embeddings, labels = normalize(torch.randn(90, 512), dim=1), torch.arange(90) % 10
+    with caplog.at_level(logging.WARNING):
+        for _ in range(300):
+            criterion(embeddings, labels)
+    assert len(caplog.records) == 1 and "--antico_form normalized" in caplog.text
+    caplog.clear()
+    alive = AntiCo(OProxy(100, 512), "batch_proxy", form="exp")
+    alive(embeddings, labels)
+    assert not caplog.records
+
+
+def test_published_forms_die_where_the_normalized_one_lives():
+    embeddings, labels = normalize(torch.randn(90, 512), dim=1).requires_grad_(), torch.arange(90) // 2
+    norms = {}
+    for form in ("exp", "normalized"):
+        loss = AntiCo(OProxy(100, 512), "pair", form=form, align=0.0)
+        (gradient,) = torch.autograd.grad(loss(embeddings, labels), embeddings, allow_unused=True)
+        norms[form] = float(gradient.norm())
+    assert norms["exp"] == 0 and norms["normalized"] > 1e-3
+
+
+# forms, scales and no base
+
+@pytest.mark.parametrize("scale", ["published", "mcr2"])
+@pytest.mark.parametrize("form", ["exp", "neg", "normalized"])
+@pytest.mark.parametrize("variant", ["pair", "batch_proxy", "all_proxy"])
+def test_every_form_and_scale_is_its_formula(variant, form, scale):
+    """0.5 · base + 3 · term, the determinant by numpy from the definition, the maximum by its closed form."""
+    torch.manual_seed(0)
+    d, eps, gam1, gam2 = 12, 0.4, 1.3, 1.0 if form == "normalized" else 0.2
+    loss = select(8, "--loss", f"antico_{variant}", "--antico_base", "proxyanchor", "--embed_dim", d, "--antico_form", form, "--antico_scale", scale, "--antico_w", 3,
+                  "--loss_ac_w_align", 0.5, "--antico_eps", eps, "--antico_gam1", gam1, "--antico_gam2", gam2)
+    embeddings, labels = torch.randn(10, d, dtype=torch.float64), torch.tensor([0, 0, 0, 3, 3, 5, 5, 5, 7, 7])
+    Z = normalize({"pair": embeddings, "batch_proxy": loss.proxies[[0, 3, 5, 7]], "all_proxy": loss.proxies}[variant], dim=1).detach().numpy()
+    n = len(Z)
+    s = d / (n * eps**2) if scale == "mcr2" else d / (n * eps) if variant == "pair" else n / (d * eps)
+    rate = 0.5 * np.linalg.slogdet(np.eye(d) + gam1 * s * Z.T @ Z)[1]
+    largest = min(n, d) / 2 * math.log(1 + gam1 * s * n / min(n, d))
+    term = {"exp": math.exp(-gam2 * rate), "neg": -gam2 * rate, "normalized": 1 - rate / largest}[form]
+    assert float(loss(embeddings, labels)) == pytest.approx(0.5 * float(loss.base(embeddings, labels)) + 3 * term, rel=1e-6)
+    assert loss.logs["coding_rate_share"] == pytest.approx(rate / largest, rel=1e-6)
+
+
+@pytest.mark.parametrize("form", ["exp", "neg", "normalized"])
+def test_the_term_alone_needs_no_labels(form):
+    torch.manual_seed(0)
+    loss = select(8, "--loss", "antico_pair", "--antico_base", "none", "--antico_form", form, "--antico_w", 2)
+    assert isinstance(loss.base, NoBase) and loss.param_groups(1.0) == []
+    embeddings = torch.randn(10, 6, dtype=torch.float64, requires_grad=True)
+    values = [loss(embeddings, torch.randint(8, (10,))) for _ in range(2)]
+    assert float(values[0]) == float(values[1]) == pytest.approx(2 * loss.logs["term"])
+    values[0].backward()
+    with torch.no_grad():
+        moved = embeddings - 0.1 * embeddings.grad
+    assert float(loss.rate(moved, None)[0]) > float(loss.rate(embeddings, None)[0])
+
+
+def test_tiny_precision_goes_to_float64():
+    """eps = 1e-6 on a collapsed batch: float32 products would err by more than the identity's 1."""
+    rows = normalize(torch.ones(40, 16) + 1e-4 * torch.randn(40, 16), dim=1).repeat(2, 1)
+    for variant in ("pair", "batch_proxy", "all_proxy"):
+        base = OProxy(80, 16)
+        base.proxies.data = rows
+        loss = AntiCo(base, variant, form="neg", align=0.0, eps=1e-6, scale="mcr2")
+        value, exact = loss(rows, torch.arange(80)), loss.double()(rows.double(), torch.arange(80))
+        assert value.dtype == torch.float32 and float(value) == pytest.approx(float(exact), rel=1e-3)

@@ -1,0 +1,135 @@
+"""The miners against their definitions, triplet by triplet."""
+
+import numpy as np
+import pytest
+import torch
+
+from criteria import miners
+from criteria_tools import imbalanced
+
+MINERS = {name: getattr(miners, name) for name in ("every", "random", "semihard", "softhard", "distance_weighted", "rho_distance")}
+
+
+def naive_distances(embeddings):
+    return [[(x - y).norm().item() for y in embeddings] for x in embeddings.detach()]
+
+
+def pairs(labels):
+    """Positive pairs whose anchor has a negative."""
+    labels = labels.tolist()
+    return [(i, j) for i, a in enumerate(labels) for j, b in enumerate(labels) if i != j and a == b]
+
+
+def drawn(mine, embeddings, labels, times=150, **settings):
+    """{(anchor, positive): {negatives}} over many calls."""
+    seen = {}
+    for _ in range(times):
+        for a, p, n in zip(*(t.tolist() for t in mine(embeddings, labels, **settings))):
+            seen.setdefault((a, p), set()).add(n)
+    return seen
+
+
+@pytest.mark.parametrize("name", MINERS)
+def test_triplets_are_triplets(name):
+    embeddings, labels = imbalanced()
+    a, p, n = MINERS[name](embeddings, labels)
+    assert bool((labels[a] == labels[p]).all() and (a != p).all()) and not a.is_floating_point()
+    assert name == "rho_distance" or bool((labels[a] != labels[n]).all())
+    assert set(a.tolist()) == {i for i, _ in pairs(labels)}
+    if name not in ("every", "softhard"):
+        assert list(zip(a.tolist(), p.tolist())) == pairs(labels)
+
+
+@pytest.mark.parametrize("name", MINERS)
+@pytest.mark.parametrize("labels", [torch.zeros(6, dtype=torch.long), torch.arange(6), torch.zeros(1, dtype=torch.long)], ids=["one class", "no pair", "one image"])
+def test_nothing_to_mine(name, labels):
+    triplets = MINERS[name](torch.randn(len(labels), 4), labels)
+    assert [len(t) for t in triplets] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("name", MINERS)
+def test_equal_embeddings_still_give_triplets(name):
+    labels = torch.arange(8) // 2
+    a, p, n = MINERS[name](torch.ones(8, 4), labels)
+    assert len(a) >= 8 and bool((labels[a] == labels[p]).all())
+
+
+def test_every_is_all_of_them():
+    lmu = pytest.importorskip("pytorch_metric_learning.utils.loss_and_miner_utils")
+    embeddings, labels = imbalanced()
+    theirs = set(zip(*(t.tolist() for t in lmu.get_all_triplets_indices(labels))))
+    assert set(zip(*(t.tolist() for t in miners.every(embeddings, labels)))) == theirs
+
+
+def test_random_draws_all_negatives_alike():
+    embeddings, labels = imbalanced(n=14)
+    torch.manual_seed(0)
+    for (a, _), negatives in drawn(miners.random, embeddings, labels).items():
+        assert negatives == {j for j in range(len(labels)) if labels[j] != labels[a]}
+
+
+def test_semihard_draws_from_the_band():
+    embeddings, labels = imbalanced(n=20, d=6)
+    D, y = naive_distances(embeddings), labels.tolist()
+    torch.manual_seed(0)
+    fallbacks = 0
+    for (a, p), negatives in drawn(miners.semihard, embeddings, labels, margin=0.3).items():
+        band = {j for j in range(len(y)) if y[j] != y[a] and D[a][p] < D[a][j] < D[a][p] + 0.3}
+        fallbacks += not band
+        assert negatives == (band or {j for j in range(len(y)) if y[j] != y[a]})
+    assert 0 < fallbacks < 60  # both cases occurred
+
+
+def test_semihard_triplets_are_those_of_pml():
+    theirs = pytest.importorskip("pytorch_metric_learning.miners").TripletMarginMiner(0.3, "semihard")
+    embeddings, labels = imbalanced(n=20, d=6)
+    known = {}
+    for a, p, n in zip(*(t.tolist() for t in theirs(embeddings, labels))):
+        known.setdefault((a, p), set()).add(n)
+    for pair, negatives in drawn(miners.semihard, embeddings, labels, margin=0.3).items():
+        assert negatives == known.get(pair, negatives)
+    assert known
+
+
+def test_softhard_draws_what_is_on_the_wrong_side():
+    embeddings, labels = imbalanced(n=20, d=6, seed=3)
+    D, y = naive_distances(embeddings), labels.tolist()
+    torch.manual_seed(0)
+    positives, negatives = {}, {}
+    for (a, p), found in drawn(miners.softhard, embeddings, labels).items():
+        positives.setdefault(a, set()).add(p)
+        negatives.setdefault(a, set()).update(found)
+    for a in positives:
+        same = {j for j in range(len(y)) if y[j] == y[a] and j != a}
+        other = {j for j in range(len(y)) if y[j] != y[a]}
+        assert positives[a] == ({j for j in same if D[a][j] > min(D[a][k] for k in other)} or same)
+        assert negatives[a] == ({j for j in other if D[a][j] < max(D[a][k] for k in same)} or other)
+
+
+def test_distance_weighted_frequencies():
+    """One anchor's negatives against the densities of the formula."""
+    embeddings, labels = imbalanced(d=5)
+    anchor, d = 0, 5
+    counts, weights = np.zeros(len(labels)), np.zeros(len(labels))
+    torch.manual_seed(0)
+    for _ in range(600):
+        a, p, n = miners.distance_weighted(embeddings, labels)
+        np.add.at(counts, n[a == anchor].numpy(), 1)
+    for j in range(len(labels)):
+        t = (embeddings[anchor] - embeddings[j]).norm().item()
+        if labels[j] != labels[anchor] and t < 1.4:
+            t = max(t, 0.5)
+            weights[j] = 1 / (t ** (d - 2) * (1 - t * t / 4) ** ((d - 3) / 2))
+    assert np.abs(counts / counts.sum() - weights / weights.sum()).max() < 0.02
+
+
+@pytest.mark.parametrize("cp", [0.0, 0.2, 1.0])
+def test_rho_switches_a_share_of_the_negatives(cp):
+    embeddings, labels = imbalanced()
+    torch.manual_seed(0)
+    switched = []
+    for _ in range(30):
+        a, p, n = miners.rho_distance(embeddings, labels, cp=cp)
+        assert bool((n != a).all())
+        switched.append((labels[n] == labels[a]).double().mean().item())
+    assert np.mean(switched) == pytest.approx(cp, abs=0.02)
