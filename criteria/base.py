@@ -100,7 +100,7 @@ def full_precision(x):
 def pair_masks(labels):
     """(B, B) masks of the positive pairs (same class, not the same image) and of the negative pairs."""
     same = labels[:, None] == labels[None, :]
-    return same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device), ~same
+    return same.clone().fill_diagonal_(False), ~same
 
 
 def log1p_sum_exp(logits, mask, dim):

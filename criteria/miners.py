@@ -8,28 +8,27 @@ positive or without a negative are no anchors; a batch without any gives T = 0.
 import torch
 from torch.nn.functional import normalize
 
-from criteria.base import full_precision, pair_masks
+from criteria.base import full_precision, lowest, pair_masks
 
 
 def geometry(embeddings, labels):
-    """Distances (B, B), and the masks of positive and negative pairs restricted to rows that have both."""
+    """Squared distances (B, B), and the masks of positive pairs whose anchor has a negative, and of negative pairs."""
     embeddings = normalize(full_precision(embeddings), dim=1)
+    squared = (embeddings @ embeddings.T).mul_(-2).add_(2).clamp_(min=0)
     positive, negative = pair_masks(labels)
-    usable = (positive.any(1) & negative.any(1))[:, None]
-    return torch.cdist(embeddings, embeddings), positive & usable, negative & usable
+    return squared, positive & (labels != labels[0]).any(), negative  # with two classes every image has a negative
 
 
-def draw(log_weight):
-    """One column a row of (R, B), in proportion to exp(log_weight): the arg max of log-weights plus Gumbel noise is such a draw."""
-    if len(log_weight) == 0:
-        return torch.zeros(0, dtype=torch.long, device=log_weight.device)
-    return (log_weight - torch.empty_like(log_weight).exponential_().log()).argmax(1)
+def draw(weight):
+    """One column a row of (R, B), in proportion to the weights, by the inverse of their cumulative sum."""
+    cumulative = weight.cumsum(1, dtype=torch.float64)
+    u = torch.rand(len(weight), 1, dtype=torch.float64, device=weight.device) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, u, right=True).squeeze(1)
 
 
 def draw_from(mask, otherwise):
     """One column a row, uniformly from `mask`; from `otherwise` in the rows where the mask is empty."""
-    mask = torch.where(mask.any(1, keepdim=True), mask, otherwise)
-    return draw(torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -torch.inf))
+    return draw(torch.where(mask.any(1, keepdim=True), mask, otherwise))
 
 
 @torch.no_grad()
@@ -55,7 +54,8 @@ def semihard(embeddings, labels, margin=0.2):
 
     Where there is none, from all negatives. Source: Schroff et al., FaceNet, CVPR 2015, section 3.2.
     """
-    distance, positive, negative = geometry(embeddings, labels)
+    squared, positive, negative = geometry(embeddings, labels)
+    distance = squared.sqrt_()
     anchors, positives = positive.nonzero(as_tuple=True)
     away, to_positive = distance[anchors], distance[anchors, positives][:, None]
     band = negative[anchors] & (away > to_positive) & (away < to_positive + margin)
@@ -89,14 +89,13 @@ def distance_weighted(embeddings, labels, lower_cutoff=0.5, upper_cutoff=1.4):
     Source: Wu et al., Sampling Matters in Deep Embedding Learning, ICCV 2017, eq. 3-4.
     """
     d = embeddings.shape[1]
-    distance, positive, negative = geometry(embeddings, labels)
-    t = distance.clamp(lower_cutoff, 2 - 1e-4)
-    log_weight = (2.0 - d) * t.log() - (d - 3) / 2 * torch.log1p(-t.square() / 4)
-    reachable = negative & (distance < upper_cutoff)
-    lonely = ~reachable.any(1, keepdim=True)
-    log_weight = torch.where(lonely, 0.0, log_weight).masked_fill(~torch.where(lonely, negative, reachable), -torch.inf)
+    squared, positive, negative = geometry(embeddings, labels)
+    quarter = squared.clamp(max(lower_cutoff**2, 1e-8), 4 - 1e-3).div_(4)  # t²/4; constant factors of the density fall out
+    log_weight = quarter.log().mul_((2 - d) / 2).sub_(torch.log1p(-quarter), alpha=(d - 3) / 2)
+    weight = torch.softmax(log_weight.masked_fill_(~negative | (squared >= upper_cutoff**2), lowest(squared)), 1)
     anchors, positives = positive.nonzero(as_tuple=True)
-    return anchors, positives, draw(log_weight[anchors])
+    # in a row without a negative in reach the softmax is the same everywhere, and the mask picks the negatives
+    return anchors, positives, draw((weight * negative)[anchors])
 
 
 @torch.no_grad()

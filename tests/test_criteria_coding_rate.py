@@ -44,3 +44,39 @@ def test_coding_rate_takes_duplicates_zero_rows_and_half_precision_under_autocas
     assert float(rate) == pytest.approx(float(coding_rate(Z.double(), 2.0)), rel=1e-2)
     with pytest.raises(ValueError, match="non-empty"):
         coding_rate(torch.zeros(0, 4))
+
+
+@pytest.mark.parametrize("n, d", [(320, 300), (300, 320), (1, 300)])
+def test_block_products_give_the_same_rate_and_gradient(n, d):
+    """From 256 on the Gram matrix is made in blocks; autograd through numpy's formula in torch is the reference."""
+    Z = normalize(torch.randn(n, d, dtype=torch.float64), dim=1).requires_grad_()
+    s = torch.tensor(1.7, dtype=torch.float64, requires_grad=True)
+    expected = 0.5 * torch.linalg.slogdet(torch.eye(d, dtype=torch.float64) + s * Z.T @ Z).logabsdet
+    ours = coding_rate(Z, s)
+    assert float(ours) == pytest.approx(float(expected), rel=1e-10)
+    for a, b in zip(torch.autograd.grad(ours, (Z, s)), torch.autograd.grad(expected, (Z, s))):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("Z", [torch.zeros(5, 3), torch.ones(6, 3), torch.ones(1, 3), torch.cat([torch.zeros(2, 3), torch.ones(2, 3)])], ids=["zeros", "equal", "one row", "both"])
+def test_gradcheck_of_degenerate_rows(Z):
+    assert torch.autograd.gradcheck(lambda z: coding_rate(z, 0.9), Z.double().requires_grad_())
+
+
+def test_precision():
+    collapsed = normalize(torch.ones(400, 32) + 1e-3 * torch.randn(400, 32), dim=1)
+    exact = float(coding_rate(collapsed.double(), 1e6))
+    assert coding_rate(collapsed, 1.0).dtype == torch.float32
+    assert coding_rate(collapsed, 1.0, dtype=torch.float64).dtype == torch.float64
+    assert coding_rate(collapsed, 1e6).dtype == torch.float64  # by itself where float32 would be noise
+    assert float(coding_rate(collapsed, 1e6)) == pytest.approx(exact, rel=1e-9)
+    for argument, value, words in (("dtype", torch.bfloat16, "dtype must be"), ("scale", -1.0, "must not be negative"), ("scale", float("nan"), "must not be")):
+        with pytest.raises(ValueError, match=words):
+            coding_rate(collapsed, **{argument: value})
+
+
+def test_compiles_whole():
+    compiled = torch.compile(coding_rate, backend="aot_eager", fullgraph=True)
+    Z = torch.randn(9, 20, requires_grad=True)
+    torch.testing.assert_close(compiled(Z, 0.7), coding_rate(Z, 0.7))
+    torch.testing.assert_close(torch.autograd.grad(compiled(Z, 0.7), Z), torch.autograd.grad(coding_rate(Z, 0.7), Z))
