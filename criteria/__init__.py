@@ -155,4 +155,6 @@ def select(opt, n_classes):
 
     Raises ValueError, one line that names the flag, for an unknown name or a combination that makes no sense.
     """
-    return find("--loss", opt.loss, CRITERIA, opt)(opt, n_classes)
+    criterion = find("--loss", opt.loss, CRITERIA, opt)(opt, n_classes)
+    criterion.n_classes = n_classes
+    return criterion

@@ -74,7 +74,7 @@ class AntiCo(Criterion):
         self.name = f"antico_{variant}"
         self.base, self.variant, self.form, self.scale, self.raw_embeddings = base, variant, form, scale, raw_embeddings
         self.align, self.w, self.gam1, self.gam2, self.eps = align, w, gam1, gam2, eps
-        self.n_classes = base.n_classes
+        self.n_classes, self.embed_dim = base.n_classes, base.embed_dim
         self.said_dead = form != "exp"
 
     @property

@@ -19,13 +19,14 @@ class Criterion(nn.Module):
     Raises
     ------
     ValueError
-        Naming the loss: for a wrong shape, an empty batch, labels outside 0..C-1 (losses with proxies) or embeddings
-        that are not finite (`NonFinite`). On a GPU the last two are looked at in the first call and every 100th after
-        it, since looking waits for the device; a compiled criterion does not look.
+        Naming the loss: for a wrong shape, an empty batch, labels outside 0..C-1 or embeddings that are not finite
+        (`NonFinite`). On a GPU the last two are looked at in the first call and every 100th after it, since looking
+        waits for the device; a compiled criterion does not look.
     """
 
     name = "criterion"
-    n_classes = None  # losses with proxies set it; labels are then checked against it
+    n_classes = None  # labels are checked against it where it is known (`select` sets it)
+    embed_dim = None  # likewise; losses with proxies set it
 
     def __init__(self):
         super().__init__()
@@ -55,6 +56,10 @@ class Criterion(nn.Module):
                 f"{self.name}: expects embeddings (B, d) and labels (B,) with B > 0, "
                 f"got {tuple(embeddings.shape)} and {tuple(labels.shape)}"
             )
+        if labels.is_floating_point():
+            raise ValueError(f"{self.name}: labels must be integers, got {labels.dtype}")
+        if self.embed_dim not in (None, embeddings.shape[1]):
+            raise ValueError(f"{self.name}: expects embeddings of {self.embed_dim} dimensions (--embed_dim), got {embeddings.shape[1]}")
         if torch.compiler.is_compiling():
             return
         self.calls += 1
@@ -80,7 +85,7 @@ class ProxyCriterion(Criterion):
 
     def __init__(self, n_classes, embed_dim, lr_multi=2000.0):
         super().__init__()
-        self.n_classes, self.lr_multi = n_classes, lr_multi
+        self.n_classes, self.embed_dim, self.lr_multi = n_classes, embed_dim, lr_multi
         # drawn as by Kaiming for fan-out C, as Proxy-Anchor's authors do
         self.proxies = nn.Parameter(torch.empty(n_classes, embed_dim))
         nn.init.kaiming_normal_(self.proxies, mode="fan_out")

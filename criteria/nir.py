@@ -50,9 +50,10 @@ class NIR(Criterion):
             raise ValueError(f"--loss_nir_form {form}: must be one of {', '.join(FORMS)}")
         if init not in ("none", "xavier"):
             raise ValueError(f"--loss_nir_nf_fc_init {init}: must be none or xavier")
-        self.base, self.n_classes, self.w_align, self.flow_lr_multi = base, base.n_classes, w_align, flow_lr_multi
+        self.base, self.n_classes, self.embed_dim = base, base.n_classes, base.embed_dim
+        self.w_align, self.flow_lr_multi = w_align, flow_lr_multi
         self.log_match, self.pair_perc, self.noise, self.form, self.conditioning = log_match, pair_perc, noise, form, conditioning
-        d = base.proxies.shape[1]
+        d = base.embed_dim
         self.flow = make_flow(d, conditioning, blocks, depth, width, dropout, clamp, init)
         n_embedders = {"dense_embed": 1, "dense_embed_multi": blocks, "dense_embed_multi_stacked": blocks}.get(conditioning, 0)
         self.embedders = nn.ModuleList(nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, d)) for _ in range(n_embedders))

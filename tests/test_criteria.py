@@ -52,11 +52,15 @@ def test_every_criterion_says_what_is_wrong_with_its_input(name):
         embeddings[3, 2] = bad
         with pytest.raises(criteria.NonFinite, match=f"({named}): 1 of 12 embeddings"):
             criterion(embeddings, labels)
+    for wrong in (10, -1):
+        with pytest.raises(ValueError, match=rf"({named}): labels must be in 0\.\.9"):
+            criterion(torch.randn(12, 8), torch.full((12,), wrong))
+    with pytest.raises(ValueError, match=f"({named}): labels must be integers"):
+        criterion(torch.randn(12, 8), labels.float())
     if hasattr(criterion, "proxies"):
         assert criterion.proxies.shape == (10, 8)
-        for wrong in (10, -1):
-            with pytest.raises(ValueError, match=rf"({named}): labels must be in 0\.\.9"):
-                criterion(torch.randn(12, 8), torch.full((12,), wrong))
+        with pytest.raises(ValueError, match=f"({named}): expects embeddings of 8 dimensions"):
+            criterion(torch.randn(12, 7), labels)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -45,7 +45,7 @@ def draw(path):
     box(axis, 7.3, 3.15, 2.9, "pair: rate of the\nbatch's embeddings", TERM, 0.85)
     box(axis, 7.3, 1.95, 2.9, "batch_proxy: rate of the\nproxies of the batch's classes", TERM, 0.85, 9)
     box(axis, 7.3, 0.75, 2.9, "all_proxy: rate of\nall proxies", TERM, 0.85)
-    axis.text(5.3, 0.3, "term = exp(−γ₂ R)  or  1 − R / R_max,   R = ½ logdet(I + s ZᵀZ)", ha="center", va="center", fontsize=8.5, color=INK)
+    axis.text(5.3, 0.3, "term = exp(−γ₂ R),  −γ₂ R  or  1 − R / R_max;   R = ½ logdet(I + s ZᵀZ)", ha="center", va="center", fontsize=8.5, color=INK)
     for start, end in (((1.85, 3.8), (2.35, 3.8)), ((4.05, 3.8), (4.55, 3.8)), ((6.55, 4.1), (7.25, 5.0)), ((6.55, 3.7), (7.25, 3.57)),
                        ((6.55, 2.0), (7.25, 2.35)), ((6.55, 1.6), (7.25, 1.2))):
         arrow(axis, start, end)
