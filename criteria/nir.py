@@ -36,7 +36,7 @@ class NIR(Criterion):
         block; `xavier` or `none` (PyTorch's initialisation).
 
     Needs FrEIA (pip install FrEIA). Source: Roth et al., Non-isotropy Regularization for Proxy-based Deep Metric
-    Learning, CVPR 2022, eq. 6-8.
+    Learning, CVPR 2022.
     """
 
     name = "nir"

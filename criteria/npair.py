@@ -13,7 +13,7 @@ class NPair(Criterion):
     no part. Similarities are cosines over `temperature`. The paper has unnormalised embeddings with an L2 penalty
     instead; with temperature 1 this is pytorch-metric-learning's NPairsLoss.
 
-    Source: Sohn, Improved Deep Metric Learning with Multi-class N-pair Loss Objective, NeurIPS 2016, eq. 7.
+    Source: Sohn, Improved Deep Metric Learning with Multi-class N-pair Loss Objective, NeurIPS 2016.
     """
 
     name = "npair"

@@ -11,7 +11,7 @@ class ProxyNCA(ProxyCriterion):
     The softmax is over all C proxies, as in pytorch-metric-learning and ProxyNCA++; the paper leaves the own proxy
     out of the denominator. `scale` multiplies the squared distances (ProxyNCA++: 9).
 
-    Source: Movshovitz-Attias et al., No Fuss Distance Metric Learning using Proxies, ICCV 2017, eq. 4-5.
+    Source: Movshovitz-Attias et al., No Fuss Distance Metric Learning using Proxies, ICCV 2017.
     """
 
     name = "proxynca"

@@ -12,7 +12,7 @@ class NormalizedSoftmax(ProxyCriterion):
     """Cross-entropy of the cosine similarities to the L2-normalised class weights over a temperature.
 
     Source: Wang et al., NormFace, ACM MM 2017; Zhai & Wu, Classification is a Strong Baseline for Deep Metric
-    Learning, BMVC 2019, eq. 3 (temperature 0.05).
+    Learning, BMVC 2019 (temperature 0.05).
     """
 
     name = "normalized_softmax"

@@ -17,7 +17,7 @@ class Triplet(Criterion):
     miner : function (embeddings, labels) → (anchors, positives, negatives)
     margin : float
 
-    Source: Schroff et al., FaceNet, CVPR 2015, eq. 1-3.
+    Source: Schroff et al., FaceNet, CVPR 2015, section 3.1.
     """
 
     name = "triplet"
