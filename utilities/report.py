@@ -79,7 +79,7 @@ def caption(groups, split="test"):
 
 
 def figure(groups, path, split="test"):
-    """Recall@1 and the coding rate's share of a split against epochs, one line a loss (first seed)."""
+    """Recall@1 and the coding rate's share of a split against epochs, one line a loss: the mean of its seeds, their range as a band."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
@@ -89,9 +89,16 @@ def figure(groups, path, split="test"):
         column, factor, _ = COLUMNS[heading]
         column = column.replace("test/", f"{split}/")
         for i, (label, runs) in enumerate(groups.items()):
-            points = [(r["epoch"], r[column] * factor) for r in runs[0][1] if r.get(column) is not None]
-            axis.plot(*zip(*points), label=label, color=f"C{i}", marker="o", markersize=3, linewidth=1.6,
-                      linestyle="-" if label.startswith("antico") else "--") if points else None
+            found = {}
+            for _, rows in runs:
+                for row in rows:
+                    if row.get(column) is not None:
+                        found.setdefault(row["epoch"], []).append(row[column] * factor)
+            epochs = sorted(found)
+            axis.plot(epochs, [statistics.fmean(found[e]) for e in epochs], label=label, color=f"C{i}", marker="o", markersize=3,
+                      linewidth=1.6, linestyle="-" if label.startswith("antico") else "--")
+            if len(runs) > 1:
+                axis.fill_between(epochs, [min(found[e]) for e in epochs], [max(found[e]) for e in epochs], color=f"C{i}", alpha=0.15, linewidth=0)
         axis.set(xlabel="epoch", ylabel="%", title=f"{heading}{' / its maximum' if heading == 'coding rate' else ''}, {split} classes")
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
