@@ -19,7 +19,7 @@ BLOCKS = {
 
 
 class BNInception(nn.Module):
-    """Images (B, 3, H, W), BGR in 0..255 less the mean (104, 117, 128) → maps (B, 1024, H/32, W/32).
+    """Images (B, 3, H, W), BGR in 0..255 less the mean (104, 117, 128) → maps (B, 1024, H/32, W/32); H and W are multiples of 32.
 
     Its keys are those of the weights converted from Caffe, bn_inception-52deb4733.pth.
     Source: Ioffe and Szegedy, Batch Normalization, ICML 2015.

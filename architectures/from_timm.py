@@ -56,6 +56,7 @@ def timm_backbone(arch, name, maps, pretrained):
             raise
         raise ValueError(f"the weights of --arch {arch} cannot be had ({first_line(problem)}): give a file with --weights PATH, "
                          "or start from random weights with --not_pretrained") from problem
+    whole = net.state_dict().keys()
     net.reset_classifier(0)
     config = net.pretrained_cfg
     _, height, size = config["input_size"]
@@ -67,6 +68,6 @@ def timm_backbone(arch, name, maps, pretrained):
     if maps and len(shape) != 4:
         raise ValueError(f"--arch {arch}: {name} gives tokens, not a feature map to pool; leave the pooling suffix away for its own pooling")
     classifier = config["classifier"] or ()
-    classifier = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    classifier = [layer + "." for layer in ((classifier,) if isinstance(classifier, str) else classifier)]
     return dict(about=f"timm's {name}", build=lambda: features, width=shape[1], input_size=size, mean=tuple(config["mean"]), std=tuple(config["std"]),
-                not_in_backbone=tuple(layer + "." for layer in classifier))
+                not_in_backbone=(*classifier, *(whole - net.state_dict().keys())))
