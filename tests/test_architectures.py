@@ -1,3 +1,8 @@
+import hashlib
+import http.server
+import math
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -5,6 +10,7 @@ from torch import nn
 import architectures
 import parameters
 from architectures import BACKBONES, EmbeddingNet
+from architectures.embedding import POOLINGS
 
 
 def build(arch, *more):
@@ -12,7 +18,8 @@ def build(arch, *more):
     return architectures.select(parameters.parse(["--arch", arch, "--embed_dim", "16", *more]))
 
 
-@pytest.mark.parametrize("arch, size", [("conv4", 32), ("resnet18_frozen_normalize", 224), ("resnet50_double", 224)])
+@pytest.mark.parametrize("arch, size", [("conv4", 32), ("resnet18_frozen_normalize", 224), ("resnet50_double", 224), ("bninception_frozen_normalize_double", 224),
+                                        ("googlenet_lp3", 224)])
 def test_embeddings(arch, size):
     model = build(arch, "--not_pretrained").eval()
     assert model.input_size == size
@@ -43,6 +50,87 @@ def test_double_is_average_plus_max_pooling():
     nn.init.eye_(model.last_linear.weight), nn.init.zeros_(model.last_linear.bias)
     images = torch.rand(2, 3, 5, 5)
     assert torch.allclose(model(images), images.mean((2, 3)) + images.amax((2, 3)))
+
+
+@pytest.mark.parametrize("p", [2, 3])
+def test_lp_pooling_is_the_generalised_mean_over_positions(p):
+    maps = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    maps[0, 0] = 0  # a dead channel: its root has no gradient without care
+    pooled = POOLINGS[f"lp{p}"](maps.requires_grad_())
+    for image in range(2):
+        for channel in range(3):
+            values = [max(abs(v), 1e-6) for v in maps[image, channel].flatten().tolist()]
+            assert math.isclose(pooled[image, channel], (sum(v**p for v in values) / len(values)) ** (1 / p), rel_tol=1e-5)
+    pooled.sum().backward()
+    assert maps.grad.isfinite().all()
+    # the norm of a constant map is the constant whatever the size, unlike the plain p-norm
+    assert torch.allclose(POOLINGS[f"lp{p}"](torch.full((1, 1, 7, 7), -2.0)), torch.tensor(2.0))
+
+
+def test_pooling_in_half_precision_has_no_underflow():
+    assert torch.allclose(POOLINGS["lp3"](torch.full((1, 1, 2, 2), 1e-5, dtype=torch.float16)), torch.tensor(1e-5), rtol=0.1)
+
+
+def random_statistics(module):
+    """BatchNorm as after training: weights, shifts and statistics that are not 1 and 0."""
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.uniform_(norm.weight, 0.5, 1.5), nn.init.normal_(norm.bias, 0, 0.3)
+            nn.init.normal_(norm.running_mean, 0, 0.2), nn.init.uniform_(norm.running_var, 0.5, 2)
+    return module
+
+
+def test_bninception_is_the_published_network(tmp_path):
+    pretrainedmodels = pytest.importorskip("pretrainedmodels")
+    torch.manual_seed(0)
+    theirs = random_statistics(pretrainedmodels.bninception(pretrained=None))
+    torch.save(theirs.state_dict(), tmp_path / "w.pth")
+    model = build("bninception_double", "--weights", str(tmp_path / "w.pth"))
+    setting = pretrainedmodels.pretrained_settings["bninception"]["imagenet"]
+    assert BACKBONES["bninception"].address == setting["url"]
+    images = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
+    # as the package says: BGR, 0..255, mean and std in that order
+    assert (setting["input_space"], setting["input_range"]) == ("BGR", [0, 255])
+    raw = (images[:, [2, 1, 0]].float() - torch.tensor(setting["mean"]).view(3, 1, 1)) / torch.tensor(setting["std"]).view(3, 1, 1)
+    for given in (images, images / 255):
+        assert torch.allclose(model.prepare(given), raw, atol=1e-3)
+    for mode in (False, True):
+        model.train(mode), theirs.train(mode)
+        maps = theirs.features(raw)
+        assert maps.std() > 0.01
+        assert (model.features(raw) - maps).abs().max() < 1e-5
+        state = model.features.state_dict()  # with the running statistics that training has moved
+        assert all(torch.allclose(state[k], v, atol=1e-5) for k, v in theirs.state_dict().items() if not k.startswith("last_linear"))
+        expected = model.last_linear(maps.mean((2, 3)) + maps.amax((2, 3)))
+        assert torch.allclose(model(images), expected, atol=1e-4)
+
+
+def test_googlenet_features_are_torchvisions(tmp_path):
+    from torchvision import models
+    torch.manual_seed(0)
+    theirs = random_statistics(models.googlenet(weights=None, aux_logits=True, transform_input=True, init_weights=False)).eval()
+    torch.save(theirs.state_dict(), tmp_path / "w.pth")  # with fc, aux1 and aux2, as the published file
+    model = build("googlenet", "--weights", str(tmp_path / "w.pth")).eval()
+    theirs.fc, images = model.last_linear, torch.rand(2, 3, 96, 96)
+    normalised = (images - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    assert torch.allclose(model(images), theirs(normalised), atol=1e-4)
+
+
+@pytest.mark.parametrize("arch", ["conv4", "bninception_frozen_double", "googlenet_lp2", "resnet18_lp3"])
+def test_channels_last_and_checkpoints_of_plain_tensors(arch, tmp_path):
+    model = build(arch, *(["--not_pretrained"] if arch != "conv4" else [])).eval()
+    images = torch.rand(2, 3, 64, 64)
+    expected = model(images)
+    model.to(memory_format=torch.channels_last)
+    assert torch.allclose(model(images.to(memory_format=torch.channels_last)), expected, atol=1e-4)
+    torch.save(model.state_dict(), tmp_path / "c.pt")
+    state = torch.load(tmp_path / "c.pt", weights_only=True)
+    assert not {"mean", "std"} & set(state)
+    torch.manual_seed(1)
+    other = architectures.select(parameters.parse(["--arch", arch, "--embed_dim", "16"] + (["--not_pretrained"] if arch != "conv4" else []))).eval()
+    assert not torch.allclose(other(images), expected)
+    other.load_state_dict(state)
+    assert torch.allclose(other(images), expected, atol=1e-4)
 
 
 def test_frozen_keeps_statistics_through_train_but_learns_scale_and_shift():
@@ -108,19 +196,68 @@ def test_weights_never_unpickle_code(tmp_path):
         architectures.select(parameters.parse(["--arch", "resnet18", "--weights", "nowhere.pth"]))
 
 
-def test_failed_download_names_both_flags(monkeypatch):
-    def offline(address, **options):
-        assert address == BACKBONES["resnet50"].address and options["check_hash"] and options["weights_only"]
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A folder that a local server gives: (its path, its address); torch.hub's own folder lies beside it."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    handler = type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *words: None})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), lambda *a: handler(*a, directory=str(folder))) as served:
+        threading.Thread(target=served.serve_forever, daemon=True).start()
+        yield folder, f"http://127.0.0.1:{served.server_port}/"
+        served.shutdown()
+
+
+def test_weights_from_an_address_with_its_hash(server, tmp_path):
+    folder, address = server
+    source = build("conv4")
+    torch.save(source.features.state_dict(), folder / "w.pth")
+    digest = hashlib.sha256((folder / "w.pth").read_bytes()).hexdigest()
+    named = f"w-{digest[:8]}.pth"
+    (folder / "w.pth").rename(folder / named)
+    for _ in range(2):  # the second comes from the folder
+        torch.manual_seed(1)
+        model = architectures.select(parameters.parse(["--arch", "conv4", "--weights", address + named]))
+        assert torch.equal(model.features[0].weight, source.features[0].weight)
+        if (folder / named).exists():
+            (folder / named).rename(folder / "plain.pth")
+    (tmp_path / "hub" / "checkpoints" / named).write_bytes(b"cut off")  # a damaged copy is fetched anew, and here it is gone
+    with pytest.raises(ValueError, match="cannot be downloaded.*404"):
+        build("conv4", "--weights", address + named)
+    assert torch.equal(build("conv4", "--weights", f"{address}plain.pth#sha256={digest}").features[0].weight, source.features[0].weight)
+    with pytest.raises(ValueError, match="cannot be downloaded .invalid hash value"):
+        build("conv4", "--weights", f"{address}plain.pth#sha256={digest[::-1]}")
+    with pytest.raises(ValueError, match="an address must carry its hash"):
+        build("conv4", "--weights", address + "plain.pth")
+
+
+def test_weights_of_a_path_with_its_hash(tmp_path):
+    torch.save({"state_dict": build("conv4").features.state_dict()}, tmp_path / "w.pth")
+    digest = hashlib.sha256((tmp_path / "w.pth").read_bytes()).hexdigest()
+    build("conv4", "--weights", f"{tmp_path / 'w.pth'}#sha256={digest[:12].upper()}")
+    with pytest.raises(ValueError, match=f"its SHA-256 is {digest}, not 00000000"):
+        build("conv4", "--weights", f"{tmp_path / 'w.pth'}#sha256=00000000")
+    with pytest.raises(ValueError, match="8 to 64 hexadecimal digits"):
+        build("conv4", "--weights", f"{tmp_path / 'w.pth'}#sha256=xyz")
+
+
+@pytest.mark.parametrize("arch", ["bninception", "googlenet", "resnet18", "resnet50_frozen_normalize"])
+def test_failed_download_names_both_flags(monkeypatch, tmp_path, arch):
+    def offline(address, path, hash_prefix):
+        assert address == BACKBONES[arch.split("_")[0]].address and f"-{hash_prefix}.pth" in address and len(hash_prefix) >= 8
         raise OSError("no route to host")
 
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     with pytest.raises(ValueError) as problem:
-        architectures.select(parameters.parse(["--arch", "resnet50_frozen_normalize"]))
+        architectures.select(parameters.parse(["--arch", arch]))
     text = str(problem.value)
     assert "\n" not in text and all(word in text for word in ("--weights PATH", "--not_pretrained", "no route to host"))
 
 
-@pytest.mark.parametrize("arch, words", [("resnet51", "did you mean resnet50"), ("resnet50_frosen", "unknown suffix _frosen"), ("conv", "known: conv4")])
+@pytest.mark.parametrize("arch, words", [("resnet51", "did you mean resnet50"), ("resnet50_frosen", "unknown suffix _frosen"), ("conv", "known: conv4"),
+                                         ("resnet18_double_lp2", "one of _double, _lp2")])
 def test_unknown_names(arch, words):
     with pytest.raises(ValueError, match=words):
         build(arch)

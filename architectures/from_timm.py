@@ -1,0 +1,73 @@
+"""Every network of timm as timm.<name>, e.g. timm.vit_small_patch16_224 or timm.vit_base_patch16_clip_224.openai."""
+
+import difflib
+
+import torch
+from torch import nn
+
+from architectures.weights import first_line
+
+
+class TimmFeatures(nn.Module):
+    """A timm network without its classifier: normalised images (B, 3, H, W) → what it pools itself (B, width),
+    or with `maps` its last feature maps (B, width, h, w)."""
+
+    def __init__(self, net, maps):
+        super().__init__()
+        self.net, self.maps, self.channels_last = net, maps, getattr(net, "output_fmt", "NCHW") == "NHWC"
+
+    def forward(self, images):
+        if not self.maps:
+            return self.net(images)
+        maps = self.net.forward_features(images)
+        return maps.permute(0, 3, 1, 2) if self.channels_last else maps
+
+
+def check_name(arch, name):
+    """ValueError, one line, if timm is missing or has no network of that name."""
+    try:
+        import timm
+    except ImportError as problem:
+        raise ValueError(f"--arch {arch}: needs timm ({first_line(problem)}): pip install timm") from problem
+    base, _, tag = name.partition(".")
+    tagged = timm.list_models(pretrained=True)
+    if not timm.is_model(base):
+        near = difflib.get_close_matches(name, timm.list_models() + tagged, 3, 0.5)
+        raise ValueError(f"--arch {arch}: timm {timm.__version__} has no network {name}"
+                         + (f" (did you mean timm.{' or timm.'.join(near)}?)" if near else ""))
+    if tag and name not in tagged:
+        tags = [n for n in tagged if n.partition(".")[0] == base]
+        near = difflib.get_close_matches(name, tags, 3, 0)
+        raise ValueError(f"--arch {arch}: timm {timm.__version__} has no weights {tag} of {base}" + (f"; it has timm.{', timm.'.join(near)}" if near else ""))
+
+
+def timm_backbone(arch, name, maps, pretrained):
+    """The fields of a Backbone for timm's `name`: mean, std and size from its pretrained_cfg, the width from what it gives for one image.
+
+    `maps`: give feature maps to pool, not what the network pools itself; ValueError for one that has tokens.
+    """
+    import timm
+
+    try:
+        # made with its classifier, so that timm compares every key of its download
+        net = timm.create_model(name, pretrained=pretrained)
+    except Exception as problem:
+        if not pretrained:
+            raise
+        raise ValueError(f"the weights of --arch {arch} cannot be had ({first_line(problem)}): give a file with --weights PATH, "
+                         "or start from random weights with --not_pretrained") from problem
+    whole = net.state_dict().keys()
+    net.reset_classifier(0)
+    config = net.pretrained_cfg
+    _, height, size = config["input_size"]
+    if height != size:
+        raise ValueError(f"--arch {arch}: takes images of {height} x {size} pixels; the data sets here give square ones")
+    features = TimmFeatures(net, maps).eval()
+    with torch.no_grad():
+        shape = features(torch.zeros(1, 3, size, size)).shape
+    if maps and len(shape) != 4:
+        raise ValueError(f"--arch {arch}: {name} gives tokens, not a feature map to pool; leave the pooling suffix away for its own pooling")
+    classifier = config["classifier"] or ()
+    classifier = [layer + "." for layer in ((classifier,) if isinstance(classifier, str) else classifier)]
+    return dict(about=f"timm's {name}", build=lambda: features, width=shape[1], input_size=size, mean=tuple(config["mean"]), std=tuple(config["std"]),
+                not_in_backbone=(*classifier, *(whole - net.state_dict().keys())))
