@@ -88,7 +88,7 @@ def test_bninception_is_the_published_network(tmp_path):
     model = build("bninception_double", "--weights", str(tmp_path / "w.pth"))
     setting = pretrainedmodels.pretrained_settings["bninception"]["imagenet"]
     assert BACKBONES["bninception"].address == setting["url"]
-    images = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
+    images = torch.randint(0, 256, (2, 3, 160, 160), dtype=torch.uint8)
     # as the package says: BGR, 0..255, mean and std in that order
     assert (setting["input_space"], setting["input_range"]) == ("BGR", [0, 255])
     raw = (images[:, [2, 1, 0]].float() - torch.tensor(setting["mean"]).view(3, 1, 1)) / torch.tensor(setting["std"]).view(3, 1, 1)
