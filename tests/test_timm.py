@@ -85,6 +85,7 @@ def test_no_name_of_timm_ends_like_a_suffix():
     ("timm.vit_small_patch16_224.dyno", "has no weights dyno of vit_small_patch16_224; it has timm.vit_small_patch16_224.dino"),
     ("timm.", "has no network "),
     ("timm.test_vit_double", "gives tokens, not a feature map"),
+    ("timm.coat_tiny_lp2", "gives tokens, not a feature map"),  # a list of them
     ("timm.test_resnet_lp2_lp3", "keep one of _lp2, _lp3"),
 ])
 def test_unknown_names_are_one_line(arch, words):
