@@ -43,8 +43,9 @@ class Backbone:
 HOME = "https://download.pytorch.org/models/"
 BACKBONES = {
     "conv4": Backbone("four convolutions for 32 x 32 pixels, no pretrained weights (Vinyals et al., NeurIPS 2016)", conv4, 64, 32, **HALVES),
-    "bninception": Backbone("BN-Inception (Ioffe and Szegedy, ICML 2015), ImageNet weights from Caffe", BNInception, 1024, 224, mean=(104, 117, 128), std=(1, 1, 1),
-                            channels="BGR", input_range=255, address="http://data.lip6.fr/cadene/pretrainedmodels/bn_inception-52deb4733.pth",
+    "bninception": Backbone("BN-Inception (Ioffe and Szegedy, ICML 2015), ImageNet weights from Caffe", BNInception, 1024, 224,
+                            mean=(104, 117, 128), std=(1, 1, 1), channels="BGR", input_range=255,
+                            address="http://data.lip6.fr/cadene/pretrainedmodels/bn_inception-52deb4733.pth",
                             not_in_backbone=("last_linear.",)),
     "googlenet": Backbone("GoogLeNet with BatchNorm (Szegedy et al., CVPR 2015), ImageNet weights", googlenet, 1024, 224, **HALVES,
                           address=HOME + "googlenet-1378be20.pth", not_in_backbone=("fc.", "aux1.", "aux2.")),

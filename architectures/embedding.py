@@ -19,13 +19,14 @@ def double(maps):
 
 
 def generalised_mean(maps, p):
-    """(1/hw · sum over positions of |x|^p)^(1/p) of each channel: (B, C, h, w) → (B, C), float32.
+    """(1/hw · sum over positions of |x|^p)^(1/p) of each channel: (B, C, h, w) → (B, C), in float32 or better.
 
     That is the p-norm over positions, divided by hw^(1/p) so that it does not grow with the image. Between the average (p = 1) and the
     maximum (p → ∞) of |x|. |x| counts as at least 1e-6, where the root would have no gradient. p is fixed.
     Source: Radenović et al., Fine-tuning CNN Image Retrieval with No Human Annotation, TPAMI 2019 (there p learns and x ≥ 0).
     """
-    return maps.float().abs().clamp(min=1e-6).pow(p).mean((2, 3)).pow(1 / p)  # float32: 1e-6^p is no half-precision number
+    maps = maps.to(torch.promote_types(maps.dtype, torch.float32))  # 1e-6^p is no half-precision number
+    return maps.abs().clamp(min=1e-6).pow(p).mean((2, 3)).pow(1 / p)
 
 
 POOLINGS = {"avg": average, "double": double, "lp2": partial(generalised_mean, p=2), "lp3": partial(generalised_mean, p=3)}
@@ -63,8 +64,8 @@ class EmbeddingNet(nn.Module):
         self.input_size, self.embed_dim, self.frozen, self.normalize, self.pooling = input_size, embed_dim, frozen, normalize, pooling
         self.channels, self.input_range = channels, input_range
         # not persistent: they belong to the architecture, not to what was learned
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
         self.train(self.training)
 
     def train(self, mode=True):

@@ -64,7 +64,7 @@ def timm_backbone(arch, name, maps, pretrained):
         raise ValueError(f"--arch {arch}: takes images of {height} x {size} pixels; the data sets here give square ones")
     features = TimmFeatures(net, maps).eval()
     with torch.no_grad():
-        shape = features(torch.zeros(1, 3, size, size)).shape
+        shape = getattr(features(torch.zeros(1, 3, size, size)), "shape", ())  # some give a list of token maps
     if maps and len(shape) != 4:
         raise ValueError(f"--arch {arch}: {name} gives tokens, not a feature map to pool; leave the pooling suffix away for its own pooling")
     classifier = config["classifier"] or ()

@@ -60,7 +60,7 @@ def test_lp_pooling_is_the_generalised_mean_over_positions(p):
     for image in range(2):
         for channel in range(3):
             values = [max(abs(v), 1e-6) for v in maps[image, channel].flatten().tolist()]
-            assert math.isclose(pooled[image, channel], (sum(v**p for v in values) / len(values)) ** (1 / p), rel_tol=1e-5)
+            assert math.isclose(pooled[image, channel], (sum(v**p for v in values) / len(values)) ** (1 / p), rel_tol=1e-12)
     pooled.sum().backward()
     assert maps.grad.isfinite().all()
     # the norm of a constant map is the constant whatever the size, unlike the plain p-norm
@@ -88,12 +88,12 @@ def test_bninception_is_the_published_network(tmp_path):
     model = build("bninception_double", "--weights", str(tmp_path / "w.pth"))
     setting = pretrainedmodels.pretrained_settings["bninception"]["imagenet"]
     assert BACKBONES["bninception"].address == setting["url"]
-    images = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
+    images = torch.randint(0, 256, (2, 3, 160, 160), dtype=torch.uint8)
     # as the package says: BGR, 0..255, mean and std in that order
     assert (setting["input_space"], setting["input_range"]) == ("BGR", [0, 255])
     raw = (images[:, [2, 1, 0]].float() - torch.tensor(setting["mean"]).view(3, 1, 1)) / torch.tensor(setting["std"]).view(3, 1, 1)
     for given in (images, images / 255):
-        assert torch.allclose(model.prepare(given), raw, atol=1e-3)
+        assert model.prepare(given).dtype == torch.float32 and torch.allclose(model.prepare(given), raw, atol=1e-3)
     for mode in (False, True):
         model.train(mode), theirs.train(mode)
         maps = theirs.features(raw)
