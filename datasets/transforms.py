@@ -79,7 +79,8 @@ def training(name, size):
     - red: resize to 256/224 of the size, random crop, flip: reduced, it keeps the scale.
     """
     steps = [v2.RandomCrop(size)] if AREA[name] is None else []
-    return View(size, AREA[name], [*steps, *(colour() if name in COLOURED else []), flip], margin=1)
+    return View(size, AREA[name], [*steps, *(colour() if name in COLOURED else []), flip],
+                margin=1 if AREA[name] else 2)  # a whole image loses more by it than a crop
 
 
 def evaluation(size):
