@@ -145,6 +145,8 @@ def load(opt, size, module):
     made, start = {}, 0
     for name, part in rows.items():
         keep = [i for i in range(len(part)) if start + i not in skipped]
+        if not keep:
+            raise ValueError(f"--dataset {opt.dataset} --skip_broken: every image of the {name} split is broken, the first: {skipped[start]}")
         made[name] = Split(fetch, [start + i for i in keep], [part[i][0] for i in keep], {c: n for p in rows.values() for c, n, _ in p},
                            [part[i][2] for i in keep], augmented=name == "train", numbering=tested if name in ("query", "gallery") else None)
         start += len(part)

@@ -19,7 +19,8 @@ def rows(source_path):
         parts = ["train", "query", "gallery"] if "query" in has or "gallery" in has else ["train", "test"]
         lacking = [name for name in parts if name not in has]
         if lacking:
-            raise FileNotFoundError(f"--dataset folder --source_path {source_path}: {os.path.join(source_path, lacking[0])} is missing. Expected, DIR being --source_path:\n{TREE}")
+            absent = os.path.join(source_path, lacking[0])
+            raise FileNotFoundError(f"--dataset folder --source_path {source_path}: {absent} is missing. Expected, DIR being --source_path:\n{TREE}")
         return {part: [(name, name, path) for name, paths in class_folders(os.path.join(source_path, part)) for path in paths] for part in parts}
     classes = class_folders(source_path)
     if len(classes) < 2:

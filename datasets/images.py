@@ -68,7 +68,12 @@ def reduction(box, target, margin):
 
 def by_pillow(data, plan, margin):
     with Image.open(io.BytesIO(data)) as image:
-        turned = image.getexif().get(ORIENTATION, 1)
+        if image.format != "JPEG":
+            image.load()  # its errors are not EXIF's: Pillow reads a PNG to its end to find that
+        try:
+            turned = image.getexif().get(ORIENTATION, 1)
+        except Exception:  # damaged EXIF beside a good image
+            turned = 1
         full = image.size if turned in (5, 6, 7, 8) else image.size[::-1]
         box, target = plan(*full) if plan else (None, None)
         reduce = reduction(box, target, margin)

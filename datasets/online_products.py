@@ -15,8 +15,9 @@ UNPACK = {"Stanford_Online_Products/": "Stanford_Online_Products/"}
 def rows(source_path):
     """{split: [(class, class name, path), ...]} of Stanford_Online_Products/ or online_products/{Info_Files,images}/, or of source_path itself."""
     published = os.path.join("Info_Files", "Ebay_train.txt")
-    layout, folder = find_layout(source_path, "online_products", [("archive", "Stanford_Online_Products", "Ebay_train.txt"), ("published", "online_products", published),
-                                                                  ("archive", "", "Ebay_train.txt"), ("published", "", published)], TREE, GET)
+    layouts = [("archive", "Stanford_Online_Products", "Ebay_train.txt"), ("published", "online_products", published),
+               ("archive", "", "Ebay_train.txt"), ("published", "", published)]
+    layout, folder = find_layout(source_path, "online_products", layouts, TREE, GET)
     lists, images = (folder, folder) if layout == "archive" else (os.path.join(folder, "Info_Files"), os.path.join(folder, "images"))
     return {split: listed(os.path.join(lists, f"Ebay_{split}.txt"), images) for split in ("train", "test")}
 

@@ -156,6 +156,23 @@ def test_images_are_turned_upright(turned, tmp_path):
     assert full == pixels.shape[:2] and np.array_equal(pixels, flips[turned](np.asarray(Image.open(tmp_path / "turned.jpg"))))
 
 
+def test_damaged_exif_is_no_obstacle(tmp_path):
+    noise(tmp_path / "x.jpg")
+    for exif in (b"Exif\0\0nonsense", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0"):
+        Image.open(tmp_path / "x.jpg").save(tmp_path / "y.jpg", exif=exif)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert images.read(tmp_path / "y.jpg")[0].shape == (70, 90, 3)
+
+
+def test_nothing_but_broken_images_is_an_error(tmp_path):
+    LAYOUTS["cub200", "archive"](tmp_path)
+    for path in (tmp_path / "CUB_200_2011" / "images").glob("[12]0[01]*/*"):
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match="--skip_broken: every image of the test split is broken, the first: .*the file is empty"):
+        select("cub200", tmp_path, "--skip_broken")
+
+
 def test_a_palette_with_transparency_gives_no_warning(tmp_path):
     Image.new("RGB", (20, 20), (200, 30, 30)).convert("P").save(tmp_path / "x.png", transparency=bytes([0, 128, 255]))
     with warnings.catch_warnings():
@@ -169,7 +186,7 @@ def broken_files(folder):
     jpg, png = (folder / "whole.jpg").read_bytes(), (folder / "whole.png").read_bytes()
     contents = {"short é.jpg": (jpg[: len(jpg) // 2], "truncated"), "short.png": (png[: len(png) // 2], "truncated"), "head only.jpg": (jpg[:30], "."), "empty.jpg": (b"", "the file is empty"),
                 "page.jpg": (b"<html>404</html>", "not an image"), "zeros.png": (bytes(500), "not an image"),
-                "damaged.png": (png[:60] + b"\xff" * 20 + png[80:], ".")}
+                "damaged.png": (png[:41] + b"\xff" * 4 + png[45:], ".")}
     for name, (data, _) in contents.items():
         (folder / name).write_bytes(data)
     (folder / "whole.jpg").unlink(), (folder / "whole.png").unlink()

@@ -62,7 +62,8 @@ class RunLog:
     def __init__(self, folder, opt, device, rows=(), partial="", skipped=()):
         self.folder, self.rows = folder, list(rows)
         config = dict(flags=vars(opt), seed=opt.seed, partial=partial, skipped_broken=list(skipped), device=device,
-                      machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores", versions=versions(), commit=commit(), command=[os.path.basename(sys.argv[0]), *sys.argv[1:]],
+                      machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+                      versions=versions(), commit=commit(), command=[os.path.basename(sys.argv[0]), *sys.argv[1:]],
                       started=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
         write_whole(os.path.join(folder, "config.json"), lambda file: json.dump(config, file, indent=2, default=str))
         self.online = start_wandb(opt, config) if opt.log_online else None
