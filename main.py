@@ -84,7 +84,7 @@ def set_up(opt):
     if splits.val is not None:
         evaluated["val"] = splits.val
     if not opt.no_test_metrics:
-        evaluated["test"] = splits.test
+        evaluated["test"] = splits.tested
 
     workers = min(opt.kernels, os.cpu_count() or 1)
     loader = torch.utils.data.DataLoader(splits.train, batch_sampler=sampler, num_workers=workers, persistent_workers=workers > 0,
@@ -92,21 +92,32 @@ def set_up(opt):
     folder = logger.run_folder(opt.save_path, opt.dataset, logger.run_name(opt.savename, opt.group, opt.seed), opt.resume)
     last = os.path.join(folder, "checkpoint.pt")
     state = checkpoint.load(last) if opt.resume and os.path.isfile(last) else None
-    log = logger.RunLog(folder, opt, device_name, rows=state["rows"] if state else ())
+    log = logger.RunLog(folder, opt, device_name, rows=state["rows"] if state else (), partial=splits.partial, skipped=splits.skipped)
+    if splits.partial:
+        print(f"PARTIAL DATA: {splits.partial}")
     print(f"{opt.dataset}: {len(splits.train)} training images of {n_classes} classes, "
-          + ", ".join(f"{name} {len(split)} of {len(split.class_names)}" for name, split in evaluated.items())
+          + ", ".join(described(name, split) for name, split in evaluated.items())
           + f"; {opt.arch}, {opt.embed_dim} dimensions; {opt.loss}; {device_name}, "
           + f"{'float32' if amp is None else str(amp).removeprefix('torch.')}; {folder}")
     return Run(device=device, amp=amp, model=model, loader=loader, sampler=sampler, criterion=criterion, optimizer=optimizer,
-                         scheduler=scheduler, scaler=scaler, evaluated=evaluated, folder=folder, log=log, state=state)
+                         scheduler=scheduler, scaler=scaler, evaluated=evaluated, folder=folder, log=log, state=state, partial=splits.partial)
+
+
+def described(name, split):
+    if isinstance(split, datasets.QueryGallery):
+        return f"{name} {len(split.query)} queries in a gallery of {len(split.gallery)} of {len(split.gallery.class_names)}"
+    return f"{name} {len(split)} of {len(split.class_names)}"
 
 
 def train_epoch(run, net, epoch, n_epochs):
     """One pass of the sampler; the mean loss. Raises criteria.NonFinite where that stops being finite."""
     run.model.train()
+    augment = run.loader.dataset.on_device
     total = torch.zeros((), device=run.device)
     bar = tqdm(run.loader, desc=f"epoch {epoch}/{n_epochs}", leave=False, disable=None, dynamic_ncols=True)
     for step, (images, labels) in enumerate(bar):
+        if augment:  # whole images and their aspect ratios
+            images = augment(images[0].to(run.device, non_blocking=True), images[1])
         images = images.to(run.device, non_blocking=True, memory_format=torch.channels_last)
         labels = labels.to(run.device, non_blocking=True)
         with torch.autocast(run.device.type, dtype=run.amp, enabled=run.amp is not None):
@@ -148,6 +159,15 @@ def main(argv=None):
         print(listing())
         return 0
     try:
+        return train(opt)
+    except datasets.BrokenImage as problem:  # found in a worker process too, in any epoch
+        print(f"error: {problem}; repair or remove the file, or give --skip_broken", file=sys.stderr)
+        return 2
+
+
+def train(opt):
+    """A whole run; the process's exit status."""
+    try:
         run = set_up(opt)
     except (ValueError, FileNotFoundError) as problem:
         print(f"error: {problem}", file=sys.stderr)
@@ -172,6 +192,7 @@ def main(argv=None):
         if epoch > 0:
             run.model.warm_up(epoch <= opt.warmup)
             run.sampler.set_epoch(epoch)
+            run.loader.dataset.set_epoch(epoch)
             row["lr"] = run.optimizer.param_groups[0]["lr"]
             try:
                 row["loss"] = train_epoch(run, net, epoch, opt.n_epochs)
@@ -201,7 +222,7 @@ def main(argv=None):
         shown = {f"{watched} {m}": row.get(f"{watched}/{m}") for m in opt.evaluation_metrics}
         if any(v is not None for v in shown.values()):
             print(f"epoch {epoch:3d}/{opt.n_epochs}" + (f"  loss {row['loss']:.3f}" if epoch else "  untrained")
-                  + "".join(f"  {name} {value:.3f}" for name, value in shown.items()) + f"  {seconds:.0f} s", flush=True)
+                  + "".join(f"  {name} {value:.3f}" for name, value in shown.items()) + f"  {seconds:.0f} s" + ("  PARTIAL DATA" if run.partial else ""), flush=True)
     run.log.close()
     return 0
 

@@ -52,11 +52,15 @@ def build_parser():
     g = parser.add_argument_group("data")
     g.add_argument("--dataset", default="cub200", help="registry name, see datasets/__init__.py; glyphs needs no download")
     g.add_argument("--source_path", default=os.path.join(BESIDE, "antico_data"), help="folder that holds the data sets' folders")
+    g.add_argument("--allow_partial", action="store_true", help="go on though classes or images are missing; config.json and the tables then say partial")
+    g.add_argument("--skip_broken", action="store_true", help="leave out images that cannot be decoded, and count them; without it the first stops the run")
+    g.add_argument("--cache", metavar="DIR", help="keep the decoded images in one memory-mapped file there, made once (about 0.5 MB an image)")
+    g.add_argument("--gpu_augment", action="store_true", help="crop, colour and flip on the network's device, for each image of the batch on its own")
     g.add_argument("--augmentation", default="base", choices=["base", "big", "adv", "red"], help="training augmentation, see datasets/transforms.py")
     g.add_argument("--use_tv_split", action="store_true", help="keep part of the training data apart as a validation split")
     g.add_argument("--tv_split_by_samples", action="store_true", help="that split takes samples of every class instead of whole classes")
     g.add_argument("--tv_split_perc", type=number(float, 0, 1), default=0.0, help="share of the training classes (or samples) that stays in training")
-    g.add_argument("--data_sampler", default="class_random", choices=["class_random", "class_balanced"], help="class_random: classes drawn with replacement, as published; class_balanced: distinct classes in a batch, an epoch covers every class")
+    g.add_argument("--data_sampler", default="class_random", choices=["class_random", "class_balanced", "random"], help="class_random: classes drawn with replacement, as published; class_balanced: distinct classes in a batch, an epoch covers every image; random: images drawn without regard to classes, --samples_per_class does not act")
     g.add_argument("--bs", type=number(int, 1), default=112, help="images a batch")
     g.add_argument("--samples_per_class", type=number(int, 1), default=2, help="images of each class in a batch; divides --bs")
     g.add_argument("--kernels", type=number(int, 0), default=6, help="data loading processes; at most the machine's cores are used")
@@ -213,6 +217,8 @@ def contradiction(opt):
         return f"--use_float16 --amp {opt.amp}: give one of the two"
     if opt.use_tv_split and not 0 < opt.tv_split_perc < 1:
         return f"--use_tv_split --tv_split_perc {opt.tv_split_perc:g}: the share must lie between 0 and 1, e.g. --tv_split_perc 0.8"
+    if opt.dataset == "glyphs" and (opt.gpu_augment or opt.cache):
+        return f"--dataset glyphs {'--gpu_augment' if opt.gpu_augment else '--cache'}: is for data sets of image files; glyphs is in memory already"
     if opt.tv_split_by_samples and not opt.use_tv_split:
         return "--tv_split_by_samples: needs --use_tv_split --tv_split_perc SHARE"
     if opt.antico_eps <= 0:

@@ -1,25 +1,53 @@
-"""Which images make a batch: class-balanced batch samplers, by name."""
+"""Which images make a batch: batch samplers, by name."""
+
+from functools import partial
 
 import torch
 
-__all__ = ["SAMPLERS", "ClassBatches", "select"]
+__all__ = ["SAMPLERS", "ClassBatches", "RandomBatches", "select"]
 
 
-class ClassBatches(torch.utils.data.Sampler):
-    """Batches of bs / samples_per_class classes with samples_per_class images each; iterating yields lists of indices.
+class Batches(torch.utils.data.Sampler):
+    """What the samplers share: iterating yields one process's batches, lists of indices, of the epoch that `set_epoch` named.
+
+    What is drawn depends on seed and epoch alone, and is drawn alike by every process: of each global batch of world · bs images,
+    process `rank` yields its bs. An epoch can be entered at any batch: set_epoch(epoch, start=k) skips the first k, and what follows
+    is what would have followed.
+    """
+
+    def __init__(self, bs, seed, rank, world):
+        if not 0 <= rank < world:
+            raise ValueError(f"rank {rank}: must be from 0 to world - 1 = {world - 1}")
+        self.bs, self.seed, self.rank, self.world, self.epoch, self.start, self.n_batches = bs, seed, rank, world, 0, 0, 0
+
+    def set_epoch(self, epoch, start=0):
+        self.epoch, self.start = epoch, start
+
+    def __len__(self):  # of what is left of the epoch
+        return max(self.n_batches - self.start, 0)
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        for number, batch in enumerate(self.batches(generator)):
+            if number >= self.start:
+                yield batch[self.rank * self.bs : (self.rank + 1) * self.bs]
+
+
+class ClassBatches(Batches):
+    """Batches of bs / samples_per_class classes with samples_per_class images each.
 
     - distinct=False (`class_random`, published): every class of a batch is drawn with replacement from all classes.
       An epoch has len(labels) // bs batches.
-    - distinct=True (`class_balanced`): the classes of a batch are distinct, and an epoch goes through all classes, in
-      a new order each time, as often as it takes to see about len(labels) images; the last classes of an epoch are
-      filled up with others.
+    - distinct=True (`class_balanced`): the classes of a batch are distinct, and an epoch covers every image, in as few
+      batches as that takes. What fills up the last group of a class, or a batch, is drawn at random.
 
-    Within a class images are drawn without replacement, or with it where the class has fewer than samples_per_class.
-    What is drawn depends on seed and epoch (`set_epoch`) alone.
+    Within a group images are drawn without replacement, or with it where the class has fewer than samples_per_class.
 
     Parameters
     ----------
     labels : sequence of int (n,)
+    bs : images a batch of one process
+    rank, world : this process among how many
 
     Raises
     ------
@@ -28,44 +56,63 @@ class ClassBatches(torch.utils.data.Sampler):
         divide bs.
     """
 
-    def __init__(self, labels, bs, samples_per_class, distinct=False, seed=0):
+    def __init__(self, labels, bs, samples_per_class, distinct=False, seed=0, rank=0, world=1):
+        super().__init__(bs, seed, rank, world)
         labels = torch.as_tensor(labels)
         if len(labels) == 0:
             raise ValueError("--data_sampler: the training split has no image")
         if bs % samples_per_class:
             raise ValueError(f"--bs {bs} is not divisible by --samples_per_class {samples_per_class}")
-        self.members = [torch.nonzero(labels == c).flatten() for c in labels.unique()]
-        self.classes_per_batch, self.samples_per_class = bs // samples_per_class, samples_per_class
-        self.distinct, self.seed, self.epoch = distinct, seed, 0
+        order = labels.argsort(stable=True)
+        self.members = list(order.split(labels.unique(return_counts=True)[1].tolist()))
+        self.classes_per_batch, self.samples_per_class, self.distinct = world * bs // samples_per_class, samples_per_class, distinct
         n_classes = len(self.members)
         if distinct and self.classes_per_batch > n_classes:
             raise ValueError(
                 f"--data_sampler class_balanced: --bs {bs} --samples_per_class {samples_per_class} takes {self.classes_per_batch} "
-                f"distinct classes, the training split has {n_classes}; --bs {n_classes * samples_per_class} at the most"
+                f"distinct classes, the training split has {n_classes}; --bs {n_classes // world * samples_per_class} at the most"
             )
-        self.n_batches = max(len(labels) // bs, 1)
+        self.n_batches = max(len(labels) // (world * bs), 1)
         if distinct:
-            self.n_batches = max(self.n_batches, -(-n_classes // self.classes_per_batch))
+            groups = [-(-len(m) // samples_per_class) for m in self.members]
+            self.n_batches = max(-(-sum(groups) // self.classes_per_batch), max(groups))
 
-    def set_epoch(self, epoch):
-        self.epoch = epoch
+    def batches(self, generator):
+        return self.covering(generator) if self.distinct else self.at_random(generator)
 
-    def __len__(self):
-        return self.n_batches
-
-    def __iter__(self):
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        n_classes, k = len(self.members), self.classes_per_batch
-        queue = torch.empty(0, dtype=torch.long)
+    def at_random(self, generator):
         for _ in range(self.n_batches):
-            if self.distinct:
-                if len(queue) < k:  # what is left first, then a new round without those
-                    again = torch.randperm(n_classes, generator=generator)
-                    queue = torch.cat([queue, again[~torch.isin(again, queue)], again[torch.isin(again, queue)]])
-                classes, queue = queue[:k], queue[k:]
-            else:
-                classes = torch.randint(n_classes, (k,), generator=generator)
+            classes = torch.randint(len(self.members), (self.classes_per_batch,), generator=generator)
             yield [i for c in classes.tolist() for i in self.draw(self.members[c], generator)]
+
+    def covering(self, generator):
+        """Every class's images in groups; the groups in a row, class after class, are dealt out to the batches in turn.
+
+        A class has at most as many groups as there are batches, so no batch gets two of one class, and all get the same number or one less.
+        """
+        dealt = [{} for _ in range(self.n_batches)]
+        turn = 0
+        for c in torch.randperm(len(self.members), generator=generator).tolist():
+            members, k = self.members[c], self.samples_per_class
+            shuffled = members[torch.randperm(len(members), generator=generator)]
+            for group in shuffled.split(k):
+                if len(group) < k:  # filled up with others of the class, or with the same where it is too small
+                    others = members[~torch.isin(members, group)]
+                    more = others[torch.randperm(len(others), generator=generator)[: k - len(group)]]
+                    again = members[torch.randint(len(members), (k - len(group) - len(more),), generator=generator)]
+                    group = torch.cat([group, more, again])
+                dealt[turn % self.n_batches][c] = group.tolist()
+                turn += 1
+        for b in torch.randperm(self.n_batches, generator=generator).tolist():
+            batch = dealt[b]
+            for c in torch.randperm(len(self.members), generator=generator).tolist() if len(batch) < self.classes_per_batch else ():
+                if len(batch) == self.classes_per_batch:
+                    break
+                if c not in batch:
+                    batch[c] = self.draw(self.members[c], generator)
+            classes = list(batch)
+            order = torch.randperm(len(classes), generator=generator).tolist()
+            yield [i for j in order for i in batch[classes[j]]]
 
     def draw(self, members, generator):
         if len(members) < self.samples_per_class:
@@ -73,9 +120,34 @@ class ClassBatches(torch.utils.data.Sampler):
         return members[torch.randperm(len(members), generator=generator)[: self.samples_per_class]].tolist()
 
 
-SAMPLERS = {"class_random": dict(distinct=False), "class_balanced": dict(distinct=True)}
+class RandomBatches(Batches):
+    """`random`: every image once an epoch in random order, whatever its class; the last, smaller batch is left out.
+
+    Fewer images than a batch takes make one batch, filled up with some of them again.
+    """
+
+    def __init__(self, labels, bs, seed=0, rank=0, world=1):
+        super().__init__(bs, seed, rank, world)
+        if len(labels) == 0:
+            raise ValueError("--data_sampler: the training split has no image")
+        self.n_images, self.n_batches = len(labels), max(len(labels) // (world * bs), 1)
+
+    def batches(self, generator):
+        size = self.world * self.bs
+        order = torch.randperm(self.n_images, generator=generator).tolist()
+        order += torch.randint(self.n_images, (max(size - self.n_images, 0),), generator=generator).tolist()
+        for b in range(self.n_batches):
+            yield order[b * size : (b + 1) * size]
 
 
-def select(opt, labels):
-    """The batch sampler that --data_sampler names, over the training labels."""
-    return ClassBatches(labels, opt.bs, opt.samples_per_class, seed=opt.seed, **SAMPLERS[opt.data_sampler])
+# name → function of (labels, bs, samples_per_class, seed=, rank=, world=)
+SAMPLERS = {
+    "class_random": ClassBatches,
+    "class_balanced": partial(ClassBatches, distinct=True),
+    "random": lambda labels, bs, samples_per_class, **more: RandomBatches(labels, bs, **more),
+}
+
+
+def select(opt, labels, rank=0, world=1):
+    """The batch sampler that --data_sampler names, over the training labels, for process `rank` of `world`."""
+    return SAMPLERS[opt.data_sampler](labels, opt.bs, opt.samples_per_class, seed=opt.seed, rank=rank, world=world)

@@ -1,12 +1,14 @@
 """The data sets by name. To add one: write its file, then add one line to DATASETS."""
 
 import difflib
+from functools import partial
 from typing import Callable, NamedTuple
 
-from datasets import cars196, cub200, glyphs, online_products
-from datasets.split import Split, Splits, train_val_split
+from datasets import cars196, cub200, files, folder, glyphs, inshop, online_products
+from datasets.images import BrokenImage
+from datasets.split import QueryGallery, Split, Splits, train_val_split
 
-__all__ = ["DATASETS", "Split", "Splits", "select"]
+__all__ = ["DATASETS", "BrokenImage", "QueryGallery", "Split", "Splits", "select"]
 
 
 class DataSet(NamedTuple):
@@ -14,19 +16,25 @@ class DataSet(NamedTuple):
     load: Callable  # (opt, input_size) → Splits
 
 
+def image_files(module):
+    return DataSet(module.ABOUT, partial(files.load, module=module))
+
+
 DATASETS = {
     "glyphs": DataSet("1,218 letters of five scripts in several faces, embedded, no download", lambda opt, size: glyphs.splits(size, opt.augmentation)),
-    "cub200": DataSet("CUB-200-2011, 200 species of birds (Wah et al., 2011)", lambda opt, size: cub200.splits(opt.source_path, size, opt.augmentation)),
-    "cars196": DataSet("Cars196, 196 models of cars (Krause et al., 3dRR 2013)", lambda opt, size: cars196.splits(opt.source_path, size, opt.augmentation)),
-    "online_products": DataSet("Stanford Online Products, 22,634 products (Oh Song et al., CVPR 2016)",
-                               lambda opt, size: online_products.splits(opt.source_path, size, opt.augmentation)),
+    "cub200": image_files(cub200),
+    "cars196": image_files(cars196),
+    "online_products": image_files(online_products),
+    "inshop": image_files(inshop),
+    "folder": image_files(folder),
 }
 
 
 def select(opt, input_size=224):
-    """The splits that --dataset names: .train, .test, and .val with --use_tv_split. split[i] → (uint8 image (3, H, W), label).
+    """The splits that --dataset names: .train, .test (or .query and .gallery), and .val with --use_tv_split.
 
-    Raises ValueError or FileNotFoundError, one line that names the flag or the file.
+    split[i] → (uint8 image (3, H, W), label); with --gpu_augment the training split's image is what `split.on_device` takes.
+    Raises ValueError or FileNotFoundError that names the flag or the file.
     """
     if opt.dataset not in DATASETS:
         near = difflib.get_close_matches(opt.dataset, DATASETS, 1, 0.4)

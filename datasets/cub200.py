@@ -1,13 +1,25 @@
 """CUB-200-2011: 200 bird species, the first 100 for training. Source: Wah et al., Caltech CNS-TR-2011-001."""
 
 import os
+import re
 
-from datasets.files import class_folders, find_layout, halves
+from datasets.files import class_folders, find_layout
+
+ABOUT = "CUB-200-2011, 200 species of birds (Wah et al., 2011)"
+COUNTS = {"train": (100, 5864), "test": (100, 5924)}
+TREE = """  DIR/CUB_200_2011/images/001.Black_footed_Albatross/*.jpg ... 200.Common_Yellowthroat/   as the archive unpacks, or
+  DIR/cub200/images/001.Black_footed_Albatross/*.jpg ...                                  as published"""
+GET = "CUB_200_2011.tgz of CUB-200-2011 (not CUB-200 of 2010), https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
+UNPACK = {"CUB_200_2011/": "CUB_200_2011/"}  # what of the archive goes where, see datasets/prepare.py
 
 
-def splits(source_path, input_size, augmentation):
-    """Splits from <source_path>/CUB_200_2011 (as the archive unpacks) or <source_path>/cub200 (as published)."""
-    _, folder = find_layout(source_path, "cub200", [("archive", "CUB_200_2011", "images"), ("published", "cub200", "images")],
-                            "unpack CUB_200_2011.tgz (CUB-200-2011 of Caltech, not CUB-200 of 2010) there, so that images/001.Black_footed_Albatross/*.jpg is in it")
-    classes = class_folders(os.path.join(folder, "images"))
-    return halves(classes, len(classes) // 2, input_size, augmentation)
+def rows(source_path):
+    """{split: [(class, class name, path), ...]} of CUB_200_2011/ or cub200/ in source_path, or of source_path itself."""
+    _, folder = find_layout(source_path, "cub200", [("archive", "CUB_200_2011", "images"), ("published", "cub200", "images"), ("itself", "", "images")], TREE, GET)
+    found = {"train": [], "test": []}
+    for name, paths in class_folders(os.path.join(folder, "images")):
+        number = re.match(r"(\d{3})\.", name)
+        if not number:
+            raise ValueError(f"--dataset cub200: {os.path.join(folder, 'images', name)}: classes are folders like 001.Black_footed_Albatross; is this CUB-200-2011?")
+        found["train" if int(number[1]) <= 100 else "test"] += [(int(number[1]), name, path) for path in paths]
+    return found

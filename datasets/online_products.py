@@ -2,24 +2,29 @@
 
 import os
 
-from datasets.files import file_splits, find_layout
+from datasets.files import find_layout, read_lines
+
+ABOUT = "Stanford Online Products, 22,634 products (Oh Song et al., CVPR 2016)"
+COUNTS = {"train": (11318, 59551), "test": (11316, 60502)}
+TREE = """  DIR/Stanford_Online_Products/Ebay_train.txt, Ebay_test.txt, bicycle_final/*.JPG ...             as the archive unpacks, or
+  DIR/online_products/Info_Files/Ebay_train.txt, Ebay_test.txt and images/bicycle_final/*.JPG ...  as published"""
+GET = "Stanford_Online_Products.zip, ftp://cs.stanford.edu/cs/cvgl/Stanford_Online_Products.zip (page: https://cvgl.stanford.edu/projects/lifted_struct/)"
+UNPACK = {"Stanford_Online_Products/": "Stanford_Online_Products/"}
 
 
-def splits(source_path, input_size, augmentation):
-    """Splits from Stanford_Online_Products/ (as the archive unpacks) or online_products/{Info_Files,images}/ (as published)."""
-    layout, folder = find_layout(source_path, "online_products",
-                                 [("archive", "Stanford_Online_Products", "Ebay_train.txt"), ("published", "online_products", os.path.join("Info_Files", "Ebay_train.txt"))],
-                                 "unpack Stanford_Online_Products.zip there")
+def rows(source_path):
+    """{split: [(class, class name, path), ...]} of Stanford_Online_Products/ or online_products/{Info_Files,images}/, or of source_path itself."""
+    published = os.path.join("Info_Files", "Ebay_train.txt")
+    layouts = [("archive", "Stanford_Online_Products", "Ebay_train.txt"), ("published", "online_products", published),
+               ("archive", "", "Ebay_train.txt"), ("published", "", published)]
+    layout, folder = find_layout(source_path, "online_products", layouts, TREE, GET)
     lists, images = (folder, folder) if layout == "archive" else (os.path.join(folder, "Info_Files"), os.path.join(folder, "images"))
-    return file_splits(rows_of(os.path.join(lists, "Ebay_train.txt"), images), rows_of(os.path.join(lists, "Ebay_test.txt"), images), input_size, augmentation)
+    return {split: listed(os.path.join(lists, f"Ebay_{split}.txt"), images) for split in ("train", "test")}
 
 
-def rows_of(path, images):
-    """[(class number, class name, image path), ...] of a list with the columns image_id class_id super_class_id path."""
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"--dataset online_products: {path} is missing")
-    with open(path, encoding="utf-8") as file:
-        lines = [line.split() for line in file][1:]
+def listed(path, images):
+    """[(class, class name, path), ...] of a list with the columns image_id class_id super_class_id path."""
+    lines = [line.split() for line in read_lines(path, "online_products")[1:] if line.strip()]
     if not lines or any(len(line) != 4 or not line[1].isdigit() for line in lines):
         raise ValueError(f"{path}: each line below the header must be 'image_id class_id super_class_id path'")
     return [(int(c), f"{name.split('/')[0].removesuffix('_final')} {c}", os.path.join(images, name)) for _, c, _, name in lines]

@@ -1,7 +1,7 @@
 """A split of a data set, and the splits that a data set has."""
 
 from dataclasses import dataclass
-from typing import Optional
+from typing import NamedTuple, Optional
 
 import torch
 
@@ -22,10 +22,12 @@ class Split(torch.utils.data.Dataset):
         Where each image comes from, for people.
     augmented : bool
         Whether images come with the training augmentation.
+    numbering : collection of classes, optional
+        What `.labels` numbers instead of the classes present, so that splits share their labels (query and gallery).
     """
 
-    def __init__(self, fetch, keys, classes, names, paths, augmented=False):
-        present = sorted(set(classes))
+    def __init__(self, fetch, keys, classes, names, paths, augmented=False, numbering=None):
+        present = sorted(set(classes) if numbering is None else numbering)
         number = {c: i for i, c in enumerate(present)}
         self.fetch, self.keys, self.classes, self.names, self.paths, self.augmented = fetch, list(keys), list(classes), names, list(paths), augmented
         self.labels = torch.tensor([number[c] for c in classes], dtype=torch.long)
@@ -41,6 +43,16 @@ class Split(torch.utils.data.Dataset):
         images = self.fetch([self.keys[i] for i in indices], self.augmented)
         return [(image, int(self.labels[i])) for image, i in zip(images, indices)]
 
+    @property
+    def on_device(self):
+        """What makes the training images of a batch on its device (--gpu_augment), or None."""
+        return getattr(self.fetch, "on_device", None) if self.augmented else None
+
+    def set_epoch(self, epoch):
+        """Tell the augmentation, in worker processes too, which epoch comes."""
+        if hasattr(self.fetch, "set_epoch"):
+            self.fetch.set_epoch(epoch)
+
     def subset(self, indices, augmented=None):
         """The images at `indices`, with labels numbered anew."""
         pick = lambda values: [values[i] for i in indices]  # noqa: E731
@@ -51,13 +63,27 @@ class Split(torch.utils.data.Dataset):
         return self.subset(range(len(self)), augmented=False)
 
 
+class QueryGallery(NamedTuple):
+    """A test split in two: queries are searched in the gallery. Their labels are numbered alike."""
+
+    query: Split
+    gallery: Split
+
+
 @dataclass
 class Splits:
     train: Split
-    test: Split
+    test: Optional[Split] = None
     val: Optional[Split] = None
     query: Optional[Split] = None
     gallery: Optional[Split] = None
+    partial: str = ""  # what the data lacks of the published counts, a line; empty where it is whole
+    skipped: tuple = ()  # paths of the broken images that --skip_broken left out
+
+    @property
+    def tested(self):
+        """What the evaluation takes as the test split: a Split, or a QueryGallery."""
+        return self.test if self.query is None else QueryGallery(self.query, self.gallery)
 
 
 def train_val_split(train, share, by_samples=False, seed=0):

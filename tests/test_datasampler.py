@@ -3,21 +3,26 @@ import torch
 
 import datasampler
 import parameters
-from datasampler import ClassBatches
+from datasampler import ClassBatches, RandomBatches
 
 LABELS = torch.tensor([c for c in range(20) for _ in range(1 if c == 7 else 5)])  # class 7 has one image
+UNEVEN = torch.tensor([c for c in range(12) for _ in range((1, 2, 3, 30)[c % 4])])[torch.randperm(108, generator=torch.Generator().manual_seed(0))]
 
 
-def epoch(sampler, number=0):
-    sampler.set_epoch(number)
+def epoch(sampler, number=0, start=0):
+    sampler.set_epoch(number, start)
     return list(sampler)
+
+
+def make(name, labels=LABELS, bs=12, samples_per_class=3, **more):
+    return datasampler.SAMPLERS[name](labels, bs, samples_per_class, **more)
 
 
 @pytest.mark.parametrize("distinct", [False, True])
 def test_batches(distinct):
     sampler = ClassBatches(LABELS, bs=12, samples_per_class=3, distinct=distinct, seed=1)
     batches = epoch(sampler)
-    assert len(batches) == len(sampler) == len(LABELS) // 12
+    assert len(batches) == len(sampler) == (10 if distinct else 8)  # 19 classes of 2 groups and one of 1, 4 groups a batch
     for batch in batches:
         labels = LABELS[batch].view(4, 3)
         assert (labels == labels[:, :1]).all()  # groups of one class
@@ -28,11 +33,17 @@ def test_batches(distinct):
     assert batches != epoch(ClassBatches(LABELS, 12, 3, distinct, seed=2))
 
 
-def test_class_balanced_covers_every_class_in_an_epoch():
-    for seed in range(5):
-        sampler = ClassBatches(LABELS, bs=12, samples_per_class=3, distinct=True, seed=seed)
+@pytest.mark.parametrize("labels, bs, per_class", [(LABELS, 12, 3), (LABELS, 40, 2), (UNEVEN, 12, 3), (UNEVEN, 24, 2), (UNEVEN, 8, 4), (UNEVEN, 5, 1), (LABELS, 20, 1)])
+def test_class_balanced_covers_every_image_in_an_epoch_with_distinct_classes(labels, bs, per_class):
+    for seed in range(4):
+        sampler = ClassBatches(labels, bs, per_class, distinct=True, seed=seed)
         for number in range(3):
-            assert set(LABELS[torch.tensor(epoch(sampler, number)).flatten()].tolist()) == set(range(20))
+            batches = epoch(sampler, number)
+            assert len(batches) == len(sampler) and all(len(b) == bs for b in batches)
+            assert {i for b in batches for i in b} == set(range(len(labels)))
+            assert all(len(set(labels[b].tolist())) == bs // per_class for b in batches)
+    groups = [-(-int(n) // per_class) for n in labels.bincount()]
+    assert len(sampler) == max(-(-sum(groups) // (bs // per_class)), max(groups))  # as few as there can be
 
 
 def test_class_random_draws_classes_with_replacement():
@@ -47,8 +58,47 @@ def test_epoch_is_never_empty_and_class_7_is_never_dropped():
     assert seen == set(range(20))
 
 
+def test_random_goes_through_the_images():
+    sampler = RandomBatches(LABELS, bs=10, seed=3)
+    batches = epoch(sampler)
+    drawn = [i for b in batches for i in b]
+    assert len(batches) == len(sampler) == 9 and all(len(b) == 10 for b in batches) and len(set(drawn)) == 90
+    assert batches == epoch(sampler) != epoch(sampler, 1) and batches != epoch(RandomBatches(LABELS, 10, seed=4))
+    assert {i for number in range(5) for b in epoch(sampler, number) for i in b} == set(range(96))
+    small = epoch(RandomBatches(LABELS[:7], bs=10))
+    assert len(small) == 1 and len(small[0]) == 10 and set(small[0]) == set(range(7))
+
+
+@pytest.mark.parametrize("name", list(datasampler.SAMPLERS))
+def test_an_epoch_can_be_entered_in_its_middle(name):
+    whole = epoch(make(name, seed=5), 2)
+    for start in (0, 1, 5, len(whole) - 1, len(whole)):
+        sampler = make(name, seed=5)
+        assert epoch(sampler, 2, start) == whole[start:] and len(sampler) == len(whole) - start
+    assert epoch(sampler, 3) == epoch(make(name, seed=5), 3) and len(sampler) == len(whole)  # the next epoch is whole
+
+
+@pytest.mark.parametrize("name", list(datasampler.SAMPLERS))
+def test_ranks_share_an_epoch(name):
+    """Each process has its own batches, reproducible from seed, epoch and rank; together they are one process's larger ones."""
+    ranks = [epoch(make(name, bs=6, seed=1, rank=rank, world=3), 4) for rank in range(3)]
+    together = [sum(parts, []) for parts in zip(*ranks)]
+    assert together == epoch(make(name, bs=18, seed=1), 4) and ranks[0] != ranks[1] != ranks[2]
+    assert ranks[1] == epoch(make(name, bs=6, seed=1, rank=1, world=3), 4) and all(len(b) == 6 for rank in ranks for b in rank)
+    if name == "class_balanced":
+        assert {i for b in together for i in b} == set(range(96)) and all(len(LABELS[b].unique()) == 6 for b in together)
+    if name == "random":
+        assert len({i for b in together for i in b}) == sum(map(len, together))
+    with pytest.raises(ValueError, match="rank 3: must be from 0 to world - 1 = 2"):
+        make(name, bs=6, rank=3, world=3)
+
+
 def test_select_and_errors():
     opt = parameters.parse(["--bs", "90", "--data_sampler", "class_balanced"])
     with pytest.raises(ValueError, match="takes 45 distinct classes, the training split has 20; --bs 40"):
         datasampler.select(opt, LABELS)
     assert not datasampler.select(parameters.parse(["--bs", "90"]), LABELS).distinct
+    assert isinstance(datasampler.select(parameters.parse(["--data_sampler", "random"]), LABELS, rank=1, world=2), RandomBatches)
+    for name in datasampler.SAMPLERS:
+        with pytest.raises(ValueError, match="the training split has no image"):
+            make(name, LABELS[:0])

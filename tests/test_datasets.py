@@ -1,13 +1,11 @@
-"""Glyphs as it should be, and the benchmarks in miniature in both layouts."""
+"""Glyphs as it should be, and the split for validation. The data sets of image files: test_datasets_files.py."""
 
 import os
 import pickle
-import warnings
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import datasets
 import parameters
@@ -113,9 +111,8 @@ def test_glyph_augmentation(name):
     assert likeness(moved.flatten(1), still.flatten(1)).mean() > likeness(moved.flatten(1), still.flip(2).flatten(1)).mean() + 0.02
 
 
-def test_spawned_workers_can_have_a_split(splits, tmp_path):
-    LAYOUTS["cub200", "archive"](tmp_path)
-    for split in (splits.train, splits.test, select("cub200", tmp_path).test):
+def test_spawned_workers_can_have_a_split(splits):
+    for split in (splits.train, splits.test):
         again = pickle.loads(pickle.dumps(split))
         assert again.paths == split.paths and again[3][0].shape == split[3][0].shape
     assert torch.equal(pickle.loads(pickle.dumps(splits.test))[3][0], splits.test[3][0])
@@ -136,123 +133,6 @@ def test_train_val_split(splits, by_samples):
     assert torch.equal(val.labels.unique(), torch.arange(len(val.class_names)))
     other, _ = train_val_split(splits.train, 0.8, by_samples, seed=2)
     assert other.paths != train.paths
-
-
-# photographs
-
-def write(path, color=(200, 30, 30), mode="RGB", size=(60, 40)):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, color).convert(mode).save(path)
-
-
-def cub(folder):
-    for c in range(1, 5):
-        for i in range(3):
-            write(folder / "images" / f"{c:03d}.Bird {c}é" / f"b_{i}.jpg")
-
-
-def cars_archive(folder):
-    from scipy.io import savemat
-    rows = []
-    for i in range(12):
-        name = f"car_ims/{i:06d}.jpg"
-        write(folder / name)
-        rows.append((name, i % 4 + 1))
-    annotations = np.array(rows, dtype=[("relative_im_path", "O"), ("class", "u1")])
-    savemat(folder / "cars_annos.mat", {"annotations": annotations[None], "class_names": np.array(["A 1", "B 2", "C 3", "D 4"], dtype=object)[None]})
-
-
-def products(images, lists):
-    number = 0
-    for part, classes in (("train", (1, 2)), ("test", (3, 4))):
-        lines = ["image_id class_id super_class_id path"]
-        for c in classes:
-            for i in range(3):
-                number += 1
-                write(images / "chair_final" / f"{c}_{i}.JPG")
-                lines.append(f"{number} {c} 1 chair_final/{c}_{i}.JPG")
-        lists.mkdir(parents=True, exist_ok=True)
-        (lists / f"Ebay_{part}.txt").write_text("\n".join(lines) + "\n")
-
-
-LAYOUTS = {
-    ("cub200", "archive"): lambda root: cub(root / "CUB_200_2011"),
-    ("cub200", "published"): lambda root: cub(root / "cub200"),
-    ("cars196", "archive"): lambda root: cars_archive(root),
-    ("cars196", "archive in its folder"): lambda root: cars_archive(root / "cars196"),
-    ("cars196", "published"): lambda root: cub(root / "cars196"),
-    ("online_products", "archive"): lambda root: products(root / "Stanford_Online_Products", root / "Stanford_Online_Products"),
-    ("online_products", "published"): lambda root: products(root / "online_products" / "images", root / "online_products" / "Info_Files"),
-}
-
-
-def select(name, root, *more):
-    return datasets.select(parameters.parse(["--dataset", name, "--source_path", str(root), *more]), input_size=32)
-
-
-@pytest.mark.parametrize("name, layout", list(LAYOUTS))
-def test_benchmarks_in_both_layouts(name, layout, tmp_path):
-    LAYOUTS[name, layout](tmp_path)
-    splits = select(name, tmp_path)
-    for split in (splits.train, splits.test):
-        assert len(split) == 6 and split.labels.bincount().tolist() == [3, 3] and len(split.class_names) == 2
-        image, _ = split[5]
-        assert image.shape == (3, 32, 32) and image.dtype == torch.uint8 and abs(int(image[0].float().mean()) - 200) < 5
-    assert not set(splits.train.class_names) & set(splits.test.class_names)
-    assert splits.train.class_names == sorted(splits.train.class_names)
-
-
-@pytest.mark.parametrize("name, words", [("cub200", "CUB-200-2011"), ("cars196", "cars_annos.mat"), ("online_products", "Stanford_Online_Products.zip")])
-def test_missing_folder(name, words, tmp_path):
-    with pytest.raises(FileNotFoundError) as problem:
-        select(name, tmp_path)
-    text = str(problem.value)
-    assert "\n" not in text and words in text and str(tmp_path) in text and f"--dataset {name}" in text
-
-
-def test_incomplete_folders(tmp_path):
-    cars_archive(tmp_path / "a")
-    (tmp_path / "a" / "car_ims").rename(tmp_path / "a" / "elsewhere")
-    with pytest.raises(FileNotFoundError, match="car_ims is missing; unpack the images car_ims.tgz"):
-        select("cars196", tmp_path / "a")
-    (tmp_path / "b" / "cub200" / "images").mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match="no folder in it has images"):
-        select("cub200", tmp_path / "b")
-
-
-@pytest.mark.parametrize("name", ["base", "big", "adv", "red"])
-def test_photograph_augmentations(name, tmp_path):
-    LAYOUTS["cub200", "archive"](tmp_path)
-    for path in (tmp_path / "CUB_200_2011").rglob("*.jpg"):
-        Image.effect_noise((90, 70), 90).convert("RGB").save(path)
-    split = select("cub200", tmp_path, "--augmentation", name).train
-    assert split[0][0].shape == (3, 32, 32) and not torch.equal(split[0][0], split[0][0])
-    assert torch.equal(split.unaugmented()[0][0], split.unaugmented()[0][0])
-
-
-@pytest.mark.parametrize("mode, suffix", [("L", "jpg"), ("P", "png"), ("RGBA", "png"), ("CMYK", "jpg"), ("1", "png")])
-def test_image_modes(mode, suffix, tmp_path):
-    from datasets.transforms import read_image
-    write(tmp_path / f"x.{suffix}", mode=mode)
-    assert read_image(tmp_path / f"x.{suffix}").mode == "RGB"
-
-
-def test_a_palette_with_transparency_gives_no_warning(tmp_path):
-    from datasets.transforms import read_image
-    image = Image.new("RGB", (20, 20), (200, 30, 30)).convert("P")
-    image.save(tmp_path / "x.png", transparency=bytes([0, 128, 255]))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert read_image(tmp_path / "x.png").mode == "RGB"
-
-
-def test_broken_image_is_named(tmp_path):
-    LAYOUTS["cub200", "archive"](tmp_path)
-    splits = select("cub200", tmp_path)
-    with open(splits.test.paths[2], "wb") as file:
-        file.write(b"not an image")
-    with pytest.raises(ValueError, match="b_2.jpg: cannot be decoded"):
-        splits.test[2]
 
 
 def test_unknown_dataset():

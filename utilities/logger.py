@@ -54,11 +54,15 @@ def commit():
 
 
 class RunLog:
-    """Writes one run down. Rows may have different columns; metrics.csv has their union, in order of appearance."""
+    """Writes one run down. Rows may have different columns; metrics.csv has their union, in order of appearance.
 
-    def __init__(self, folder, opt, device, rows=()):
+    partial : what the data lacks, a line, empty where it is whole; skipped : paths of broken images that were left out
+    """
+
+    def __init__(self, folder, opt, device, rows=(), partial="", skipped=()):
         self.folder, self.rows = folder, list(rows)
-        config = dict(flags=vars(opt), seed=opt.seed, device=device, machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        config = dict(flags=vars(opt), seed=opt.seed, partial=partial, skipped_broken=list(skipped), device=device,
+                      machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
                       versions=versions(), commit=commit(), command=[os.path.basename(sys.argv[0]), *sys.argv[1:]],
                       started=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
         write_whole(os.path.join(folder, "config.json"), lambda file: json.dump(config, file, indent=2, default=str))

@@ -45,8 +45,14 @@ def group_runs(folders, by=()):
     groups = {}
     for config, rows in runs:
         extra = ", ".join(f"{k} {config['flags'][k]}" for k in differing)
-        groups.setdefault(config["flags"]["loss"] + (f" ({extra})" if extra else ""), []).append((config, rows))
+        groups.setdefault(config["flags"]["loss"] + (f" ({extra})" if extra else "") + incomplete(config), []).append((config, rows))
     return groups
+
+
+def incomplete(config):
+    """What a row's label says of a run on less than the whole data set."""
+    skipped = len(config.get("skipped_broken", ()))
+    return (" [partial data]" if config.get("partial") else "") + (f" [{skipped} broken images skipped]" if skipped else "")
 
 
 def cell(runs, column, factor, decimals, split="test"):
@@ -73,7 +79,9 @@ def markdown(rows):
 def caption(groups, split="test"):
     config, rows = next(iter(groups.values()))[0]
     flags, seeds = config["flags"], sorted({c["seed"] for runs in groups.values() for c, _ in runs})
-    return (f"{flags['dataset']}, {flags['arch']}, {flags['embed_dim']} dimensions, {int(rows[-1]['epoch'])} epochs, {split} split, last epoch; "
+    lacking = next((c["partial"] for runs in groups.values() for c, _ in runs if c.get("partial")), "")
+    return ((f"PARTIAL DATA ({lacking}). " if lacking else "")
+            + f"{flags['dataset']}, {flags['arch']}, {flags['embed_dim']} dimensions, {int(rows[-1]['epoch'])} epochs, {split} split, last epoch; "
             f"seed {', '.join(map(str, seeds))}; {config['device']}. Percent; coding rate as a share of its maximum; "
             "seconds of training and evaluation.")
 

@@ -1,0 +1,175 @@
+"""Reading image files as people have them: upright RGB, decoded no larger than needed, and broken ones named."""
+
+import io
+import os
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from tqdm import tqdm
+
+try:  # faster than Pillow by a fifth where nothing is reduced; deprecated, so it may be missing one day
+    from torchvision.io import ImageReadMode, decode_jpeg
+except ImportError:
+    decode_jpeg = None
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+ORIENTATION = 0x0112  # EXIF tag; 5 to 8 swap width and height
+
+
+class BrokenImage(ValueError):
+    """One line that names a file which cannot be decoded.
+
+    A DataLoader raises a worker's exception anew, with the worker's traceback as its text: the line is its end.
+    """
+
+    def __init__(self, text):
+        super().__init__(text.split("BrokenImage: ")[-1].strip())
+
+
+def image_names(names):
+    """Those that are images by their suffix, sorted, without what macOS leaves beside them (._name)."""
+    return sorted(n for n in names if n.lower().endswith(SUFFIXES) and not n.startswith("."))
+
+
+def read(path, plan=None, margin=1.0):
+    """An image file as uint8 RGB pixels (h, w, 3), upright: (pixels, plan of the image).
+
+    Parameters
+    ----------
+    plan : function (height, width) → ((top, left, height, width), (h, w)), optional
+        The part that is wanted and the pixels it is to become, from the size of the whole image. A JPEG is then decoded at 1/2,
+        1/4 or 1/8 of its size (by its DCT) where the part still has `margin` times those pixels.
+
+    Returns the pixels of the whole image, maybe smaller than the file's, and (full size, box, target); box and target are None without
+    a plan. Raises BrokenImage, one line, for a file that cannot be decoded.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+        full = plain_jpeg_size(data)
+        if full is None:
+            return by_pillow(data, plan, margin)
+        box, target = plan(*full) if plan else (None, None)
+        pixels = whole_jpeg(data) if reduction(box, target, margin) < 2 else None
+        return (pixels, (full, box, target)) if pixels is not None else by_pillow(data, lambda *_: (box, target), margin)
+    except Exception as problem:  # Pillow's plugins raise whatever comes: OSError, SyntaxError, ValueError, struct.error, ...
+        if isinstance(problem, UnidentifiedImageError):
+            reason = "the file is empty" if os.path.getsize(path) == 0 else "not an image, or of a format that Pillow does not know"
+        else:
+            reason = " ".join((getattr(problem, "strerror", None) or str(problem) or type(problem).__name__).split())
+        raise BrokenImage(f"{path}: cannot be decoded as an image ({reason})") from problem
+
+
+def reduction(box, target, margin):
+    """How many times smaller than the file's an image may be decoded."""
+    return min(box[2] / target[0], box[3] / target[1]) / margin if box else 1
+
+
+def by_pillow(data, plan, margin):
+    with Image.open(io.BytesIO(data)) as image:
+        if image.format != "JPEG":
+            image.load()  # its errors are not EXIF's: Pillow reads a PNG to its end to find that
+        try:
+            turned = image.getexif().get(ORIENTATION, 1)
+        except Exception:  # damaged EXIF beside a good image
+            turned = 1
+        full = image.size if turned in (5, 6, 7, 8) else image.size[::-1]
+        box, target = plan(*full) if plan else (None, None)
+        reduce = reduction(box, target, margin)
+        if image.format == "JPEG" and reduce >= 2:
+            # never smaller than asked for: draft takes the largest of 1/2, 1/4, 1/8 with at least this size
+            image.draft(None, (int(image.size[0] / reduce), int(image.size[1] / reduce)))
+        elif image.format == "JPEG" and turned == 1 and image.mode in ("RGB", "L"):
+            pixels = whole_jpeg(data)
+            if pixels is not None:
+                return pixels, (full, box, target)
+        if turned != 1:  # else it would be copied
+            image = ImageOps.exif_transpose(image)
+        return np.asarray(image if image.mode == "RGB" else rgb(image)), (full, box, target)
+
+
+def plain_jpeg_size(data):
+    """(height, width) of a grey or RGB JPEG without EXIF, from its headers; None for all else. Pillow takes 0.1 ms for it."""
+    if data[:2] != b"\xff\xd8":
+        return None
+    at = 2
+    while at + 9 < len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # the frame's header
+            size = int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
+            return size if data[at + 9] in (1, 3) and min(size) > 0 else None
+        if marker == 0xE1 or not 0xC0 <= marker <= 0xFE:  # EXIF may turn it
+            return None
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return None
+
+
+def whole_jpeg(data):
+    """A JPEG by torchvision: the same pixels as Pillow's, without its copies. None where it cannot; Pillow then tells why."""
+    if decode_jpeg is None:
+        return None
+    try:
+        return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB).permute(1, 2, 0).numpy()
+    except (RuntimeError, ValueError):
+        return None
+
+
+def rgb(image):
+    if image.mode == "P" and "transparency" in image.info:  # Pillow warns if such a palette goes to RGB directly
+        image = image.convert("RGBA")
+    if image.mode.startswith("I"):  # 16 bits of grey, which convert would clip at 255
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")
+
+
+class Reader(torch.utils.data.Dataset):
+    """Item i: (pixels, full size) of paths[i] reduced to a shorter side of `shorter` pixels, or the line that says why it cannot be read."""
+
+    def __init__(self, paths, shorter=None):
+        self.paths, self.shorter = paths, shorter
+
+    def __len__(self):
+        return len(self.paths)
+
+    def plan(self, height, width):
+        return (0, 0, height, width), within(height, width, self.shorter)
+
+    def __getitem__(self, i):
+        try:
+            pixels, (full, _, target) = read(self.paths[i], self.plan if self.shorter else None)
+        except BrokenImage as problem:
+            return str(problem)
+        if target and target != pixels.shape[:2]:
+            pixels = np.asarray(Image.fromarray(pixels).resize(target[::-1], Image.Resampling.BILINEAR))
+        return torch.from_numpy(np.array(pixels)), full
+
+
+class Check(Reader):
+    """Item i: what is wrong with paths[i], or an empty text. Only the verdict leaves the worker."""
+
+    def __getitem__(self, i):
+        item = super().__getitem__(i)
+        return item if isinstance(item, str) else ""
+
+
+def within(height, width, shorter):
+    """The size with a shorter side of at most `shorter` pixels, aspect ratio kept."""
+    factor = min(1, shorter / min(height, width))
+    return max(1, round(height * factor)), max(1, round(width * factor))
+
+
+def as_is(item):
+    return item
+
+
+def in_parallel(reader, workers, desc):
+    """The items of a Reader in order, read by worker processes, under a progress bar."""
+    workers = min(workers, os.cpu_count() or 1)
+    loader = torch.utils.data.DataLoader(reader, batch_size=None, collate_fn=as_is, num_workers=workers, generator=torch.Generator())
+    return tqdm(loader, total=len(reader), desc=desc, unit=" images", leave=False, disable=None, dynamic_ncols=True)
+
+
+def broken(paths, workers=0, desc="checking images", quick=False):
+    """{index: line} of the files that cannot be decoded; with `quick` at 1/8 of a JPEG's size, which reads the whole file all the same."""
+    return {i: line for i, line in enumerate(in_parallel(Check(paths, 1 if quick else None), workers, desc)) if line}

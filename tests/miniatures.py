@@ -1,0 +1,98 @@
+"""The benchmarks in miniature, in the layouts in which their archives unpack and in the published ones."""
+
+import numpy as np
+from PIL import Image
+
+import datasets
+import parameters
+
+# classes that both halves of the split would take, in each data set's own numbers
+CUB = ("001.Black_footed_Albatross", "100.Brown_Pelican", "101.White_Pelican", "200.Common_Yellowthroat")
+
+
+def write(path, mode="RGB", size=(50, 40), **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (200, 200, 200)).convert(mode).save(path, **options)
+
+
+def noise(path, size=(90, 70), seed=0, **options):
+    """An image of 14 x 11 random colours, smoothly joined."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    coarse = np.random.default_rng(seed).integers(0, 256, (11, 14, 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(path, **options)
+
+
+def class_folders(folder, names, n=3):
+    for name in names:
+        for i in range(n):
+            write(folder / name / f"b_{i}.jpg")
+
+
+def cub_archive(root):
+    folder = root / "CUB_200_2011"
+    class_folders(folder / "images", CUB)
+    names = [f"{c}/b_{i}.jpg" for c in CUB for i in range(3)]
+    (folder / "images.txt").write_text("".join(f"{n} {name}\n" for n, name in enumerate(names, 1)))
+    (folder / "image_class_labels.txt").write_text("".join(f"{n} {int(name[:3])}\n" for n, name in enumerate(names, 1)))
+    (folder / "images" / "._hidden.jpg").write_bytes(b"")  # as macOS leaves them
+
+
+def cars_archive(root):
+    """car_ims/ and cars_annos.mat: a struct array with one element an image, and 196 class names."""
+    from scipy.io import savemat
+    rows = []
+    for i in range(1, 13):
+        name = f"car_ims/{i:06d}.jpg"
+        write(root / name)
+        rows.append((name, 1, 1, 40, 30, (1, 98, 99, 196)[i % 4], i % 2))
+    fields = [("relative_im_path", "O"), *((f"bbox_{v}", "u2") for v in ("x1", "y1", "x2", "y2")), ("class", "u1"), ("test", "u1")]
+    names = np.array([f"Make Model {c:03d} 2012" for c in range(1, 197)], dtype=object)
+    savemat(root / "cars_annos.mat", {"annotations": np.array(rows, dtype=fields)[None], "class_names": names[None]})
+
+
+def products(images, lists):
+    number = 0
+    for part, classes in (("train", (1, 2)), ("test", (11319, 22634))):
+        lines = ["image_id class_id super_class_id path"]
+        for c in classes:
+            for i in range(3):
+                number += 1
+                name = f"{'chair' if c % 2 else 'coffee_maker'}_final/{c}_{i}.JPG"
+                write(images / name)
+                lines.append(f"{number} {c} 1 {name}")
+        lists.mkdir(parents=True, exist_ok=True)
+        (lists / f"Ebay_{part}.txt").write_text("\n".join(lines) + "\n")
+
+
+def inshop(root, images="img"):
+    lines, pieces = [], [("id_00000001", "train"), ("id_00000002", "train"), ("id_00000003", "both"), ("id_00000005", "both")]
+    for item, split in pieces:
+        for i in range(3):
+            name = f"WOMEN/Dresses/{item}/0{i}_1_front.jpg"
+            write(root / images / name)
+            lines.append(f"img/{name:60} {item} {split if split == 'train' else 'query' if i == 0 else 'gallery'}")
+    (root / "Eval").mkdir(parents=True)
+    (root / "Eval" / "list_eval_partition.txt").write_text(f"{len(lines)}\nimage_name item_id evaluation_status\n" + "\n".join(lines) + "\n")
+
+
+LAYOUTS = {
+    ("cub200", "archive"): cub_archive,
+    ("cub200", "published"): lambda root: class_folders(root / "cub200" / "images", CUB),
+    ("cars196", "archive"): cars_archive,
+    ("cars196", "archive in its folder"): lambda root: cars_archive(root / "cars196"),
+    ("cars196", "published"): lambda root: class_folders(root / "cars196" / "images", ("AM General Hummer SUV 2000", "Acura RL Sedan 2012", "Volvo 240 Sedan 1993", "smart fortwo Convertible 2012")),
+    ("online_products", "archive"): lambda root: products(root / "Stanford_Online_Products", root / "Stanford_Online_Products"),
+    ("online_products", "published"): lambda root: products(root / "online_products" / "images", root / "online_products" / "Info_Files"),
+    ("inshop", "archive"): inshop,
+    ("inshop", "archive in its folder"): lambda root: inshop(root / "inshop", "Img/img"),
+    ("folder", "classes"): lambda root: class_folders(root, ("a b", "ö", "x", "y")),
+    ("folder", "train and test"): lambda root: [class_folders(root / part, (part + "1", part + "2")) for part in ("train", "test")],
+}
+
+
+def options(name, root, *more):
+    return parameters.parse(["--dataset", name, "--source_path", str(root), "--kernels", "0", *map(str, more)])
+
+
+def select(name, root, *more, size=32):
+    return datasets.select(options(name, root, "--allow_partial", *more), input_size=size)

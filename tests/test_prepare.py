@@ -1,0 +1,236 @@
+"""Unpacking the benchmarks' archives, hostile ones, interruptions, and --verify."""
+
+import bz2
+import io
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+
+import pytest
+from miniatures import CUB, LAYOUTS, noise, select, write
+
+from datasets import cars196, cub200, online_products, prepare, unpack
+
+HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def tar_of(folder, path, mode="w:gz"):
+    with tarfile.open(path, mode) as tar:
+        for name in sorted(os.listdir(folder)):
+            tar.add(folder / name, arcname=name)
+    return path
+
+
+def zip_of(folder, path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for found in sorted(folder.rglob("*")):
+            file.write(found, found.relative_to(folder).as_posix())
+    return path
+
+
+def run(name, target, *more):
+    return prepare.main([name, "--source_path", str(target), *map(str, more)])
+
+
+@pytest.fixture
+def counts(monkeypatch):
+    """The miniatures' counts as if they were the published ones."""
+    for module in (cub200, cars196, online_products):
+        monkeypatch.setattr(module, "COUNTS", {"train": (2, 6), "test": (2, 6)})
+    monkeypatch.setattr(prepare.inshop, "COUNTS", {"train": (2, 6), "query": (2, 2), "gallery": (2, 4)})
+
+
+def archives_of(name, root):
+    """The data set's downloads, with the names and the layout that they have."""
+    LAYOUTS[name, "archive"](root / "made")
+    made, out = root / "made", root / "downloads"
+    out.mkdir()
+    if name == "cub200":
+        (made / "attributes.txt").write_text("1 x\n")  # lies beside the folder in the archive
+        return [tar_of(made, out / "CUB_200_2011.tgz")]
+    if name == "online_products":
+        return [zip_of(made, out / "Stanford_Online_Products.zip")]
+    if name == "cars196":
+        shutil.move(made / "cars_annos.mat", out / "cars_annos.mat")
+        return [tar_of(made, out / "car_ims.tgz"), out / "cars_annos.mat"]
+    shutil.move(made / "Eval" / "list_eval_partition.txt", out / "list_eval_partition.txt")
+    return [zip_of(made, out / "img.zip"), out / "list_eval_partition.txt"]
+
+
+@pytest.mark.parametrize("name", ["cub200", "cars196", "online_products", "inshop"])
+def test_archives_become_a_data_set_that_loads(name, tmp_path, counts, capsys):
+    archives = archives_of(name, tmp_path)
+    assert run(name, tmp_path / "data", "--archive", *archives, "--verify", "--kernels", 0) == 0
+    text = capsys.readouterr().out
+    assert f"{name}: whole" in text and f"{name}: all 12 images can be decoded" in text
+    splits = select(name, tmp_path / "data")
+    assert splits.partial == "" and len(splits.train) == 6 and splits.train[5][0].shape == (3, 32, 32)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*.[jJ]*")}
+    assert run(name, tmp_path / "data", "--archive", *archives) == 0  # a second time writes no image again
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*.[jJ]*")} == before and len(before) == 12
+
+
+@pytest.mark.parametrize("mode", ["w", "w:bz2", "w:xz"])
+def test_other_compressions(mode, tmp_path, counts):
+    LAYOUTS["cub200", "archive"](tmp_path / "made")
+    assert run("cub200", tmp_path / "data", "--archive", tar_of(tmp_path / "made", tmp_path / "a", mode)) == 0
+    assert not list((tmp_path / "data").rglob("._*"))  # macOS' litter stays behind
+
+
+def entry(name, kind=tarfile.REGTYPE, link="", data=b"x"):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.size = kind, link, len(data) if kind == tarfile.REGTYPE else 0
+    return info, data
+
+
+IMAGE = "CUB_200_2011/images/001.A/1.jpg"
+HOSTILE = {
+    "parent": ([entry("CUB_200_2011/../../x")], "'CUB_200_2011/../../x', which would leave the folder"),
+    "absolute": ([entry("/tmp/x")], "which would leave the folder"),
+    "drive": ([entry("C:\\x")], "which would leave the folder"),
+    "backslashes": ([entry("CUB_200_2011\\..\\..\\x")], "which would leave the folder"),
+    "link out": ([entry("CUB_200_2011", tarfile.SYMTYPE, "/tmp"), entry(IMAGE)], "has the link 'CUB_200_2011'"),
+    "link in": ([entry(IMAGE), entry("CUB_200_2011/y", tarfile.SYMTYPE, "images")], "has the link"),
+    "hard link": ([entry("CUB_200_2011/passwd", tarfile.LNKTYPE, "/etc/passwd")], "has the link"),
+    "pipe": ([entry("CUB_200_2011/pipe", tarfile.FIFOTYPE)], "has the device"),
+    "device": ([entry("CUB_200_2011/null", tarfile.CHRTYPE)], "has the device"),
+    "another archive": ([entry("images/x.jpg")], "has nothing of CUB_200_2011/; is it the right archive?"),
+}
+
+
+@pytest.mark.parametrize("name", list(HOSTILE))
+def test_hostile_tars_write_nothing(name, tmp_path, capsys):
+    entries, words = HOSTILE[name]
+    with tarfile.open(tmp_path / "a.tgz", "w:gz") as tar:
+        for info, data in [entry(IMAGE)] * (name != "another archive") + entries:
+            tar.addfile(info, io.BytesIO(data))
+    assert run("cub200", tmp_path / "data", "--archive", tmp_path / "a.tgz") == 2
+    text = capsys.readouterr().err
+    assert text.count("\n") == 1 and text.startswith(f"error: {tmp_path / 'a.tgz'}: ") and words in text
+    assert not (tmp_path / "data").exists()  # not even the good entry before the bad one
+
+
+@pytest.mark.parametrize("name, words", [("../x", "leave the folder"), ("/x", "leave the folder"), ("Stanford_Online_Products/a/..\\..\\..\\x", "leave the folder"),
+                                         ("link", "has the link"), ("secret", "has the encrypted file")])
+def test_hostile_zips_write_nothing(name, words, tmp_path, capsys):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        file.writestr("Stanford_Online_Products/Ebay_train.txt", "x")
+        info = zipfile.ZipInfo(name)
+        info.external_attr = 0o120777 << 16 if name == "link" else 0
+        file.writestr(info, "/etc/passwd")
+    if name == "secret":
+        data = bytearray((tmp_path / "a.zip").read_bytes())
+        for sign, flags in ((b"PK\1\2", 8), (b"PK\3\4", 6)):
+            at = data.rindex(sign)
+            data[at + flags] |= 1
+        (tmp_path / "a.zip").write_bytes(data)
+    assert run("online_products", tmp_path / "data", "--archive", tmp_path / "a.zip") == 2
+    assert words in capsys.readouterr().err and not (tmp_path / "data").exists()
+
+
+def test_bombs_are_refused_before_a_byte_is_written(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(unpack, "SLACK", 1 << 20)
+    info, _ = entry(IMAGE)
+    info.size = 40 << 20
+    with tarfile.open(tmp_path / "bomb.tgz", "w:gz") as tar:
+        tar.addfile(info, io.BytesIO(bytes(info.size)))
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("CUB_200_2011/images/001.A/1.jpg", bytes(40 << 20))
+    header = entry("x")[0]
+    header.type, header.size = tarfile.XHDTYPE, 40 << 20  # a header that would be read into memory
+    (tmp_path / "header.tar.bz2").write_bytes(bz2.compress(header.tobuf(tarfile.USTAR_FORMAT) + bytes(41 << 20)))
+    for name, words in (("bomb.tgz", "20 times its size"), ("bomb.zip", "20 times its size"), ("header.tar.bz2", "has a header of")):
+        assert run("cub200", tmp_path / "data", "--archive", tmp_path / name) == 2
+        text = capsys.readouterr().err
+        assert words in text and text.count("\n") == 1 and not (tmp_path / "data").exists()
+
+
+def test_a_zip_that_lies_about_a_size_is_refused(tmp_path, capsys):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("CUB_200_2011/images/001.A/1.jpg", bytes(1 << 20))
+    data = bytearray((tmp_path / "a.zip").read_bytes())
+    for sign, place in ((b"PK\1\2", 24), (b"PK\3\4", 22)):
+        at = data.index(sign)
+        data[at + place : at + place + 4] = struct.pack("<I", 100)
+    (tmp_path / "a.zip").write_bytes(data)
+    assert run("cub200", tmp_path / "data", "--archive", tmp_path / "a.zip") == 2
+    assert "damaged or not whole" in capsys.readouterr().err and not list((tmp_path / "data").rglob("*.jpg*"))
+
+
+def test_no_link_in_the_folder_is_followed_out_of_it(tmp_path, capsys):
+    LAYOUTS["cub200", "archive"](tmp_path / "made")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "data" / "CUB_200_2011").symlink_to(tmp_path / "elsewhere")
+    assert run("cub200", tmp_path / "data", "--archive", tar_of(tmp_path / "made", tmp_path / "a.tgz")) == 2
+    assert "through a link; refused" in capsys.readouterr().err and not os.listdir(tmp_path / "elsewhere")
+
+
+def test_damaged_and_wrong_archives_are_one_line(tmp_path, counts, capsys):
+    (tmp_path / "page.tgz").write_bytes(b"<html>404 not found</html>")
+    whole = archives_of("cub200", tmp_path)[0].read_bytes()
+    (tmp_path / "half.tgz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty.tgz").write_bytes(b"")
+    for name in ("page.tgz", "half.tgz", "empty.tgz"):
+        assert run("cub200", tmp_path / "data", "--archive", tmp_path / name) == 2
+        text = capsys.readouterr().err
+        assert text.count("\n") == 1 and f"{tmp_path / name}: " in text and ("not a tar or zip" in text or "damaged" in text or "nothing of" in text)
+    assert run("cub200", tmp_path / "data", "--archive", tmp_path / "none.tgz") == 2
+    assert "CUB_200_2011.tgz of CUB-200-2011" in capsys.readouterr().err
+    assert run("folder", tmp_path / "data", "--archive", tmp_path / "half.tgz") == 2
+    assert "has no archive of its own" in capsys.readouterr().err
+
+
+def test_partial_data_is_an_error_unless_allowed(tmp_path, capsys):
+    archive = archives_of("cub200", tmp_path)[0]
+    assert run("cub200", tmp_path / "data", "--archive", archive) == 2
+    assert "is not whole: train: found 2 classes, 6 images, expected 100 classes, 5,864 images" in capsys.readouterr().err
+    assert run("cub200", tmp_path / "data", "--allow_partial") == 0
+    assert "cub200: PARTIAL: train: found 2" in capsys.readouterr().out
+
+
+def test_verify_lists_the_broken_images(tmp_path, counts, capsys):
+    LAYOUTS["cub200", "archive"](tmp_path)
+    for c, i in ((0, 1), (3, 2)):
+        (tmp_path / "CUB_200_2011" / "images" / CUB[c] / f"b_{i}.jpg").write_bytes(b"no")
+    for kernels in (0, 2):
+        assert run("cub200", tmp_path, "--verify", "--kernels", kernels) == 1
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split(": ")[0].split("/")[-2:] for line in lines[-3:-1]] == [[CUB[0], "b_1.jpg"], [CUB[3], "b_2.jpg"]]
+        assert lines[-1] == "cub200: 2 of 12 images are broken"
+
+
+def test_a_file_that_another_program_left_half_is_written_again(tmp_path, counts):
+    archive = archives_of("cub200", tmp_path)[0]
+    assert run("cub200", tmp_path / "data", "--archive", archive) == 0
+    image = tmp_path / "data" / "CUB_200_2011" / "images" / CUB[2] / "b_0.jpg"
+    whole = image.read_bytes()
+    image.write_bytes(whole[:100])
+    assert run("cub200", tmp_path / "data", "--archive", archive) == 0 and image.read_bytes() == whole
+
+
+def test_it_can_be_interrupted_and_repeated(tmp_path):
+    """A process that is interrupted while it unpacks leaves whole files only, says how to go on, and the same command does."""
+    for i in range(300):
+        write(tmp_path / "made" / "CUB_200_2011" / "images" / f"{i % 200 + 1:03d}.A" / f"{i}.jpg")
+    noise(tmp_path / "made" / "CUB_200_2011" / "images" / "001.A" / "large.jpg", (4000, 3000), quality=100)
+    command = [sys.executable, "-m", "datasets.prepare", "cub200", "--allow_partial", "--archive", str(tar_of(tmp_path / "made", tmp_path / "a.tar", "w")), "--source_path", str(tmp_path / "data")]
+    slow = "import time, datasets.unpack as u; w = u.write; u.write = lambda *a: (time.sleep(0.02), w(*a)); from datasets import prepare; import sys; sys.exit(prepare.main())"
+    process = subprocess.Popen([sys.executable, "-c", slow, *command[3:]], cwd=HERE, stderr=subprocess.PIPE, text=True)
+    while len(list((tmp_path / "data").rglob("*.jpg"))) < 5:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, text = process.communicate(timeout=60)
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*") if path.is_file()}
+    assert process.returncode == 130 and "the same command goes on from here" in text and 5 <= len(written) < 301
+    for path in written:
+        assert path.read_bytes() == (tmp_path / "made" / path.relative_to(tmp_path / "data")).read_bytes()
+    assert subprocess.run(command, cwd=HERE, capture_output=True).returncode == 0
+    assert len(list((tmp_path / "data").rglob("*.jpg"))) == 301 and all(path.stat().st_mtime_ns == t for path, t in written.items())
