@@ -7,27 +7,40 @@ import torch
 from evaluation.search import nearest_neighbours
 
 
-def as_tensors(embeddings, labels):
+def as_tensors(embeddings, labels, least=2):
     """Float32 embeddings (n, d) and labels (n,) as tensors; ValueError, one line, where they cannot be evaluated."""
     embeddings, labels = torch.as_tensor(embeddings).detach().float(), torch.as_tensor(labels)
-    if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1] or len(labels) < 2:
-        raise ValueError(f"evaluation: expects embeddings (n, d) and labels (n,), n > 1, got {tuple(embeddings.shape)} and {tuple(labels.shape)}")
+    if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1] or len(labels) < least:
+        raise ValueError(f"evaluation: expects embeddings (n, d) and labels (n,), n > {least - 1}, got {tuple(embeddings.shape)} and {tuple(labels.shape)}")
     broken = int((~torch.isfinite(embeddings)).any(1).sum())
     if broken:
         raise ValueError(f"evaluation: {broken} of {len(embeddings)} embeddings are not finite")
     return embeddings, labels.to(embeddings.device)
 
 
-def rank_matches(embeddings, labels, k, **search):
-    """Whether each of the k nearest other images has the query's label: bool (n, k)."""
-    found = nearest_neighbours(embeddings, embeddings, k, exclude_self=True, **search)
-    return labels[found] == labels[:, None]
+def rank_matches(embeddings, labels, k, query_embeddings=None, query_labels=None, **search):
+    """Whether each of the k nearest other images has the query's label: bool (n, k).
+
+    With query_embeddings (q, d) and query_labels (q,) the embeddings are the gallery, nothing is left out, and it is (q, k).
+    """
+    if query_embeddings is None:
+        found = nearest_neighbours(embeddings, embeddings, k, exclude_self=True, **search)
+        return labels[found] == labels[:, None]
+    found = nearest_neighbours(query_embeddings, embeddings, k, **search)
+    return labels[found] == query_labels[:, None]
 
 
 def class_sizes(labels):
     """For each image, the number of other images of its class: (n,)."""
     _, where, count = labels.unique(return_inverse=True, return_counts=True)
     return count[where] - 1
+
+
+def gallery_sizes(query_labels, labels):
+    """For each query, the number of gallery images of its class: (q,)."""
+    classes, count = labels.unique(return_counts=True)
+    where = torch.searchsorted(classes, query_labels).clamp(max=len(classes) - 1)
+    return count[where] * (classes[where] == query_labels)
 
 
 def recall_at_k(embeddings, labels, k=(1, 2, 4, 8), **search):
@@ -73,6 +86,34 @@ def map_at_r_of(matches, sizes):
     """map_at_r from rank_matches and class_sizes."""
     within = torch.arange(matches.shape[1], device=matches.device) < sizes[:, None]
     return average_precision(matches[:, : within.shape[1]] & within, sizes)
+
+
+def r_precision(embeddings, labels, **search):
+    """R-precision: mean over images of the share of matches among their R nearest others, R and exclusions as in map_at_r.
+
+    Source: Musgrave et al., A Metric Learning Reality Check, ECCV 2020.
+    """
+    embeddings, labels = as_tensors(embeddings, labels)
+    sizes = class_sizes(labels)
+    return r_precision_of(rank_matches(embeddings, labels, max(int(sizes.max()), 1), **search), sizes)
+
+
+def r_precision_of(matches, sizes):
+    """r_precision from rank_matches and class_sizes."""
+    kept = sizes > 0
+    if not kept.any():
+        return 0.0
+    within = torch.arange(matches.shape[1], device=matches.device) < sizes[:, None]
+    return ((matches[:, : within.shape[1]] & within).sum(1)[kept].double() / sizes[kept]).mean().item()
+
+
+def map_c_of(matches, total):
+    """`mAP_c` of the published code: as map_at_k, with as many neighbours as the class has images, the query itself counted.
+
+    `mAP_lim` is map_at_k at 1023, the most that its faiss-gpu could find. Source: Roth et al., ICML 2020 (code).
+    """
+    within = torch.arange(matches.shape[1], device=matches.device) < total[:, None]
+    return average_precision(matches & within, total)
 
 
 def map_at_k(embeddings, labels, k=1000, **search):

@@ -29,7 +29,8 @@ def nearest_neighbours(queries, gallery, k, exclude_self=False, backend="auto", 
     exclude_self : bool
         Query i is gallery row i, and is not its own neighbour. It is removed by its index: with duplicates it need not
         come first.
-    backend : "auto", "faiss" or "torch"
+    backend : "auto", "faiss", "torch" or "ivf"
+        ivf: faiss's inverted lists, approximate (sqrt(m) lists, an eighth of them visited), for galleries past memory's patience.
         auto: faiss where it is installed and can search on the tensors' device (on a GPU not beyond 2048 neighbours), else torch.
     on_cpu : bool
         Search on the CPU though the tensors are on a GPU.
@@ -49,7 +50,9 @@ def nearest_neighbours(queries, gallery, k, exclude_self=False, backend="auto", 
     if backend == "auto":
         able = have_faiss() and (not queries.is_cuda or (faiss_gpus() > 0 and k + exclude_self <= FAISS_GPU_K))
         backend = "faiss" if able else "torch"
-    find = {"faiss": search_faiss, "torch": search_torch}[backend]
+    if backend in ("faiss", "ivf") and not have_faiss():
+        raise ValueError(f"--search {backend}: needs faiss: pip install faiss-gpu (or faiss-cpu); --search torch needs nothing")
+    find = {"faiss": search_faiss, "torch": search_torch, "ivf": search_ivf}[backend]
     found = find(*well_scaled(queries, gallery), k + exclude_self)
     return drop_self(found, k) if exclude_self else found
 
@@ -97,3 +100,20 @@ def search_faiss(queries, gallery, k):
         index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), device.index or 0, index)
     index.add(gallery.cpu().numpy())
     return torch.from_numpy(index.search(queries.cpu().numpy(), k)[1]).to(device)
+
+
+def search_ivf(queries, gallery, k):
+    import faiss
+    points = gallery.cpu().numpy()
+    lists = max(1, int(len(points) ** 0.5))
+    index = faiss.IndexIVFFlat(faiss.IndexFlatL2(points.shape[1]), points.shape[1], lists)
+    index.cp.min_points_per_centroid = 1
+    index.train(points)
+    index.add(points)
+    index.nprobe = max(1, lists // 8)
+    found = index.search(queries.cpu().numpy(), k)[1]
+    short = (found < 0).any(1)
+    if short.any():  # the visited lists held fewer than k: all of them for these queries
+        index.nprobe = lists
+        found[short] = index.search(queries.cpu().numpy()[short], k)[1]
+    return torch.from_numpy(found).to(queries.device)
