@@ -1,5 +1,6 @@
 """Train one network with one loss and evaluate it: python main.py --dataset glyphs --loss antico_batch_proxy ..."""
 
+import json
 import os
 import random
 import sys
@@ -62,6 +63,22 @@ def make_optimizer(opt, model, criterion):
     return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[opt.optim](groups, lr=opt.lr, weight_decay=opt.decay)
 
 
+def evaluated_splits(opt, splits):
+    """{name: split} of what is evaluated."""
+    evaluated = {} if opt.no_train_metrics else {"train": splits.train.unaugmented()}
+    if splits.val is not None:
+        evaluated["val"] = splits.val
+    if not opt.no_test_metrics:
+        evaluated["test"] = splits.test
+    return evaluated
+
+
+def described(split):
+    if hasattr(split, "query") and hasattr(split, "gallery"):
+        return f"{len(split.query)} queries, {len(split.gallery)} gallery images"
+    return f"{len(split)} of {len(split.class_names)}"
+
+
 def set_up(opt):
     """Everything a run needs, built before the first step, so that bad input stops here."""
     evaluation.check_names(opt.evaluation_metrics)
@@ -79,12 +96,7 @@ def set_up(opt):
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, opt.gamma)
     scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
 
-    evaluated = {} if opt.no_train_metrics else {"train": splits.train.unaugmented()}
-    if splits.val is not None:
-        evaluated["val"] = splits.val
-    if not opt.no_test_metrics:
-        evaluated["test"] = splits.test
-
+    evaluated = evaluated_splits(opt, splits)
     workers = min(opt.kernels, os.cpu_count() or 1)
     loader = torch.utils.data.DataLoader(splits.train, batch_sampler=sampler, num_workers=workers, persistent_workers=workers > 0,
                                          pin_memory=device.type == "cuda", generator=torch.Generator().manual_seed(opt.seed))
@@ -93,11 +105,58 @@ def set_up(opt):
     state = checkpoint.load(last) if opt.resume and os.path.isfile(last) else None
     log = logger.RunLog(folder, opt, device_name, rows=state["rows"] if state else ())
     print(f"{opt.dataset}: {len(splits.train)} training images of {n_classes} classes, "
-          + ", ".join(f"{name} {len(split)} of {len(split.class_names)}" for name, split in evaluated.items())
+          + ", ".join(f"{name} {described(split)}" for name, split in evaluated.items())
           + f"; {opt.arch}, {opt.embed_dim} dimensions; {opt.loss}; {device_name}, "
           + f"{'float32' if amp is None else str(amp).removeprefix('torch.')}; {folder}")
     return Run(device=device, amp=amp, model=model, loader=loader, sampler=sampler, criterion=criterion, optimizer=optimizer,
                          scheduler=scheduler, scaler=scaler, evaluated=evaluated, folder=folder, log=log, state=state)
+
+
+def split_paths(split):
+    return np.array([str(path) for path in getattr(split, "paths", None) or ()])
+
+
+def save_embeddings(run, opt, folder):
+    """<folder>/embeddings_<split>.npz: embeddings, labels, paths; of a query/gallery split those of the queries too."""
+    for name, split in run.evaluated.items():
+        arrays = {key: value.cpu().numpy() for key, value in evaluation.embed_split(run.model, split, opt).items()}
+        pair = hasattr(split, "query") and hasattr(split, "gallery")
+        arrays["paths"] = split_paths(split.gallery if pair else split)
+        if pair:
+            arrays["query_paths"] = split_paths(split.query)
+        path = os.path.join(folder, f"embeddings_{name}.npz")
+        checkpoint.write_whole(path, lambda file, arrays=arrays: np.savez(file, **arrays), "wb")
+        print(f"written: {path}")
+
+
+def evaluate_only(opt):
+    """Print and write the metrics of a saved run; its own architecture and dimension hold, whatever the flags say."""
+    evaluation.check_names(opt.evaluation_metrics)
+    if not os.path.isfile(opt.checkpoint):
+        raise FileNotFoundError(f"--checkpoint {opt.checkpoint}: no such file")
+    state = checkpoint.load(opt.checkpoint)
+    if not isinstance(state, dict) or not {"model", "arch", "embed_dim", "epoch"} <= set(state):
+        raise ValueError(f"--checkpoint {opt.checkpoint}: not a run's checkpoint.pt or best.pt")
+    opt.arch, opt.embed_dim, opt.not_pretrained, opt.weights = state["arch"], state["embed_dim"], True, None
+    device, _ = choose_device(opt)
+    seed_everything(opt.seed)
+    model = architectures.select(opt).to(device, memory_format=torch.channels_last)
+    model.load_state_dict(state["model"])
+    run = Run(model=model, evaluated=evaluated_splits(opt, datasets.select(opt, input_size=model.input_size)))
+    values = {f"{name}/{metric}": value for name, split in run.evaluated.items()
+              for metric, value in evaluation.evaluate(model, split, opt).items()}
+    folder = os.path.dirname(os.path.abspath(opt.checkpoint))
+    stem = os.path.splitext(os.path.basename(opt.checkpoint))[0]
+    note = " (approximate search)" if opt.search == "ivf" else ""
+    print(f"{opt.checkpoint}: epoch {state['epoch']}, {opt.dataset}, {opt.arch}, {opt.embed_dim} dimensions{note}")
+    print("\n".join(f"{name:32s} {value:.6f}" for name, value in values.items()))
+    path = os.path.join(folder, f"evaluation_{stem}.json")
+    record = dict(checkpoint=os.path.basename(opt.checkpoint), epoch=state["epoch"], dataset=opt.dataset, search=opt.search, seed=opt.seed, metrics=values)
+    checkpoint.write_whole(path, lambda file: json.dump(record, file, indent=2))
+    print(f"written: {path}")
+    if opt.save_embeddings:
+        save_embeddings(run, opt, folder)
+    return 0
 
 
 def train_epoch(run, net, epoch, n_epochs):
@@ -128,6 +187,8 @@ def train_epoch(run, net, epoch, n_epochs):
 def main(argv=None):
     opt = parameters.parse(argv)
     try:
+        if opt.evaluate_only:
+            return evaluate_only(opt)
         run = set_up(opt)
     except (ValueError, FileNotFoundError) as problem:
         print(f"error: {problem}", file=sys.stderr)
@@ -181,6 +242,11 @@ def main(argv=None):
         if any(v is not None for v in shown.values()):
             print(f"epoch {epoch:3d}/{opt.n_epochs}" + (f"  loss {row['loss']:.3f}" if epoch else "  untrained")
                   + "".join(f"  {name} {value:.3f}" for name, value in shown.items()) + f"  {seconds:.0f} s", flush=True)
+    protocol = logger.write_protocol(run.folder, run.log.rows, opt.storage_metrics[0])
+    for name, chosen in protocol.items():
+        print(f"{name}: epoch {chosen['epoch']}" + "".join(f"  {m} {chosen[f'test/{m}']:.3f}" for m in opt.evaluation_metrics if f"test/{m}" in chosen))
+    if opt.save_embeddings:
+        save_embeddings(run, opt, run.folder)
     run.log.close()
     return 0
 

@@ -120,6 +120,11 @@ def build_parser():
     g.add_argument("--evaltypes", nargs="+", default=["embeds"], choices=["embeds"], help="what is evaluated: the embeddings")
     g.add_argument("--storage_metrics", nargs="+", default=["e_recall@1"], help="best.pt is the epoch with the highest first one; each further one gets its own best_<metric>.pt")
     g.add_argument("--store_improvements", action="store_true", help="also keep a file of every epoch that improved the first storage metric")
+    g.add_argument("--search", default="auto", choices=["auto", "faiss", "torch", "ivf"], help="neighbour search, exact but for ivf (faiss, for galleries of millions); auto: faiss where it is installed, else torch")
+    g.add_argument("--kmeans_restarts", type=number(int, 1), default=1, help="starts of k-means for nmi and f1, of which the best by distance counts")
+    g.add_argument("--evaluate_only", action="store_true", help="no training: evaluate --checkpoint with the architecture in it, print and write evaluation_<name>.json beside it")
+    g.add_argument("--checkpoint", metavar="PATH", help="of --evaluate_only: a run's checkpoint.pt or best.pt")
+    g.add_argument("--save_embeddings", action="store_true", help="write embeddings, labels and paths of each split as npz after the last epoch, for python -m evaluation")
     g.add_argument("--evaluate_on_cpu", action="store_true", help="search and cluster on the CPU though there is a GPU")
     g.add_argument("--eval_every", type=number(int, 1), default=1, help="evaluate every so many epochs, and after the last")
 
@@ -174,7 +179,11 @@ def contradiction(opt):
                 f"--miner_distance_upper_cutoff {opt.miner_distance_upper_cutoff:g}")
     if opt.no_train_metrics and opt.no_test_metrics and not opt.use_tv_split:
         return "--no_train_metrics --no_test_metrics: nothing is left to evaluate"
-    missing = [m for m in opt.storage_metrics if m not in opt.evaluation_metrics]
+    if opt.evaluate_only != (opt.checkpoint is not None):
+        return "--evaluate_only --checkpoint PATH: give both or neither"
+    if opt.evaluate_only and opt.resume:
+        return "--evaluate_only --resume: give one of the two"
+    missing = [] if opt.evaluate_only else [m for m in opt.storage_metrics if m not in opt.evaluation_metrics]
     if missing:
         return f"--storage_metrics {missing[0]}: not among --evaluation_metrics {' '.join(opt.evaluation_metrics)}"
     return None
