@@ -1,5 +1,6 @@
 """Train one network with one loss and evaluate it: python main.py --dataset glyphs --loss antico_batch_proxy ..."""
 
+import json
 import os
 import random
 import sys
@@ -62,6 +63,22 @@ def make_optimizer(opt, model, criterion):
     return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[opt.optim](groups, lr=opt.lr, weight_decay=opt.decay)
 
 
+def evaluated_splits(opt, splits):
+    """{name: split} of what is evaluated."""
+    evaluated = {} if opt.no_train_metrics else {"train": splits.train.unaugmented()}
+    if splits.val is not None:
+        evaluated["val"] = splits.val
+    if not opt.no_test_metrics:
+        evaluated["test"] = splits.tested
+    return evaluated
+
+
+def described(split):
+    if hasattr(split, "query"):
+        return f"{len(split.query)} queries in a gallery of {len(split.gallery)}"
+    return f"{len(split)} of {len(split.class_names)}"
+
+
 def set_up(opt):
     """Everything a run needs, built before the first step, so that bad input stops here."""
     evaluation.check_names(opt.evaluation_metrics)
@@ -80,12 +97,7 @@ def set_up(opt):
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, opt.gamma)
     scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
 
-    evaluated = {} if opt.no_train_metrics else {"train": splits.train.unaugmented()}
-    if splits.val is not None:
-        evaluated["val"] = splits.val
-    if not opt.no_test_metrics:
-        evaluated["test"] = splits.tested
-
+    evaluated = evaluated_splits(opt, splits)
     workers = min(opt.kernels, os.cpu_count() or 1)
     loader = torch.utils.data.DataLoader(splits.train, batch_sampler=sampler, num_workers=workers, persistent_workers=workers > 0,
                                          pin_memory=device.type == "cuda", generator=torch.Generator().manual_seed(opt.seed))
@@ -96,17 +108,51 @@ def set_up(opt):
     if splits.partial:
         print(f"PARTIAL DATA: {splits.partial}")
     print(f"{opt.dataset}: {len(splits.train)} training images of {n_classes} classes, "
-          + ", ".join(described(name, split) for name, split in evaluated.items())
+          + ", ".join(f"{name} {described(split)}" for name, split in evaluated.items())
           + f"; {opt.arch}, {opt.embed_dim} dimensions; {opt.loss}; {device_name}, "
           + f"{'float32' if amp is None else str(amp).removeprefix('torch.')}; {folder}")
     return Run(device=device, amp=amp, model=model, loader=loader, sampler=sampler, criterion=criterion, optimizer=optimizer,
                          scheduler=scheduler, scaler=scaler, evaluated=evaluated, folder=folder, log=log, state=state, partial=splits.partial)
 
 
-def described(name, split):
-    if isinstance(split, datasets.QueryGallery):
-        return f"{name} {len(split.query)} queries in a gallery of {len(split.gallery)} of {len(split.gallery.class_names)}"
-    return f"{name} {len(split)} of {len(split.class_names)}"
+def save_embeddings(run, opt, folder):
+    for name, split in run.evaluated.items():
+        path = os.path.join(folder, f"embeddings_{name}.npz")
+        evaluation.save_embeddings(run.model, split, path, opt)
+        print(f"written: {path}")
+
+
+def evaluate_only(opt):
+    """Print and write the metrics of a saved run; its own architecture and dimension hold, whatever the flags say."""
+    evaluation.check_names(opt.evaluation_metrics)
+    if not os.path.isfile(opt.checkpoint):
+        raise FileNotFoundError(f"--checkpoint {opt.checkpoint}: no such file")
+    state = checkpoint.load(opt.checkpoint)
+    if not isinstance(state, dict) or not {"model", "arch", "embed_dim", "epoch"} <= set(state):
+        raise ValueError(f"--checkpoint {opt.checkpoint}: not a run's checkpoint.pt or best.pt")
+    opt.arch, opt.embed_dim, opt.not_pretrained, opt.weights = state["arch"], state["embed_dim"], True, None
+    device, _ = choose_device(opt)
+    seed_everything(opt.seed)
+    model = architectures.select(opt).to(device, memory_format=torch.channels_last)
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as problem:
+        raise ValueError(f"--checkpoint {opt.checkpoint}: does not fit {opt.arch} as it is here ({str(problem).splitlines()[-1].strip()})") from problem
+    splits = datasets.select(opt, input_size=model.input_size)
+    run = Run(model=model, evaluated=evaluated_splits(opt, splits))
+    values = {f"{name}/{metric}": value for name, split in run.evaluated.items()
+              for metric, value in evaluation.evaluate(model, split, opt).items()}
+    notes = ["approximate search"] * (opt.search == "ivf") + [f"PARTIAL DATA: {splits.partial}"] * bool(splits.partial)
+    print(f"{opt.checkpoint}: epoch {state['epoch']}, {opt.dataset}, {opt.arch}, {opt.embed_dim} dimensions" + "".join(f"; {note}" for note in notes))
+    print("\n".join(f"{name:32s} {value:.6f}" for name, value in values.items()))
+    folder, name = os.path.split(os.path.abspath(opt.checkpoint))
+    record = dict(checkpoint=name, epoch=state["epoch"], dataset=opt.dataset, partial=splits.partial, search=opt.search, seed=opt.seed, metrics=values)
+    path = os.path.join(folder, f"evaluation_{os.path.splitext(name)[0]}.json")
+    checkpoint.write_whole(path, lambda file: json.dump(record, file, indent=2))
+    print(f"written: {path}")
+    if opt.save_embeddings:
+        save_embeddings(run, opt, folder)
+    return 0
 
 
 def train_epoch(run, net, epoch, n_epochs):
@@ -168,6 +214,8 @@ def main(argv=None):
 def train(opt):
     """A whole run; the process's exit status."""
     try:
+        if opt.evaluate_only:
+            return evaluate_only(opt)
         run = set_up(opt)
     except (ValueError, FileNotFoundError) as problem:
         print(f"error: {problem}", file=sys.stderr)
@@ -203,11 +251,16 @@ def train(opt):
             run.scheduler.step()
             row.update({f"loss/{name}": value for name, value in run.criterion.logs.items()})
         if epoch % opt.eval_every == 0 or epoch == opt.n_epochs:
-            for name, split in run.evaluated.items():
-                row.update({f"{name}/{metric}": value for metric, value in evaluation.evaluate(run.model, split, opt).items()})
+            try:
+                for name, split in run.evaluated.items():
+                    row.update({f"{name}/{metric}": value for metric, value in evaluation.evaluate(run.model, split, opt).items()})
+            except evaluation.Unmeasurable as problem:
+                print(f"error: {problem}, in epoch {epoch}. The epochs before are in {run.folder}", file=sys.stderr)
+                return 1
         seconds += time.perf_counter() - start
         row["seconds"] = round(seconds, 2)
         run.log.row(**row)
+        logger.write_protocol(run.folder, run.log.rows, opt.storage_metrics[0])
 
         state = {name: part.state_dict() for name, part in parts.items()}
         state.update(epoch=epoch, seconds=seconds, best=best, rows=run.log.rows, rng=torch.get_rng_state(), arch=opt.arch, embed_dim=opt.embed_dim)
@@ -222,7 +275,12 @@ def train(opt):
         shown = {f"{watched} {m}": row.get(f"{watched}/{m}") for m in opt.evaluation_metrics}
         if any(v is not None for v in shown.values()):
             print(f"epoch {epoch:3d}/{opt.n_epochs}" + (f"  loss {row['loss']:.3f}" if epoch else "  untrained")
-                  + "".join(f"  {name} {value:.3f}" for name, value in shown.items()) + f"  {seconds:.0f} s" + ("  PARTIAL DATA" if run.partial else ""), flush=True)
+                  + "".join(f"  {name} {value:.3f}" for name, value in shown.items() if value is not None)
+                  + f"  {seconds:.0f} s" + ("  PARTIAL DATA" if run.partial else ""), flush=True)
+    for name, chosen in logger.protocol_rows(run.log.rows, opt.storage_metrics[0]).items():
+        print(f"{name}: epoch {chosen['epoch']}" + "".join(f"  {m} {chosen[f'test/{m}']:.3f}" for m in opt.evaluation_metrics if f"test/{m}" in chosen))
+    if opt.save_embeddings:
+        save_embeddings(run, opt, run.folder)
     run.log.close()
     return 0
 

@@ -1,6 +1,7 @@
 """Every flag, its default and what it means. `parse` gives the namespace that the packages' `select` functions read."""
 
 import argparse
+import json
 import math
 import os
 
@@ -167,6 +168,11 @@ def build_parser():
     g.add_argument("--evaltypes", nargs="+", default=["embeds"], choices=["embeds"], help="what is evaluated: the embeddings")
     g.add_argument("--storage_metrics", nargs="+", default=["e_recall@1"], help="best.pt is the epoch with the highest first one; each further one gets its own best_<metric>.pt")
     g.add_argument("--store_improvements", action="store_true", help="also keep a file of every epoch that improved the first storage metric")
+    g.add_argument("--search", default="auto", choices=["auto", "faiss", "torch", "ivf"], help="neighbour search, exact but for ivf (faiss, for galleries past memory); auto: torch")
+    g.add_argument("--kmeans_restarts", type=number(int, 1), default=1, help="starts of k-means for nmi and f1, of which the best by distance counts")
+    g.add_argument("--evaluate_only", action="store_true", help="no training: evaluate --checkpoint with the flags of its run (config.json beside it) unless given, print and write evaluation_<name>.json beside it")
+    g.add_argument("--checkpoint", metavar="PATH", help="of --evaluate_only: a run's checkpoint.pt or best.pt")
+    g.add_argument("--save_embeddings", action="store_true", help="write embeddings, labels and paths of each split as npz after the last epoch, for python -m evaluation")
     g.add_argument("--evaluate_on_cpu", action="store_true", help="search and cluster on the CPU though there is a GPU")
     g.add_argument("--eval_every", type=number(int, 1), default=1, help="evaluate every so many epochs, and after the last")
 
@@ -185,6 +191,23 @@ def told(flag):
     return f"; unless given: {own}, else"
 
 
+OF_THIS_RUN = ("evaluate_only", "checkpoint", "save_embeddings", "resume", "list", "gpu", "evaluate_on_cpu", "search")
+
+
+def saved_flags(parser, path):
+    """The flags of the run that a checkpoint belongs to, from the config.json beside it; {} where there is none."""
+    config = os.path.join(os.path.dirname(os.path.abspath(path)), "config.json")
+    try:
+        with open(config, encoding="utf-8") as file:
+            flags = json.load(file)["flags"]
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError):
+        parser.error(f"--checkpoint {path}: {config} beside it is damaged; move it away and give the run's flags")
+    known = {action.dest for action in parser._actions}
+    return {name: value for name, value in flags.items() if name in known and name not in OF_THIS_RUN}
+
+
 def is_antico(opt):
     return opt.loss.split("_")[0] == "antico"
 
@@ -193,6 +216,9 @@ def parse(argv=None):
     """The command line (sys.argv where argv is None) as a Namespace. Bad input: one line naming the flag, exit status 2."""
     parser = build_parser()
     opt = parser.parse_args(argv)
+    if opt.evaluate_only and opt.checkpoint:
+        parser.set_defaults(**saved_flags(parser, opt.checkpoint))
+        opt = parser.parse_args(argv)
     for which in ("loss", "antico_base"):  # what is given still wins
         if which == "loss" or is_antico(opt):
             parser.set_defaults(**LOSS_DEFAULTS.get(getattr(opt, which), {}))
@@ -233,7 +259,11 @@ def contradiction(opt):
             return f"--miner_{miner}_lower_cutoff {lower:g}: must be below --miner_{miner}_upper_cutoff {upper:g}"
     if opt.no_train_metrics and opt.no_test_metrics and not opt.use_tv_split:
         return "--no_train_metrics --no_test_metrics: nothing is left to evaluate"
-    missing = [m for m in opt.storage_metrics if m not in opt.evaluation_metrics]
+    if opt.evaluate_only != (opt.checkpoint is not None):
+        return "--evaluate_only --checkpoint PATH: give both or neither"
+    if opt.evaluate_only and opt.resume:
+        return "--evaluate_only --resume: give one of the two"
+    missing = [] if opt.evaluate_only else [m for m in opt.storage_metrics if m not in opt.evaluation_metrics]
     if missing:
         return f"--storage_metrics {missing[0]}: not among --evaluation_metrics {' '.join(opt.evaluation_metrics)}"
     return None

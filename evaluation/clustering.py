@@ -11,9 +11,10 @@ from sklearn.metrics.cluster import pair_confusion_matrix
 from evaluation.search import faiss_gpus, have_faiss
 
 
-def kmeans(embeddings, n_clusters, seed=0, on_cpu=False):
+def kmeans(embeddings, n_clusters, seed=0, on_cpu=False, restarts=1):
     """Cluster of each embedding (n,), a numpy array of ints: Lloyd's algorithm, 20 iterations, all points used.
 
+    The best of `restarts` seeded starts, by the sum of squared distances.
     faiss (on the GPU if the embeddings are there), or scikit-learn where faiss is not installed. Depends on the seed,
     and between the two on the library; within one it is deterministic.
     """
@@ -24,11 +25,11 @@ def kmeans(embeddings, n_clusters, seed=0, on_cpu=False):
         from sklearn.cluster import KMeans
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than clusters: a collapsed model, not a mistake
-            return KMeans(n_clusters, init="random", n_init=1, max_iter=20, random_state=seed).fit_predict(points)
+            return KMeans(n_clusters, init="random", n_init=restarts, max_iter=20, random_state=seed).fit_predict(points)
     import faiss
     gpu = torch.as_tensor(embeddings).is_cuda and not on_cpu and faiss_gpus() > 0
     # any number of points a centroid: no subsampling, and no warning about few
-    model = faiss.Kmeans(points.shape[1], n_clusters, niter=20, seed=seed, gpu=gpu, min_points_per_centroid=1, max_points_per_centroid=len(points))
+    model = faiss.Kmeans(points.shape[1], n_clusters, niter=20, nredo=restarts, seed=seed, gpu=gpu, min_points_per_centroid=1, max_points_per_centroid=len(points))
     model.train(points)
     return model.index.search(points, 1)[1][:, 0]
 

@@ -146,7 +146,6 @@ def test_without_faiss(monkeypatch):
     embeddings, labels = data()
     with_faiss = evaluation.compute(embeddings, labels, ALL)
     monkeypatch.setitem(sys.modules, "faiss", None)
-    monkeypatch.setattr(search, "search_faiss", None)  # calling it would fail
     assert not search.have_faiss()
     without = evaluation.compute(embeddings, labels, ALL)
     for name in ALL:
@@ -165,16 +164,16 @@ def test_compute_gives_what_was_asked_for_and_the_same_twice():
 
 def test_one_search_and_one_clustering_serve_all_and_none_is_made_unasked(monkeypatch):
     calls = []
-    for module, name in ((retrieval, "nearest_neighbours"), (clustering, "kmeans")):
+    for module, name in ((retrieval, "rank"), (clustering, "kmeans")):
         real = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *args, real=real, name=name, **more: (calls.append((name, args[2:3])), real(*args, **more))[1])
+        monkeypatch.setattr(module, name, lambda *args, real=real, name=name, **more: (calls.append((name, args[2:4])), real(*args, **more))[1])
     embeddings, labels = data()
     evaluation.compute(embeddings, labels, ["coding_rate@share"])
     assert calls == []
-    evaluation.compute(embeddings, labels, ["e_recall@1", "e_recall@200", "mAP@R", "mAP_10"])
-    assert calls == [("nearest_neighbours", (200,))]
+    evaluation.compute(embeddings, labels, ["e_recall@1", "e_recall@200", "mAP@R", "mAP_50"])
+    assert calls == [("rank", (68, 200))]  # the largest class, the deepest recall
     evaluation.compute(embeddings, labels, ["nmi", "f1"])
-    assert [name for name, _ in calls] == ["nearest_neighbours", "kmeans"]
+    assert [name for name, _ in calls] == ["rank", "kmeans"]
 
 
 def test_a_metric_is_added_by_one_line(monkeypatch):
@@ -258,7 +257,7 @@ def test_evaluate_embeds_in_order_and_restores_the_mode():
             return self.linear(images.flatten(1).float())
 
     model, split = Flat(), Points(601)
-    opt = SimpleNamespace(evaluation_metrics=["e_recall@1", "nmi"], seed=0, bs=8, kernels=0, evaluate_on_cpu=False)
+    opt = SimpleNamespace(evaluation_metrics=["e_recall@1", "nmi"], seed=0, bs=8, kernels=0, evaluate_on_cpu=False, search="auto", kmeans_restarts=1)
     before = torch.get_rng_state()
     model.train()
     metrics = evaluation.evaluate(model, split, opt)

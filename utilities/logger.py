@@ -53,6 +53,28 @@ def commit():
         return None
 
 
+def protocol_rows(rows, metric):
+    """{"last", "best-test", "best-val": row}, of the evaluated epochs, as far as there are such.
+
+    last: the final epoch. best-test: the highest test/<metric>, the convention of published tables, which flatters.
+    best-val: the highest val/<metric>. The first of equals counts.
+    """
+    values = {split: [row for row in rows if row.get(f"{split}/{metric}") is not None] for split in ("test", "val")}
+    known = [row for row in rows if any("/" in name and not name.startswith("loss/") for name in row if row[name] is not None)]
+    chosen = {"last": known[-1]} if known else {}
+    for split, found in values.items():
+        if found:
+            chosen[f"best-{split}"] = max(found, key=lambda row: row[f"{split}/{metric}"])
+    return chosen
+
+
+def write_protocol(folder, rows, metric):
+    """Write protocol_rows to <folder>/protocol.json and return them."""
+    chosen = protocol_rows(rows, metric)
+    write_whole(os.path.join(folder, "protocol.json"), lambda file: json.dump({"chosen_by": metric, **chosen}, file, indent=2))
+    return chosen
+
+
 class RunLog:
     """Writes one run down. Rows may have different columns; metrics.csv has their union, in order of appearance.
 

@@ -1,7 +1,8 @@
 """The table and the figure of a group of runs: python -m utilities.report FOLDER... --out results/name
 
 Each FOLDER is a run's (config.json, metrics.csv) or holds such folders. Runs of one loss that differ in the seed make
-one row: mean, and ± standard deviation where there are several. The numbers are those of the last epoch.
+one row: mean, and ± standard deviation where there are several. --row picks the epoch: last, best-test (as published
+tables do; it flatters) or best-val, by the first of --storage_metrics; the caption says which.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import statistics
 import sys
 
 from utilities.checkpoint import write_whole
+from utilities.logger import protocol_rows
 
 COLUMNS = {  # heading: (column of metrics.csv, factor, decimals)
     "Recall@1": ("test/e_recall@1", 100, 1), "Recall@2": ("test/e_recall@2", 100, 1), "Recall@4": ("test/e_recall@4", 100, 1),
@@ -55,8 +57,22 @@ def incomplete(config):
     return (" [partial data]" if config.get("partial") else "") + (f" [{skipped} broken images skipped]" if skipped else "")
 
 
-def cell(runs, column, factor, decimals, split="test"):
-    values = [rows[-1].get(column.replace("test/", f"{split}/")) for _, rows in runs]
+ROWS = {"last": "last epoch", "best-test": "best epoch on the test split (as published tables; flatters)", "best-val": "best epoch on the validation split"}
+
+
+def chosen_row(config, rows, which):
+    """The row of a run that --row names; ValueError, one line, where the run has none."""
+    if which == "last":
+        return rows[-1]
+    metric = config["flags"].get("storage_metrics", ["e_recall@1"])[0]
+    found = protocol_rows(rows, metric).get(which)
+    if found is None:
+        raise ValueError(f"--row {which}: a run of {config['flags']['loss']} has no {which.removeprefix('best-')}/{metric}; --row last needs none")
+    return found
+
+
+def cell(runs, column, factor, decimals, split="test", which="last"):
+    values = [chosen_row(config, rows, which).get(column.replace("test/", f"{split}/")) for config, rows in runs]
     values = [v * factor for v in values if v is not None]
     if not values:
         return "-"
@@ -64,9 +80,9 @@ def cell(runs, column, factor, decimals, split="test"):
     return f"{statistics.fmean(values):.{decimals}f}{spread}"
 
 
-def table(groups, split="test"):
+def table(groups, split="test", which="last"):
     """[[heading, ...], [label, value, ...], ...] of strings; shares in percent."""
-    return [["loss", *COLUMNS]] + [[label, *(cell(runs, *spec, split) for spec in COLUMNS.values())] for label, runs in groups.items()]
+    return [["loss", *COLUMNS]] + [[label, *(cell(runs, *spec, split, which) for spec in COLUMNS.values())] for label, runs in groups.items()]
 
 
 def markdown(rows):
@@ -76,14 +92,15 @@ def markdown(rows):
     return "\n".join(lines)
 
 
-def caption(groups, split="test"):
+def caption(groups, split="test", which="last"):
     config, rows = next(iter(groups.values()))[0]
+    which_search = " Search: ivf, approximate." if config["flags"].get("search") == "ivf" else ""
     flags, seeds = config["flags"], sorted({c["seed"] for runs in groups.values() for c, _ in runs})
     lacking = next((c["partial"] for runs in groups.values() for c, _ in runs if c.get("partial")), "")
     return ((f"PARTIAL DATA ({lacking}). " if lacking else "")
-            + f"{flags['dataset']}, {flags['arch']}, {flags['embed_dim']} dimensions, {int(rows[-1]['epoch'])} epochs, {split} split, last epoch; "
+            + f"{flags['dataset']}, {flags['arch']}, {flags['embed_dim']} dimensions, {int(rows[-1]['epoch'])} epochs, {split} split, {ROWS[which]}; "
             f"seed {', '.join(map(str, seeds))}; {config['device']}. Percent; coding rate as a share of its maximum; "
-            "seconds of training and evaluation.")
+            f"seconds of training and evaluation.{which_search}")
 
 
 def figure(groups, path, split="test"):
@@ -120,15 +137,16 @@ def main(argv=None):
     parser.add_argument("folders", nargs="+", help="folders of runs")
     parser.add_argument("--out", required=True, help="path without suffix of the .md, .csv and .png to write")
     parser.add_argument("--split", default="test", choices=["train", "val", "test"], help="split whose metrics are shown")
+    parser.add_argument("--row", default="last", choices=list(ROWS), help="epoch whose metrics are shown")
     parser.add_argument("--by", nargs="+", default=[], metavar="FLAG", help="flags that tell rows apart, e.g. antico_w")
     given = parser.parse_args(argv)
     try:
         groups = group_runs(given.folders, given.by)
+        rows = table(groups, given.split, given.row)
     except (ValueError, OSError) as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
-    rows = table(groups, given.split)
-    text = f"{markdown(rows)}\n\n{caption(groups, given.split)}\n"
+    text = f"{markdown(rows)}\n\n{caption(groups, given.split, given.row)}\n"
     write_whole(given.out + ".md", lambda file: file.write(text))
     write_whole(given.out + ".csv", lambda file: csv.writer(file, lineterminator="\n").writerows(rows))
     figure(groups, given.out + ".png", given.split)
