@@ -5,7 +5,6 @@ classes, float32); times are medians. A ratio above 1 says how many times faster
 """
 
 import argparse
-import multiprocessing
 import statistics
 import sys
 import time
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
+from benchmarks.memory import in_a_process_of_its_own
 from criteria import miners
 from criteria.antico import AntiCo
 from criteria.multisimilarity import MultiSimilarity
@@ -129,44 +129,14 @@ def compare(device, repeats):
     return rows
 
 
-def extra_memory(connection, device):
-    """MiB that one step of all-proxy AntiCo's term at SOP's size takes beyond the parameters, their gradient included."""
+def all_proxy_term(device):
+    """One forward and backward of AntiCo's all-proxy term alone, as a function."""
+    device = torch.device(device)
     embeddings, labels = batch(SOP, device)
     antico = AntiCo(OProxy(SOP, DIM).to(device), "all_proxy")
     small = AntiCo(OProxy(600, DIM).to(device), "all_proxy")
     step(small, embeddings, labels % 600)()  # libraries are loaded and have their buffers
-    run = step(lambda e, y: 1 - antico.rate(e, y)[0], embeddings, labels)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        connection.send((torch.cuda.max_memory_allocated() - before) / 2**20)
-    else:
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")  # Linux: the peak starts anew from here
-        before = resident("VmRSS")
-        run()
-        connection.send(resident("VmHWM") - before)
-
-
-def resident(what):
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) / 1024 for line in file if line.startswith(what))
-
-
-def measure_memory(device):
-    """MiB, in a process of its own whose memory nothing else has filled; None where it cannot be read."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=extra_memory, args=(theirs, device))
-    process.start()
-    theirs.close()
-    try:
-        return ours.recv()
-    except EOFError:
-        return None
-    finally:
-        process.join()
+    return step(lambda e, y: 1 - antico.rate(e, y)[0], embeddings, labels)
 
 
 def share_of_a_training_step(repeats):
@@ -203,7 +173,7 @@ def main(argv=None):
     print("| ours | ms | peer | ms | ratio | wanted |\n|---|---:|---|---:|---:|---:|")
     for what, ours, peer, other, wanted in compare(device, args.repeats):
         print(f"| {what} | {ours:.2f} | {peer} | {other:.1f} | {other / ours:.2f} | ≥ {wanted} |", flush=True)
-    memory, unit = measure_memory(device), (SOP * DIM + DIM * DIM) * 4 / 2**20
+    memory, unit = in_a_process_of_its_own(all_proxy_term, args.device), (SOP * DIM + DIM * DIM) * 4 / 2**20
     if memory is not None:
         print(f"\nAntiCo's all-proxy term, {SOP:,} classes: {memory:.0f} MiB at the peak beyond the parameters (gradient included), {memory / unit:.1f} times C d + d² floats; n² floats are {SOP**2 * 4 / 2**20:.0f} MiB")
     if device.type == "cuda":

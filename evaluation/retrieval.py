@@ -2,11 +2,12 @@
 
 from numbers import Integral
 
+import numpy as np
 import torch
 
 from evaluation.search import Space, Unmeasurable, candidates, lexsort, settle
 
-TRIED = 64  # neighbours among which the first match is looked for before it is counted
+TRIED = 32  # neighbours among which the first match is looked for before it is counted
 
 
 def as_tensors(embeddings, labels, least=2):
@@ -44,6 +45,7 @@ def rank(embeddings, labels, k, deepest=0, query_embeddings=None, query_labels=N
     labels, own_labels = labels.to(space.q.device), own_labels.to(space.q.device)
     k = min(k, space.available)
     near = max(k, min(deepest, TRIED if backend in ("auto", "torch") else deepest, space.available))
+    members = Members(labels)
     matches, first = [], []
     for rows, d, found, D in candidates(space, near, backend):
         def match(rows, found):
@@ -54,32 +56,55 @@ def rank(embeddings, labels, k, deepest=0, query_embeddings=None, query_labels=N
         rank_of_first = torch.where(hit.any(1), hit.int().argmax(1) + 1, 1 << 62)
         if deepest > near and D is not None:
             missed = (rank_of_first == 1 << 62).nonzero().squeeze(1)
-            for part in missed.split(256) if len(missed) else ():
-                rank_of_first[part] = count_nearer(space, rows[part], D[part], labels == own_labels[rows[part]][:, None])
+            for part in missed.split(256) if len(missed) else ():  # a bite that stays in the cache
+                rank_of_first[part] = count_nearer(space, rows[part], D[part], *members.of(own_labels[rows[part]]))
         matches.append(hit[:, :k])
         first.append(rank_of_first)
     return torch.cat(matches).to(embeddings.device), torch.cat(first).to(embeddings.device)
 
 
-def count_nearer(space, rows, D, same):
-    """Rank of the nearest of the gallery images in `same` (b, m), from all distances D: (b,); 2^62 where there is none."""
-    if space.exclude_self:
-        same = same.scatter(1, rows[:, None], False)
-    there = same.any(1)
-    nearest = D.masked_fill(~same, torch.inf).min(1)
-    tolerance = space.tolerance(rows, nearest.indices[:, None])
-    nearer = D < nearest.values[:, None] - tolerance
-    tied = (D <= nearest.values[:, None] + tolerance) & ~nearer
-    ranks = nearer.sum(1) + 1
-    r, c = (tied & ((tied.sum(1) > 1) & there)[:, None]).nonzero(as_tuple=True)
-    if len(r):  # others as near as rounding can tell: those before the first match in the exact order count as nearer
+class Members:
+    """The gallery images of each class."""
+
+    def __init__(self, labels):
+        self.classes, sizes = labels.unique(return_counts=True)
+        self.sizes, self.starts, self.order = sizes, sizes.cumsum(0) - sizes, labels.argsort(stable=True)
+
+    def of(self, labels):
+        """Indices (b, r) of the images of these classes, and whether each entry is one: the rows are filled up."""
+        where = torch.searchsorted(self.classes, labels).clamp(max=len(self.classes) - 1)
+        size = self.sizes[where] * (self.classes[where] == labels)
+        step = torch.arange(max(int(size.max()), 1), device=labels.device)
+        there = step < size[:, None]
+        return self.order[torch.where(there, self.starts[where][:, None] + step, 0)], there
+
+
+def count_nearer(space, rows, D, members, there):
+    """Rank of the nearest of the gallery images `members` (b, r), from all distances D (b, m): (b,); 2^62 where there is none."""
+    real = there & (members != rows[:, None]) if space.exclude_self else there
+    there = real.any(1)
+    nearest = D.gather(1, members).masked_fill(~real, torch.inf).min(1)
+    tolerance = space.tolerance(rows, members.gather(1, nearest.indices[:, None]))
+    low, high = nearest.values[:, None] - tolerance, nearest.values[:, None] + tolerance
+    nearer = count(D < low)
+    ranks = nearer + 1
+    unclear = ((count(D <= high) - nearer > 1) & there).nonzero().squeeze(1)
+    if len(unclear):  # others as near as rounding can tell: those before the first match in the exact order count as nearer
+        r, c = ((D[unclear] >= low[unclear]) & (D[unclear] <= high[unclear])).nonzero(as_tuple=True)
+        r = unclear[r]
         order = lexsort(r, space.exact(rows[r], c), c)
-        r, hit = r[order], same[r[order], c[order]].long()
+        r, c = r[order], c[order]
+        hit = ((members[r] == c[:, None]) & real[r]).any(1).long()
         start = torch.nn.functional.pad(r.bincount(minlength=len(rows)).cumsum(0)[:-1], (1, 0))
         seen = hit.cumsum(0)
         before = seen - (seen - hit)[start.clamp(max=len(r) - 1)][r] == 0
         ranks = ranks + before.long().new_zeros(len(rows)).scatter_add_(0, r, before.long())
     return torch.where(there, ranks, 1 << 62)
+
+
+def count(mask):
+    """True entries of each row (b,). On a CPU numpy counts bits of bytes, where torch first makes 64-bit numbers of them."""
+    return torch.from_numpy(np.count_nonzero(mask.numpy(), axis=1)) if mask.device.type == "cpu" else mask.sum(1)
 
 
 def class_sizes(labels):

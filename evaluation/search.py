@@ -5,7 +5,7 @@ import torch
 BLOCK_BYTES = 256 * 2**20  # memory that a block of distances may take
 FAISS_GPU_K = 2048  # the most neighbours that faiss's selection on a GPU can hold
 BACKENDS = ("auto", "faiss", "torch", "ivf")
-SPARE = 32  # neighbours beyond the last wanted one, among which a tie with it is looked for
+SPARE = 8  # neighbours beyond the last wanted one, among which a tie with it is looked for
 
 
 class Unmeasurable(ValueError):
@@ -66,14 +66,16 @@ class Space:
             raise ValueError("nearest_neighbours: the gallery has no image to find")
         self.queries, self.gallery, self.exclude_self = queries, gallery, exclude_self
         self.q, self.g, self.scale = well_scaled(queries, gallery)
-        self.squared = self.g.square().sum(1)
         self.q_norm, self.g_norm = self.q.norm(dim=1), self.g.norm(dim=1)
+        # |g|² - 2 q·g as one product, (-2 q, 1) · (g, |g|²)
+        self.left = torch.nn.functional.pad(-2 * self.q, (0, 1), value=1.0)
+        self.right = torch.cat([self.g, self.g_norm.square()[:, None]], 1)
         self.ids = None
 
-    def distances(self, rows):
+    def distances(self, rows, out=None):
         """Squared distances (b, m) less the query's own square, which does not change the order; infinite to the query itself."""
         with torch.autocast(self.q.device.type, enabled=False):  # half precision would merge near neighbours
-            D = torch.addmm(self.squared, self.q[rows], self.g.T, alpha=-2)
+            D = torch.mm(self.left[rows], self.right.T, out=out)
         if self.exclude_self:
             D.scatter_(1, rows[:, None], torch.inf)
         return D
@@ -126,7 +128,7 @@ def well_scaled(queries, gallery):
 
 def candidates(space, k, backend="auto"):
     """For blocks of queries: rows (b,), distances (b, k') ascending and indices (b, k') of the nearest found, k' ≥ k where there are so many,
-    and the block of all distances (b, m) where it is at hand, else None."""
+    and the block of all distances (b, m), which the next block overwrites, where it is at hand, else None."""
     if backend not in BACKENDS:
         raise ValueError(f"--search {backend}: must be one of {', '.join(BACKENDS)}")
     if backend in ("faiss", "ivf") and not have_faiss():
@@ -135,8 +137,9 @@ def candidates(space, k, backend="auto"):
     rows = torch.arange(len(space.q), device=space.q.device)
     block = max(1, BLOCK_BYTES // (4 * len(space.g)))
     if backend in ("auto", "torch"):
+        buffer = torch.empty(min(block, len(rows)), len(space.g), device=rows.device)  # fresh memory for each block costs as much as the topk
         for part in rows.split(block):
-            D = space.distances(part)
+            D = space.distances(part, out=buffer[: len(part)])
             yield part, *D.topk(wanted, largest=False), D
         return
     search = faiss_index(space.g, wanted + space.exclude_self, approximate=backend == "ivf")
