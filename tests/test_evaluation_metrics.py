@@ -142,3 +142,58 @@ def test_command(tmp_path, capsys):
         assert command.main(arguments) == 2
         out, err = capsys.readouterr()
         assert out == "" and err.startswith("error: ") and message in err and err.count("\n") == 1
+
+
+def test_nmi_is_that_of_pml_on_the_same_clusters():
+    calculator = pytest.importorskip("pytorch_metric_learning.utils.accuracy_calculator")
+    embeddings, labels = data(n=200)
+    clusters = evaluation.clustering.kmeans(embeddings, len(np.unique(labels)), seed=1)
+    theirs = calculator.AccuracyCalculator(include=("NMI",), k="max_bin_count", kmeans_func=lambda x, n: torch.as_tensor(clusters))
+    expected = theirs.get_accuracy(torch.as_tensor(embeddings), torch.as_tensor(labels))["NMI"]
+    assert evaluation.clustering.nmi(labels, clusters) == pytest.approx(expected, rel=1e-6)
+    assert evaluation.compute(embeddings, labels, ["nmi"], seed=1)["nmi"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_restarts_do_not_make_the_clustering_worse():
+    points = torch.randn(300, 8)
+
+    def spread(restarts):
+        clusters = torch.as_tensor(evaluation.clustering.kmeans(points, 12, seed=0, restarts=restarts))
+        return sum(float((points[clusters == c] - points[clusters == c].mean(0)).square().sum()) for c in clusters.unique())
+
+    assert spread(8) <= spread(1) * 1.0001
+
+
+EVERY = ["e_recall@1", "e_recall@999", "mAP@R", "R-precision", "mAP_1000", "mAP_lim", "mAP_c", "nmi", "f1", "dists@intra", "dists@inter", "dists@intra_over_inter",
+         "coding_rate@share", "coding_rate@dis", "coding_rate@com", "coding_rate@delta", "uniformity", "alignment", "c_recall@1", "c_nmi", "c_f1", "c_mAP_1000"]
+SPECTRAL = ["rho_spectrum@1", "rho_spectrum@-1", "rho_spectrum@0", "effective_rank"]
+
+
+@pytest.mark.parametrize("name, embeddings, labels", [
+    ("one class", torch.randn(12, 4), torch.zeros(12)),
+    ("single images", torch.randn(12, 4), torch.arange(12)),
+    ("all equal", torch.ones(12, 4), torch.arange(12) // 3),
+    ("some zero vectors", torch.cat([torch.zeros(3, 4), torch.randn(9, 4)]), torch.arange(12) // 3),
+    ("all zero", torch.zeros(12, 4), torch.arange(12) // 3),
+    ("two images", torch.randn(2, 4), torch.zeros(2)),
+])
+def test_every_metric_has_a_value_on_degenerate_input(name, embeddings, labels):
+    values = evaluation.compute(embeddings, labels.long(), EVERY)
+    assert list(values) == EVERY and all(np.isfinite(v) for v in values.values())
+    if name == "one class":
+        assert all(values[m] == pytest.approx(1) for m in ("e_recall@1", "mAP@R", "R-precision", "c_recall@1", "nmi"))
+    if name == "single images":
+        assert all(values[m] == 0 for m in ("e_recall@1", "e_recall@999", "mAP@R", "R-precision", "dists@intra", "alignment"))
+    if name in ("all equal", "all zero"):  # ties by index: image 0 finds image 1, images from 3 on find image 0
+        assert values["e_recall@1"] == pytest.approx(3 / 12) and values["uniformity"] == pytest.approx(0, abs=1e-6)
+    if name != "all zero":
+        assert all(np.isfinite(v) for v in evaluation.compute(embeddings, labels.long(), SPECTRAL).values())
+
+
+def test_what_cannot_be_measured_is_one_line():
+    good, labels = torch.randn(6, 4), torch.zeros(6, dtype=torch.long)
+    bad = good.clone()
+    bad[2, 1] = float("nan")
+    for arguments in (dict(embeddings=bad, labels=labels), dict(embeddings=good, labels=labels, query_embeddings=bad, query_labels=labels)):
+        with pytest.raises(evaluation.Unmeasurable, match="1 of 6 embeddings are not finite"):
+            evaluation.compute(**arguments, names=["e_recall@1"])
