@@ -62,6 +62,7 @@ def test_retrieval_against_loops():
 
 
 def test_retrieval_against_pml():
+    pytest.importorskip("faiss")  # theirs needs it
     calculator = pytest.importorskip("pytorch_metric_learning.utils.accuracy_calculator")
     embeddings, labels = (torch.as_tensor(x) for x in data(seed=3))
     theirs = calculator.AccuracyCalculator(include=("mean_average_precision_at_r", "precision_at_1"), k="max_bin_count").get_accuracy(embeddings, labels)
