@@ -12,6 +12,7 @@ from miniatures import CUB, LAYOUTS, noise, options, select, write
 from PIL import Image
 
 import datasets
+import evaluation
 import main
 from datasets import images
 from utilities import report
