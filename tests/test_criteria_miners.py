@@ -133,3 +133,11 @@ def test_rho_switches_a_share_of_the_negatives(cp):
         assert bool((n != a).all())
         switched.append((labels[n] == labels[a]).double().mean().item())
     assert np.mean(switched) == pytest.approx(cp, abs=0.02)
+
+
+def test_distance_weighted_out_of_reach_draws_from_all_negatives():
+    """Anchors 0 and 1 have all negatives at distance 2; anchor 2 has one within reach, 4, and draws only that."""
+    embeddings = torch.tensor([[1.0, 0, 0], [1, 0, 0], [-1, 0, 0], [-1, 0, 0], [-0.8, 0.6, 0]])
+    torch.manual_seed(0)
+    seen = drawn(miners.distance_weighted, embeddings, torch.tensor([0, 0, 1, 1, 2]))
+    assert seen[0, 1] == seen[1, 0] == {2, 3, 4} and seen[2, 3] == {4}
