@@ -42,6 +42,11 @@ def font_folder():
     return os.path.join(matplotlib.get_data_path(), "fonts", "ttf")
 
 
+def faces():
+    """FACES, then the ASCII_FACES that this matplotlib has: before 3.11 it lacks cmti10, and 52 training images with it."""
+    return FACES + [face for face in ASCII_FACES if os.path.isfile(os.path.join(font_folder(), face))]
+
+
 def is_letter(code):
     """A letter that is not a compatibility form of another (KELVIN SIGN, DOUBLE-STRUCK C, ...)."""
     return unicodedata.category(chr(code)) in ("Lu", "Ll", "Lt", "Lo") and unicodedata.normalize("NFKC", chr(code)) == chr(code)
@@ -53,14 +58,14 @@ def render():
     from PIL import Image, ImageDraw, ImageFont
     from tqdm import tqdm
 
-    folder, faces = font_folder(), FACES + ASCII_FACES
-    have = [{c for c in FT2Font(os.path.join(folder, f)).get_charmap() if is_letter(c) and (c < 128 or f in FACES)} for f in faces]
+    folder = font_folder()
+    have = [{c for c in FT2Font(os.path.join(folder, f)).get_charmap() if is_letter(c) and (c < 128 or f in FACES)} for f in faces()]
     count = {}
     for letters in have[: len(FACES)]:
         for c in letters:
             count[c] = count.get(c, 0) + 1
     ink, codes, numbers = [], [], []
-    for number, (face, letters) in enumerate(zip(tqdm(faces, desc="glyphs: rendering", leave=False, disable=None), have)):
+    for number, (face, letters) in enumerate(zip(tqdm(faces(), desc="glyphs: rendering", leave=False, disable=None), have)):
         font = ImageFont.truetype(os.path.join(folder, face), FONT_SIZE, layout_engine=ImageFont.Layout.BASIC)
         for c in sorted(c for c in letters if count.get(c, 0) >= MIN_FACES):
             image = Image.new("L", (SIZE, SIZE))
@@ -126,7 +131,7 @@ def build():
 def cache_file():
     import PIL
     key = hashlib.sha256(f"{RECIPE} {PIL.__version__} {unicodedata.unidata_version}".encode())
-    for face in FACES + ASCII_FACES:
+    for face in faces():
         with open(os.path.join(font_folder(), face), "rb") as file:
             key.update(file.read())
     folder = os.environ.get("ANTICO_CACHE") or os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "antico")
@@ -197,9 +202,9 @@ def splits(input_size=32, augmentation="base"):
     # a partial and no closure: data workers that are spawned get it pickled
     fetch_keys = functools.partial(fetch, images, input_size, augmentation)
 
-    faces = FACES + ASCII_FACES
+    files = faces()
     names = {c: f"U+{c:04X} {unicodedata.name(chr(c))}" for c in np.unique(arrays["cls"]).tolist()}
-    paths = [f"{faces[f]}:U+{c:04X}" for f, c in zip(arrays["face"], arrays["code"])]
+    paths = [f"{files[f]}:U+{c:04X}" for f, c in zip(arrays["face"], arrays["code"])]
     classes = sorted(names)
     first = set(classes[: len(classes) // 2])
     cls = arrays["cls"].tolist()

@@ -138,3 +138,13 @@ def test_train_val_split(splits, by_samples):
 def test_unknown_dataset():
     with pytest.raises(ValueError, match=r"--dataset glyph: unknown \(did you mean glyphs\?\); known: glyphs, cub200"):
         datasets.select(parameters.parse(["--dataset", "glyph"]))
+
+
+def test_a_matplotlib_without_one_of_the_faces_gives_fewer_images_and_no_other_letters(monkeypatch, tmp_path):
+    monkeypatch.setenv("ANTICO_CACHE", str(tmp_path))
+    whole = glyphs.splits()
+    monkeypatch.setattr(glyphs, "ASCII_FACES", ["cmr10.ttf", "cmb10.ttf", "cmss10.ttf", "nothing10.ttf", "cmtt10.ttf"])
+    fewer = glyphs.splits()
+    lost = len(whole.train) - len(fewer.train)
+    assert 0 <= lost <= 52 and len(whole.test) == len(fewer.test) and whole.train.class_names == fewer.train.class_names
+    assert {path for path in whole.train.paths if "cmti10" not in path} == set(fewer.train.paths)
