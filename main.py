@@ -1,12 +1,22 @@
 """Train one network with one loss and evaluate it: python main.py --dataset glyphs --loss antico_batch_proxy ..."""
 
-import json
-import os
-import random
 import sys
-import time
 
-import numpy as np
+import parameters
+from utilities import interrupts
+
+if __name__ == "__main__":  # a wrong flag is answered before the seconds that torch's import takes
+    interrupts.end_at_once()
+    OPT = parameters.parse()
+
+# ruff: noqa: E402
+import argparse
+import contextlib
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from tqdm import tqdm
 
@@ -15,52 +25,105 @@ import criteria
 import datasampler
 import datasets
 import evaluation
-import parameters
-from utilities import checkpoint, logger
+from utilities import device as devices
+from utilities import distributed, failures, folders, state, trackers
+from utilities.profile import NoProfile, Profile
+from utilities.randomness import derive
+
+COLLAPSE = ("effective_rank", "coding_rate@share")  # measured at every evaluation, so that a collapse is said
+LOOK_EVERY = 20  # steps between looks at the loss: a look waits for the GPU
+AGREE_EVERY = 10  # steps between the processes' asking each other whether one was told to stop
+ERRORS = {criteria.NonFinite: 1, state.NotFinite: 1, evaluation.Unmeasurable: 1, datasets.BrokenImage: 2}  # exit status
 
 
-class Run(dict):
-    """The parts of a run: a dict whose keys are attributes."""
+@dataclass
+class Run:
+    """The parts of a run."""
 
-    __getattr__ = dict.__getitem__
+    opt: argparse.Namespace
+    device: torch.device
+    dtype: Any  # of mixed precision, None for float32
+    signals: interrupts.Interrupts
+    model: torch.nn.Module
+    criterion: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: Any
+    scaler: torch.amp.GradScaler
+    sampler: datasampler.Batches
+    loader: torch.utils.data.DataLoader
+    evaluated: dict  # {name: split}
+    partial: str  # what the data lacks
+    progress: state.Progress
+    checkpoints: state.Checkpoints
+    log: Any = None  # on the first process
+    profile: Any = NoProfile()
+    compiled: Any = None  # the model, compiled where that is asked for
+    net: Any = None  # and replicated: what trains
+    warming_up: Any = None  # whether only the head learns
 
-
-def seed_everything(seed):
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-    torch.backends.cudnn.deterministic = True  # the same seed gives the same numbers on one machine
-
-
-def choose_device(opt):
-    """The GPU of --gpu, or the CPU where the machine has none."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu"), "CPU"
-    if opt.gpu[0] >= torch.cuda.device_count():
-        raise ValueError(f"--gpu {opt.gpu[0]}: this machine has GPU 0 to {torch.cuda.device_count() - 1}")
-    torch.cuda.set_device(opt.gpu[0])
-    return torch.device("cuda", opt.gpu[0]), torch.cuda.get_device_name(opt.gpu[0])
-
-
-def choose_amp(opt, device):
-    """The dtype of mixed precision, None for float32."""
-    wanted = "fp16" if opt.use_float16 else opt.amp
-    if device.type == "cpu":
-        if opt.amp == "fp16":
-            raise ValueError("--amp fp16: needs a GPU; on a CPU give --amp bf16 or none")
-        if opt.use_float16:
-            print("note: --use_float16 needs a GPU; this run is in float32")
-        return torch.bfloat16 if wanted == "bf16" else None
-    if wanted == "auto":
-        wanted = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return {"bf16": torch.bfloat16, "fp16": torch.float16, "none": None}[wanted]
+    @property
+    def best_split(self):
+        """best.pt follows the validation split where there is one, else the test split, as published tables do."""
+        return next(name for name in ("val", "test", "train") if name in self.evaluated)
 
 
-def make_optimizer(opt, model, criterion):
-    groups = model.param_groups(opt.lr, None if opt.fc_lr < 0 else opt.fc_lr) + criterion.param_groups(opt.lr)
-    if opt.optim == "sgd":
-        return torch.optim.SGD(groups, lr=opt.lr, weight_decay=opt.decay, momentum=0.9)
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[opt.optim](groups, lr=opt.lr, weight_decay=opt.decay)
+# --- build: what bad input can spoil comes first, the run's folder is touched last ---
+
+
+def check_names(opt):
+    """Every name that a flag can give, before anything is loaded."""
+    datasets.check_name(opt)
+    criteria.check_names(opt)
+    architectures.parse_arch(opt.arch)
+    evaluation.check_names(opt.evaluation_metrics)
+    trackers.check(opt)
+
+
+def build(opt, device, device_name, signals):
+    check_names(opt)
+    dtype = devices.autocast_dtype(opt, device)
+    saved = state.load_resumed(opt.resume)
+
+    torch.manual_seed(opt.seed)
+    model = architectures.select(opt).to(device, memory_format=torch.channels_last)
+    model = distributed.synchronize_batchnorm(model)
+    if opt.grad_cache:
+        state.check_chunks(opt, model)
+
+    with distributed.first_process_first():
+        splits = datasets.select(opt, input_size=model.input_size)
+    n_classes = len(splits.train.class_names)
+    sampler = datasampler.select(opt, splits.train.labels, distributed.rank(), distributed.world())
+    workers = min(opt.kernels, os.cpu_count() or 1)
+    loader = torch.utils.data.DataLoader(
+        splits.train,
+        batch_sampler=datasampler.Draws(sampler),
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=interrupts.ignore,
+        generator=torch.Generator(),
+    )
+
+    torch.manual_seed(derive(opt.seed, "criterion"))
+    criterion = criteria.select(opt, n_classes).to(device)
+    optimizer = make_optimizer(opt, model, criterion)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, opt.tau if opt.scheduler == "step" else [], opt.gamma)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+
+    parts = dict(model=model, criterion=criterion, optimizer=optimizer, scheduler=scheduler, scaler=scaler)
+    facts = dict(dataset=opt.dataset, n_classes=n_classes, n_images=len(splits.train), input_size=model.input_size)
+    checkpoints = state.Checkpoints(parts, {**facts, "arch": opt.arch, "embed_dim": opt.embed_dim})
+    progress = checkpoints.restore(saved, opt.resume, device)
+    config = trackers.describe(
+        opt, parameters.without_effect(opt), partial=splits.partial, skipped_broken=list(splits.skipped),
+        device=device_name, processes=distributed.world(), data=facts,
+    )  # fmt: skip
+    checkpoints.folder, log = trackers.open_folder(opt, config, progress)
+    run = Run(opt, device, dtype, signals, model, criterion, optimizer, scheduler, scaler, sampler, loader,
+              evaluated_splits(opt, splits), splits.partial, progress, checkpoints, log)  # fmt: skip
+    distributed.say(*filter(None, [parameters.note(opt), trackers.opening_line(run, config)]), sep="\n")
+    return run
 
 
 def evaluated_splits(opt, splits):
@@ -68,226 +131,242 @@ def evaluated_splits(opt, splits):
     evaluated = {} if opt.no_train_metrics else {"train": splits.train.unaugmented()}
     if splits.val is not None:
         evaluated["val"] = splits.val
-    if not opt.no_test_metrics:
-        evaluated["test"] = splits.tested
-    return evaluated
+    return evaluated if opt.no_test_metrics else {**evaluated, "test": splits.tested}
 
 
-def described(split):
-    if hasattr(split, "query"):
-        return f"{len(split.query)} queries in a gallery of {len(split.gallery)}"
-    return f"{len(split)} of {len(split.class_names)}"
+def make_optimizer(opt, model, criterion):
+    groups = model.param_groups(opt.lr, None if opt.fc_lr < 0 else opt.fc_lr) + criterion.param_groups(opt.lr)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[opt.optim]
+    more = {"momentum": 0.9} if opt.optim == "sgd" else {}
+    return kind(groups, lr=opt.lr, weight_decay=opt.decay, fused=True, **more)
 
 
-def set_up(opt):
-    """Everything a run needs, built before the first step, so that bad input stops here."""
-    evaluation.check_names(opt.evaluation_metrics)
-    architectures.parse_arch(opt.arch)
-    criteria.check_names(opt)
-    device, device_name = choose_device(opt)
-    amp = choose_amp(opt, device)
-    seed_everything(opt.seed)
-    model = architectures.select(opt).to(device, memory_format=torch.channels_last)
-    splits = datasets.select(opt, input_size=model.input_size)
-    n_classes = len(splits.train.class_names)
-    sampler = datasampler.select(opt, splits.train.labels)
-    criterion = criteria.select(opt, n_classes).to(device)
-    optimizer = make_optimizer(opt, model, criterion)
-    milestones = opt.tau if opt.scheduler == "step" else []
-    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, opt.gamma)
-    scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
-
-    evaluated = evaluated_splits(opt, splits)
-    workers = min(opt.kernels, os.cpu_count() or 1)
-    loader = torch.utils.data.DataLoader(splits.train, batch_sampler=sampler, num_workers=workers, persistent_workers=workers > 0,
-                                         pin_memory=device.type == "cuda", generator=torch.Generator().manual_seed(opt.seed))
-    folder = logger.run_folder(opt.save_path, opt.dataset, logger.run_name(opt.savename, opt.group, opt.seed), opt.resume)
-    last = os.path.join(folder, "checkpoint.pt")
-    state = checkpoint.load(last) if opt.resume and os.path.isfile(last) else None
-    log = logger.RunLog(folder, opt, device_name, rows=state["rows"] if state else (), partial=splits.partial, skipped=splits.skipped)
-    if splits.partial:
-        print(f"PARTIAL DATA: {splits.partial}")
-    print(f"{opt.dataset}: {len(splits.train)} training images of {n_classes} classes, "
-          + ", ".join(f"{name} {described(split)}" for name, split in evaluated.items())
-          + f"; {opt.arch}, {opt.embed_dim} dimensions; {opt.loss}; {device_name}, "
-          + f"{'float32' if amp is None else str(amp).removeprefix('torch.')}; {folder}")
-    return Run(device=device, amp=amp, model=model, loader=loader, sampler=sampler, criterion=criterion, optimizer=optimizer,
-                         scheduler=scheduler, scaler=scaler, evaluated=evaluated, folder=folder, log=log, state=state, partial=splits.partial)
+# --- train ---
 
 
-def save_embeddings(run, opt, folder):
-    for name, split in run.evaluated.items():
-        path = os.path.join(folder, f"embeddings_{name}.npz")
-        evaluation.save_embeddings(run.model, split, path, opt)
-        print(f"written: {path}")
+def embed(run, images, seed):
+    """Embeddings of this process's images; `seed` is that of the network's dropout."""
+    torch.manual_seed(seed)
+    with devices.tf32(run.opt.tf32), torch.autocast(run.device.type, dtype=run.dtype, enabled=run.dtype is not None):
+        return run.net(images)
 
 
-def evaluate_only(opt):
-    """Print and write the metrics of a saved run; its own architecture and dimension hold, whatever the flags say."""
-    evaluation.check_names(opt.evaluation_metrics)
-    if not os.path.isfile(opt.checkpoint):
-        raise FileNotFoundError(f"--checkpoint {opt.checkpoint}: no such file")
-    state = checkpoint.load(opt.checkpoint)
-    if not isinstance(state, dict) or not {"model", "arch", "embed_dim", "epoch"} <= set(state):
-        raise ValueError(f"--checkpoint {opt.checkpoint}: not a run's checkpoint.pt or best.pt")
-    opt.arch, opt.embed_dim, opt.not_pretrained, opt.weights = state["arch"], state["embed_dim"], True, None
-    device, _ = choose_device(opt)
-    seed_everything(opt.seed)
-    model = architectures.select(opt).to(device, memory_format=torch.channels_last)
-    try:
-        model.load_state_dict(state["model"])
-    except RuntimeError as problem:
-        raise ValueError(f"--checkpoint {opt.checkpoint}: does not fit {opt.arch} as it is here ({str(problem).splitlines()[-1].strip()})") from problem
-    splits = datasets.select(opt, input_size=model.input_size)
-    run = Run(model=model, evaluated=evaluated_splits(opt, splits))
-    values = {f"{name}/{metric}": value for name, split in run.evaluated.items()
-              for metric, value in evaluation.evaluate(model, split, opt).items()}
-    notes = ["approximate search"] * (opt.search == "ivf") + [f"PARTIAL DATA: {splits.partial}"] * bool(splits.partial)
-    print(f"{opt.checkpoint}: epoch {state['epoch']}, {opt.dataset}, {opt.arch}, {opt.embed_dim} dimensions" + "".join(f"; {note}" for note in notes))
-    print("\n".join(f"{name:32s} {value:.6f}" for name, value in values.items()))
-    folder, name = os.path.split(os.path.abspath(opt.checkpoint))
-    record = dict(checkpoint=name, epoch=state["epoch"], dataset=opt.dataset, partial=splits.partial, search=opt.search, seed=opt.seed, metrics=values)
-    path = os.path.join(folder, f"evaluation_{os.path.splitext(name)[0]}.json")
-    checkpoint.write_whole(path, lambda file: json.dump(record, file, indent=2))
-    print(f"written: {path}")
-    if opt.save_embeddings:
-        save_embeddings(run, opt, folder)
-    return 0
+def backward(run, embeddings, gradient):
+    with devices.tf32(run.opt.tf32):
+        embeddings.backward(gradient)
 
 
-def train_epoch(run, net, epoch, n_epochs):
-    """One pass of the sampler; the mean loss. Raises criteria.NonFinite where that stops being finite."""
-    run.model.train()
-    augment = run.loader.dataset.on_device
-    total = torch.zeros((), device=run.device)
-    bar = tqdm(run.loader, desc=f"epoch {epoch}/{n_epochs}", leave=False, disable=None, dynamic_ncols=True)
-    for step, (images, labels) in enumerate(bar):
-        if augment:  # whole images and their aspect ratios
-            images = augment(images[0].to(run.device, non_blocking=True), images[1])
-        images = images.to(run.device, non_blocking=True, memory_format=torch.channels_last)
-        labels = labels.to(run.device, non_blocking=True)
-        with torch.autocast(run.device.type, dtype=run.amp, enabled=run.amp is not None):
-            embeddings = net(images)
-        loss = run.criterion(embeddings, labels)  # outside autocast: see criteria/base.py
+def training_step(run, images, labels, epoch):
+    """One step of the optimizer: {loss term: 0-dimensional tensor}. Nothing here waits for the device."""
+    seed = derive(run.opt.seed, epoch, run.progress.step)
+    chunks = images.split(run.opt.grad_cache or len(images))
+    seeds = [derive(seed, distributed.rank(), number) for number in range(len(chunks))]
+    with run.profile.phase("forward"), torch.set_grad_enabled(not run.opt.grad_cache):
+        embeddings = torch.cat([embed(run, chunk, s) for chunk, s in zip(chunks, seeds)])
+
+    with run.profile.phase("loss"):  # of a leaf: its gradient is all that the network needs to know
+        torch.manual_seed(seed)  # mining draws alike on all processes
+        leaf = embeddings.detach().requires_grad_()
+        loss = run.criterion(distributed.gather(leaf), distributed.gather(labels))
         run.optimizer.zero_grad(set_to_none=True)
         run.scaler.scale(loss).backward()
+
+    with run.profile.phase("backward"):
+        if run.opt.grad_cache:  # each chunk once more, with its graph
+            for number, gradient in enumerate(leaf.grad.split(run.opt.grad_cache)):
+                with distributed.gradients_stay_here(run.net, number < len(chunks) - 1):
+                    backward(run, embed(run, chunks[number], seeds[number]), gradient)
+        else:
+            backward(run, embeddings, leaf.grad)
+
+    with run.profile.phase("optimizer"):
+        distributed.average_gradients(run.criterion.parameters())
         run.scaler.step(run.optimizer)
         run.scaler.update()
-        total += loss.detach()
-        if step % 20 == 0:  # reading a number waits for the GPU, so not in every step
-            bar.set_postfix(loss=f"{finite(total) / (step + 1):.3f}")
-    return finite(total) / len(run.loader)
+    return {"loss": loss, **{f"loss/{name}": value for name, value in run.criterion.terms.items()}}
 
 
-def finite(total):
-    if not torch.isfinite(total):
-        raise criteria.NonFinite("the loss is not finite")
-    return float(total)
+def train_epoch(run, epoch):
+    """What is left of an epoch. Its part of metrics.csv: the learning rate and the means of the loss terms."""
+    progress, lr = run.progress, run.optimizer.param_groups[0]["lr"]
+    make_net(run, warming_up=epoch <= run.opt.warmup)
+    run.model.train()
+    run.sampler.set_epoch(epoch, start=progress.step)
+    batches = devices.prefetch(run.loader, run.device, run.loader.dataset.on_device)
+    bar = tqdm(total=run.sampler.n_batches, initial=progress.step, desc=f"epoch {epoch}/{run.opt.n_epochs}",
+               leave=False, disable=True if distributed.rank() else None, dynamic_ncols=True)  # fmt: skip
+    # several processes stop at the same step, so that a signal waits until they have agreed
+    with bar, run.signals.deferred() if distributed.world() > 1 else contextlib.nullcontext():
+        while True:
+            with run.profile.phase("input"):
+                images, labels = next(batches, (None, None))
+            if images is None:
+                break
+            with run.signals.deferred(), failures.placed(f"in step {progress.step + 1} of epoch {epoch}"):
+                progress.add(training_step(run, images, labels, epoch))
+            run.profile.end_step()
+            bar.update()
+            if progress.step % LOOK_EVERY == 0:
+                bar.set_postfix(loss=f"{look(run)['loss']:.3f}")
+            if run.checkpoints.minutes() > run.opt.checkpoint_minutes:
+                look(run)
+                save(run)
+            stop_if_asked(run)
+    return {"lr": lr, **look(run)}
+
+
+def make_net(run, warming_up):
+    """The network as it trains: made anew when what learns changes, since DistributedDataParallel looks only once."""
+    if run.warming_up is not warming_up:
+        run.model.warm_up(warming_up)
+        run.net = distributed.replicate(run.compiled, run.device)
+        run.warming_up = warming_up
+
+
+def look(run):
+    """The loss terms' means over the epoch so far. Raises NonFinite if the loss was not finite in some step."""
+    bad = run.progress.first_bad_step()
+    if bad:
+        terms = ", ".join(f"{name} {value:g}" for name, value in run.criterion.logs.items())
+        raise criteria.NonFinite(f"the loss is not finite, in step {bad} of epoch {run.progress.epoch + 1} ({terms})")
+    return run.progress.means()
+
+
+def stop_if_asked(run):
+    asked = run.signals.signal is not None
+    if distributed.world() > 1:
+        asked = run.progress.step % AGREE_EVERY == 0 and distributed.any_process(asked)
+    if asked:
+        raise interrupts.Interrupted
+
+
+def save(run, also=()):
+    """A checkpoint, by the first process: all have the same."""
+    with run.signals.deferred():
+        if distributed.rank() == 0:
+            run.checkpoints.save(run.progress, also)
+
+
+# --- fit ---
+
+
+def fit(run):
+    """Train and evaluate to the last epoch; epoch 0 evaluates the network as it comes."""
+    opt, progress = run.opt, run.progress
+    compiles = opt.compile == "on" or (opt.compile == "auto" and run.device.type == "cuda")
+    run.compiled = torch.compile(run.model) if compiles else run.model  # evaluation has other sizes, and is not
+    if opt.profile and distributed.rank() == 0:
+        run.profile = Profile(opt.profile, run.checkpoints.path("profile.json"), run.device)
+    start, before = time.monotonic(), progress.epoch
+    for epoch in range(progress.epoch + 1, opt.n_epochs + 1):
+        row = {"epoch": epoch}
+        if epoch > 0:
+            row |= train_epoch(run, epoch)
+        collapse = ""
+        if epoch % opt.eval_every == 0 or epoch == opt.n_epochs:
+            with failures.placed(f"in the evaluation of epoch {epoch}"):
+                metrics, collapse = evaluate(run, epoch)
+            row |= metrics
+        finish_epoch(run, row)
+        left = (time.monotonic() - start) / (epoch - before) * (opt.n_epochs - epoch)
+        distributed.say(trackers.epoch_line(run, row, left) + collapse)
+    distributed.say(trackers.closing_lines(run))
+    if opt.save_embeddings:
+        save_embeddings(run.model, run.evaluated, opt, run.checkpoints.folder)
+    if run.log:
+        run.log.close()
+
+
+def evaluate(run, epoch):
+    """({split/metric: value}, a line that says a collapse where there is one)."""
+    wanted = argparse.Namespace(**vars(run.opt))
+    wanted.evaluation_metrics = list(dict.fromkeys([*run.opt.evaluation_metrics, *COLLAPSE]))
+    found = {name: evaluation.evaluate(run.model, split, wanted) for name, split in run.evaluated.items()}
+    metrics = {f"{name}/{metric}": found[name][metric] for name in found for metric in run.opt.evaluation_metrics}
+    rank, share = (found[run.best_split][metric] for metric in COLLAPSE)
+    return metrics, trackers.collapse_line(rank, share, run.opt.embed_dim) if epoch > 0 else ""
+
+
+def finish_epoch(run, row):
+    """Count the epoch, save it, write it down: all of it or nothing."""
+    with run.signals.deferred():
+        if row["epoch"] > 0:
+            run.scheduler.step()
+        row["seconds"] = round(run.checkpoints.seconds(run.progress), 2)
+        better = run.progress.end_epoch(row, run.best_split, run.opt.storage_metrics, run.opt.store_improvements)
+        save(run, better)
+        if run.log:
+            trackers.write_rows(run.checkpoints.folder, run.progress.rows, run.opt.storage_metrics[0])
+            run.log.log(row)
+
+
+def save_embeddings(model, evaluated, opt, folder):
+    for name, split in evaluated.items():
+        path = os.path.join(folder, f"embeddings_{name}.npz")
+        evaluation.save_embeddings(model, split, path, opt)
+        distributed.say(f"written: {path}")
+
+
+# --- evaluate only ---
+
+
+def evaluate_only(opt, device):
+    """Print and write the metrics of a saved run; its own architecture and dimension hold, whatever the flags say."""
+    check_names(opt)
+    saved = state.load_model(opt.checkpoint)
+    opt.arch, opt.embed_dim, opt.not_pretrained, opt.weights = saved["arch"], saved["embed_dim"], True, None
+    model = architectures.select(opt).to(device, memory_format=torch.channels_last)
+    state.fill(model, saved["model"], f"--checkpoint {opt.checkpoint}")
+    with distributed.first_process_first():
+        splits = datasets.select(opt, input_size=model.input_size)
+    evaluated = evaluated_splits(opt, splits)
+    found = {name: evaluation.evaluate(model, split, opt) for name, split in evaluated.items()}
+    metrics = {f"{name}/{metric}": value for name in found for metric, value in found[name].items()}
+    if distributed.rank() == 0:
+        trackers.write_evaluation(opt, saved["epoch"], splits.partial, metrics)
+    if opt.save_embeddings:
+        save_embeddings(model, evaluated, opt, os.path.dirname(os.path.abspath(opt.checkpoint)))
+
+
+# --- the program ---
 
 
 def listing():
     """Everything that a flag can name, a line each with its paper: the text of --list."""
-    bridge, none = criteria.BRIDGE.about, criteria.NONE.about
     parts = {
-        "--loss; those before antico, and pml, also as --antico_base": {name: entry.about for name, entry in criteria.CRITERIA.items()} | {"pml.<ClassName>": bridge},
-        "--antico_base": {"none": none},
-        "--batch_mining": {name: entry.about for name, entry in criteria.MINERS.items()},
-        "--arch": {name: entry.about for name, entry in architectures.BACKBONES.items()},
-        "--dataset": {name: entry.about for name, entry in datasets.DATASETS.items()},
-        "--evaluation_metrics": {name.replace(r"(\d+)", "K"): entry.about for name, entry in evaluation.METRICS.items()},
+        "--loss; those before antico, and pml, also as --antico_base": {**criteria.CRITERIA, "pml.<ClassName>": criteria.BRIDGE},
+        "--antico_base": {"none": criteria.NONE},
+        "--batch_mining": criteria.MINERS,
+        "--arch": architectures.BACKBONES,
+        "--dataset": datasets.DATASETS,
+        "--evaluation_metrics": {name.replace(r"(\d+)", "K"): entry for name, entry in evaluation.METRICS.items()},
     }
-    return "\n\n".join("\n".join([flag] + [f"  {name:20} {about}" for name, about in names.items()]) for flag, names in parts.items())
+    lines = {flag: [f"  {name:20} {entry.about}" for name, entry in names.items()] for flag, names in parts.items()}
+    return "\n\n".join("\n".join([flag, *lines[flag]]) for flag in parts)
 
 
-def main(argv=None):
-    opt = parameters.parse(argv)
+def main(argv=None, opt=None):
+    """The process's exit status."""
+    opt = opt or parameters.parse(argv)
     if opt.list:
         print(listing())
         return 0
     try:
-        return train(opt)
-    except datasets.BrokenImage as problem:  # found in a worker process too, in any epoch
-        print(f"error: {problem}; repair or remove the file, or give --skip_broken", file=sys.stderr)
-        return 2
-
-
-def train(opt):
-    """A whole run; the process's exit status."""
-    try:
-        if opt.evaluate_only:
-            return evaluate_only(opt)
-        run = set_up(opt)
-    except (ValueError, FileNotFoundError) as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        return 2
-
-    # compiled once, for the training batches alone: evaluation has other sizes
-    compiled = opt.compile == "on" or (opt.compile == "auto" and run.device.type == "cuda")
-    net = torch.compile(run.model) if compiled else run.model
-    parts = {name: run[name] for name in ("model", "criterion", "optimizer", "scheduler", "scaler")}
-    first, seconds, best = 0, 0.0, {}
-    if run.state:
-        for name, part in parts.items():
-            part.load_state_dict(run.state[name])
-        torch.set_rng_state(run.state["rng"])
-        first, seconds, best = run.state["epoch"] + 1, run.state["seconds"], run.state["best"]
-
-    # best.pt follows the validation split where there is one, else the test split, as published tables do
-    watched = next((name for name in ("val", "test", "train") if name in run.evaluated), None)
-    for epoch in range(first, opt.n_epochs + 1):  # epoch 0 evaluates the network as it comes
-        start = time.perf_counter()
-        row = {"epoch": epoch}
-        if epoch > 0:
-            run.model.warm_up(epoch <= opt.warmup)
-            run.sampler.set_epoch(epoch)
-            run.loader.dataset.set_epoch(epoch)
-            row["lr"] = run.optimizer.param_groups[0]["lr"]
-            try:
-                row["loss"] = train_epoch(run, net, epoch, opt.n_epochs)
-            except criteria.NonFinite as problem:
-                print(f"error: {problem}, in epoch {epoch}; lower --lr, or look at the loss's weights. "
-                      f"The epochs before are in {run.folder}", file=sys.stderr)
-                return 1
-            run.scheduler.step()
-            row.update({f"loss/{name}": value for name, value in run.criterion.logs.items()})
-        if epoch % opt.eval_every == 0 or epoch == opt.n_epochs:
-            try:
-                for name, split in run.evaluated.items():
-                    row.update({f"{name}/{metric}": value for metric, value in evaluation.evaluate(run.model, split, opt).items()})
-            except evaluation.Unmeasurable as problem:
-                print(f"error: {problem}, in epoch {epoch}. The epochs before are in {run.folder}", file=sys.stderr)
-                return 1
-        seconds += time.perf_counter() - start
-        row["seconds"] = round(seconds, 2)
-        run.log.row(**row)
-        logger.write_protocol(run.folder, run.log.rows, opt.storage_metrics[0])
-
-        state = {name: part.state_dict() for name, part in parts.items()}
-        state.update(epoch=epoch, seconds=seconds, best=best, rows=run.log.rows, rng=torch.get_rng_state(), arch=opt.arch, embed_dim=opt.embed_dim)
-        for i, metric in enumerate(opt.storage_metrics):
-            value = row.get(f"{watched}/{metric}")
-            if value is not None and value > best.get(metric, -np.inf):
-                best[metric] = value
-                checkpoint.save(os.path.join(run.folder, "best.pt" if i == 0 else f"best_{metric}.pt"), state)
-                if i == 0 and opt.store_improvements:
-                    checkpoint.save(os.path.join(run.folder, f"improved_epoch{epoch:04d}.pt"), state)
-        checkpoint.save(os.path.join(run.folder, "checkpoint.pt"), state)
-        shown = {f"{watched} {m}": row.get(f"{watched}/{m}") for m in opt.evaluation_metrics}
-        if any(v is not None for v in shown.values()):
-            print(f"epoch {epoch:3d}/{opt.n_epochs}" + (f"  loss {row['loss']:.3f}" if epoch else "  untrained")
-                  + "".join(f"  {name} {value:.3f}" for name, value in shown.items() if value is not None)
-                  + f"  {seconds:.0f} s" + ("  PARTIAL DATA" if run.partial else ""), flush=True)
-    for name, chosen in logger.protocol_rows(run.log.rows, opt.storage_metrics[0]).items():
-        print(f"{name}: epoch {chosen['epoch']}" + "".join(f"  {m} {chosen[f'test/{m}']:.3f}" for m in opt.evaluation_metrics if f"test/{m}" in chosen))
-    if opt.save_embeddings:
-        save_embeddings(run, opt, run.folder)
-    run.log.close()
-    return 0
+        with interrupts.Interrupts() as signals:
+            with failures.bad_input(signals):
+                device, device_name = devices.choose_device(opt)
+            with distributed.processes(device):
+                with failures.bad_input(signals):
+                    run = evaluate_only(opt, device) if opt.evaluate_only else build(opt, device, device_name, signals)
+                if run:
+                    with failures.while_running(run, ERRORS, save):
+                        fit(run)
+        return 0
+    except failures.Stop as stop:
+        return failures.tell(stop)
+    finally:
+        folders.release()
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        print("\nstopped; --resume goes on from the last whole epoch", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(main(opt=OPT))

@@ -37,6 +37,11 @@ class Criterion(nn.Module):
         """{name: float} of the last call. Kept on the device until read, so that a training step waits for nothing."""
         return {name: float(value) for name, value in self._logs.items()}
 
+    @property
+    def terms(self):
+        """{name: number or 0-dimensional tensor} of the last call, where it was computed: reading it waits for nothing."""
+        return self._logs
+
     def log(self, **values):
         # a new dict each time: what the old one held would be a condition on which a compiled loss is compiled again
         self._logs = {name: v.detach() if torch.is_tensor(v) else v for name, v in values.items()}

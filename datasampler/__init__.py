@@ -4,20 +4,25 @@ from functools import partial
 
 import torch
 
-__all__ = ["SAMPLERS", "ClassBatches", "RandomBatches", "select"]
+from utilities.randomness import derive
+
+__all__ = ["SAMPLERS", "ClassBatches", "Draws", "RandomBatches", "select"]
 
 
 class Batches(torch.utils.data.Sampler):
     """What the samplers share: iterating yields one process's batches, lists of indices, of the epoch that `set_epoch` named.
 
-    What is drawn depends on seed and epoch alone, and is drawn alike by every process: of each global batch of world · bs images,
-    process `rank` yields its bs. An epoch can be entered at any batch: set_epoch(epoch, start=k) skips the first k, and what follows
+    What is drawn depends on seed and epoch alone, and is drawn alike by every process: of each batch of bs images, process `rank`
+    yields its bs / world. An epoch can be entered at any batch: set_epoch(epoch, start=k) skips the first k, and what follows
     is what would have followed.
     """
 
     def __init__(self, bs, seed, rank, world):
         if not 0 <= rank < world:
             raise ValueError(f"rank {rank}: must be from 0 to world - 1 = {world - 1}")
+        if bs % world:
+            least = bs - bs % world
+            raise ValueError(f"--bs {bs}: cannot be shared by {world} processes; {least or world} or {least + world} can")
         self.bs, self.seed, self.rank, self.world, self.epoch, self.start, self.n_batches = bs, seed, rank, world, 0, 0, 0
 
     def set_epoch(self, epoch, start=0):
@@ -30,7 +35,8 @@ class Batches(torch.utils.data.Sampler):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         for number, batch in enumerate(self.batches(generator)):
             if number >= self.start:
-                yield batch[self.rank * self.bs : (self.rank + 1) * self.bs]
+                share = self.bs // self.world
+                yield batch[self.rank * share : (self.rank + 1) * share]
 
 
 class ClassBatches(Batches):
@@ -46,7 +52,7 @@ class ClassBatches(Batches):
     Parameters
     ----------
     labels : sequence of int (n,)
-    bs : images a batch of one process
+    bs : images a batch, of all processes together
     rank, world : this process among how many
 
     Raises
@@ -65,14 +71,14 @@ class ClassBatches(Batches):
             raise ValueError(f"--bs {bs} is not divisible by --samples_per_class {samples_per_class}")
         order = labels.argsort(stable=True)
         self.members = list(order.split(labels.unique(return_counts=True)[1].tolist()))
-        self.classes_per_batch, self.samples_per_class, self.distinct = world * bs // samples_per_class, samples_per_class, distinct
+        self.classes_per_batch, self.samples_per_class, self.distinct = bs // samples_per_class, samples_per_class, distinct
         n_classes = len(self.members)
         if distinct and self.classes_per_batch > n_classes:
             raise ValueError(
                 f"--data_sampler class_balanced: --bs {bs} --samples_per_class {samples_per_class} takes {self.classes_per_batch} "
-                f"distinct classes, the training split has {n_classes}; --bs {n_classes // world * samples_per_class} at the most"
+                f"distinct classes, the training split has {n_classes}; --bs {n_classes * samples_per_class} at the most"
             )
-        self.n_batches = max(len(labels) // (world * bs), 1)
+        self.n_batches = max(len(labels) // bs, 1)
         if distinct:
             groups = [-(-len(m) // samples_per_class) for m in self.members]
             self.n_batches = max(-(-sum(groups) // self.classes_per_batch), max(groups))
@@ -130,14 +136,34 @@ class RandomBatches(Batches):
         super().__init__(bs, seed, rank, world)
         if len(labels) == 0:
             raise ValueError("--data_sampler: the training split has no image")
-        self.n_images, self.n_batches = len(labels), max(len(labels) // (world * bs), 1)
+        self.n_images, self.n_batches = len(labels), max(len(labels) // bs, 1)
 
     def batches(self, generator):
-        size = self.world * self.bs
+        size = self.bs
         order = torch.randperm(self.n_images, generator=generator).tolist()
         order += torch.randint(self.n_images, (max(size - self.n_images, 0),), generator=generator).tolist()
         for b in range(self.n_batches):
             yield order[b * size : (b + 1) * size]
+
+
+class Draws(torch.utils.data.Sampler):
+    """A sampler's batches as lists of (index, seed), for a DataLoader over an augmented split.
+
+    The seed is that of the image's augmentation. It depends on the run's seed, the epoch, the step and the place in the
+    batch, and so neither on the number of workers or processes nor on where the epoch was entered.
+    """
+
+    def __init__(self, sampler):
+        self.sampler = sampler
+
+    def __len__(self):
+        return len(self.sampler)
+
+    def __iter__(self):
+        s = self.sampler
+        for step, batch in enumerate(s, start=s.start):
+            first = s.rank * len(batch)
+            yield [(i, derive(s.seed, s.epoch, step, first + place)) for place, i in enumerate(batch)]
 
 
 # name → function of (labels, bs, samples_per_class, seed=, rank=, world=)

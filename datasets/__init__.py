@@ -30,15 +30,21 @@ DATASETS = {
 }
 
 
+def check_name(opt):
+    """ValueError, one line, if --dataset names something unknown: before anything is loaded."""
+    if opt.dataset not in DATASETS:
+        near = difflib.get_close_matches(opt.dataset, DATASETS, 1, 0.4)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise ValueError(f"--dataset {opt.dataset}: unknown{hint}; known: {', '.join(DATASETS)}")
+
+
 def select(opt, input_size=224):
     """The splits that --dataset names: .train, .test (or .query and .gallery), and .val with --use_tv_split.
 
     split[i] → (uint8 image (3, H, W), label); with --gpu_augment the training split's image is what `split.on_device` takes.
     Raises ValueError or FileNotFoundError that names the flag or the file.
     """
-    if opt.dataset not in DATASETS:
-        near = difflib.get_close_matches(opt.dataset, DATASETS, 1, 0.4)
-        raise ValueError(f"--dataset {opt.dataset}: unknown{f' (did you mean {near[0]}?)' if near else ''}; known: {', '.join(DATASETS)}")
+    check_name(opt)
     splits = DATASETS[opt.dataset].load(opt, input_size)
     if opt.use_tv_split:
         splits.train, splits.val = train_val_split(splits.train, opt.tv_split_perc, opt.tv_split_by_samples, opt.seed)

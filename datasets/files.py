@@ -1,6 +1,5 @@
 """What the data sets of image files share: finding their folder, checking that it is whole, and splits over files."""
 
-import hashlib
 import os
 
 import torch
@@ -86,26 +85,25 @@ def completeness(rows, counts, missing):
 class Fetch:
     """What a Split asks for images: indices into `paths` → uint8 images. Decodes files, or takes them from a cache.
 
-    What augmentation draws depends on the seed, the epoch (`set_epoch`) and the batch's indices alone: not on the number of worker
-    processes, and not on whether a run was interrupted.
+    Each image is augmented by its own seed alone: the number of worker processes changes nothing.
     """
 
-    def __init__(self, paths, size, augmentation="base", seed=0, cached=None, on_device=False):
-        self.paths, self.seed, self.cached = paths, seed, cached
+    def __init__(self, paths, size, augmentation="base", cached=None, on_device=False):
+        self.paths, self.cached = paths, cached
         self.views = {True: transforms.Square(size) if on_device else transforms.training(augmentation, size), False: transforms.evaluation(size)}
         self.on_device = transforms.OnDevice(augmentation, size) if on_device else None
-        self.epoch = torch.zeros(1, dtype=torch.long).share_memory_()  # persistent workers see it change
 
-    def set_epoch(self, epoch):
-        self.epoch[0] = epoch
-
-    def __call__(self, indices, augmented):
-        if not augmented:
+    def __call__(self, indices, seeds):
+        if seeds is None:
             return [self.one(i, self.views[False]) for i in indices]
-        drawn = hashlib.blake2b(repr((self.seed, int(self.epoch), list(indices))).encode(), digest_size=8).digest()
+        if self.on_device:
+            return [(*self.one(i, self.views[True]), torch.tensor(seed)) for i, seed in zip(indices, seeds)]
+        made = []
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int.from_bytes(drawn, "big") >> 1)
-            return [self.one(i, self.views[True]) for i in indices]
+            for i, seed in zip(indices, seeds):
+                torch.default_generator.manual_seed(seed)  # what torchvision's transforms draw from
+                made.append(self.one(i, self.views[True]))
+        return made
 
     def one(self, i, view):
         if self.cached is None:
@@ -140,7 +138,7 @@ def load(opt, size, module):
         if skipped:
             print(f"--skip_broken: {len(skipped)} of {len(paths)} images left out; the first: {next(iter(skipped.values()))}")
 
-    fetch = Fetch(paths, size, opt.augmentation, opt.seed, cached, opt.gpu_augment)
+    fetch = Fetch(paths, size, opt.augmentation, cached, opt.gpu_augment)
     tested = {c for name in ("query", "gallery") if name in rows for c, _, _ in rows[name]}  # query and gallery number their classes alike
     made, start = {}, 0
     for name, part in rows.items():

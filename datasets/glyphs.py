@@ -163,19 +163,23 @@ def load():
     return arrays
 
 
-def augment(images, strength):
-    """Random rotation, shear, scale and shift of white-background images (n, H, W) float, and a white square for `adv`. No mirroring."""
+def augment(images, strength, seeds):
+    """Random rotation, shear, scale and shift of white-background images (n, H, W) float, and a white square for `adv`. No mirroring.
+
+    Each image is changed by its own seed alone.
+    """
     degrees, scale, shift, erased = AUGMENTATIONS[strength]
     n, size = len(images), images.shape[-1]
-    uniform = lambda *shape: torch.rand(n, *shape) * 2 - 1  # noqa: E731
-    angle, shear = uniform() * np.radians(degrees), (uniform() * np.radians(degrees)).tan()
-    sx, sy = (uniform(2) * scale).exp().unbind(1)
+    uniform = torch.stack([torch.rand(8, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    signed = uniform * 2 - 1
+    angle, shear = signed[:, 0] * np.radians(degrees), (signed[:, 1] * np.radians(degrees)).tan()
+    sx, sy = (signed[:, 2:4] * scale).exp().unbind(1)
     cos, sin = angle.cos(), angle.sin()
     linear = torch.stack([torch.stack([sx * cos, sx * (shear * cos - sin)], 1), torch.stack([sy * sin, sy * (shear * sin + cos)], 1)], 1)
-    grid = affine_grid(torch.cat([linear, uniform(2, 1) * 2 * shift], 2), (n, 1, size, size), align_corners=False)
+    grid = affine_grid(torch.cat([linear, signed[:, 4:6, None] * 2 * shift], 2), (n, 1, size, size), align_corners=False)
     moved = 255 - grid_sample(255 - images[:, None], grid, align_corners=False)[:, 0]  # outside is white
     if erased:
-        corner, side = torch.rand(n, 2, 1, 1) * (1 - erased) * size, erased * size
+        corner, side = uniform[:, 6:, None, None] * (1 - erased) * size, erased * size
         y, x = torch.arange(size).view(1, -1, 1), torch.arange(size).view(1, 1, -1)
         inside = (y >= corner[:, 0]) & (y < corner[:, 0] + side) & (x >= corner[:, 1]) & (x < corner[:, 1] + side)
         moved = moved.masked_fill(inside, 255)
@@ -186,10 +190,10 @@ def resize(images, size):
     return interpolate(images[:, None].float(), size=(size, size), mode="bilinear", antialias=True)[:, 0]
 
 
-def fetch(images, size, augmentation, keys, augmented):
+def fetch(images, size, augmentation, keys, seeds):
     """The images at `keys` as uint8 (n, 3, size, size)."""
     batch = images[keys].float() if images.shape[-1] == size else resize(images[keys], size)
-    batch = (augment(batch, augmentation) if augmented else batch).round().clamp(0, 255).to(torch.uint8)
+    batch = (batch if seeds is None else augment(batch, augmentation, seeds)).round().clamp(0, 255).to(torch.uint8)
     return batch[:, None].expand(-1, 3, -1, -1).contiguous()
 
 

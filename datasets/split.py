@@ -7,12 +7,13 @@ import torch
 
 
 class Split(torch.utils.data.Dataset):
-    """Images with labels: split[i] → (uint8 image (3, H, W), int label).
+    """Images with labels: split[i] → (uint8 image (3, H, W), int label). split[i, seed] augments the image by that seed.
 
     Parameters
     ----------
-    fetch : function (list of n keys, augmented) → n images, uint8 (3, H, W)
-        Where the images come from; a whole batch at once, so that a data set can work on it as a tensor.
+    fetch : function (list of n keys, list of n seeds or None) → n images, uint8 (3, H, W)
+        Where the images come from; a whole batch at once, so that a data set can work on it as a tensor. Each image is
+        augmented by its seed alone; without seeds there is no augmentation.
     keys : list
         What `fetch` is asked for, one an image.
     classes : sequence
@@ -40,18 +41,14 @@ class Split(torch.utils.data.Dataset):
         return self.__getitems__([i])[0]
 
     def __getitems__(self, indices):  # what DataLoader calls for a batch
-        images = self.fetch([self.keys[i] for i in indices], self.augmented)
-        return [(image, int(self.labels[i])) for image, i in zip(images, indices)]
+        drawn = [i if isinstance(i, tuple) else (i, int(torch.randint(2**62, ())) if self.augmented else None) for i in indices]
+        images = self.fetch([self.keys[i] for i, _ in drawn], [seed for _, seed in drawn] if self.augmented else None)
+        return [(image, int(self.labels[i])) for image, (i, _) in zip(images, drawn)]
 
     @property
     def on_device(self):
         """What makes the training images of a batch on its device (--gpu_augment), or None."""
         return getattr(self.fetch, "on_device", None) if self.augmented else None
-
-    def set_epoch(self, epoch):
-        """Tell the augmentation, in worker processes too, which epoch comes."""
-        if hasattr(self.fetch, "set_epoch"):
-            self.fetch.set_epoch(epoch)
 
     def subset(self, indices, augmented=None):
         """The images at `indices`, with labels numbered anew."""

@@ -104,8 +104,8 @@ class Square:
 class OnDevice:
     """The training augmentation `name` of a whole batch on its device, drawn for each image on its own.
 
-    (squares (B, 3, S, S) uint8, aspect ratios (B,) width / height) → uint8 (B, 3, size, size). Random numbers come from torch's CPU
-    generator, so that a seed gives the same crops on every device. Crops of a square have 1.5 · size pixels at most to draw from and
+    (squares (B, 3, S, S) uint8, aspect ratios (B,) width / height, seeds (B,)) → uint8 (B, 3, size, size). Each image is changed by its
+    own seed alone, drawn from on the CPU, so that it gets the same crop on every device. Crops of a square have 1.5 · size pixels at most to draw from and
     are sampled bilinearly: small crops are softer than the workers' (see benchmarks/input.py for by how much).
     """
 
@@ -113,33 +113,46 @@ class OnDevice:
         self.area, self.size = AREA[name], size
         self.colour = v2.Compose(colour()) if name in COLOURED else None
 
-    def boxes(self, aspects):
-        """(top, left, height, width), each (B,), as shares of the image: torchvision's rule (ten tries, then a central crop), vectorised."""
-        n = len(aspects)
+    def boxes(self, aspects, uniform):
+        """(top, left, height, width), each (B,), as shares of the image: torchvision's rule (ten tries, then a central crop), vectorised.
+
+        uniform : (B, 22), what is drawn, in 0..1
+        """
+        tries, (top, left) = uniform[:, :20].unflatten(1, (2, 10)), uniform[:, 20:].unbind(1)
         if self.area is None:
             side = self.size / resized(self.size) * aspects.clamp(max=1)  # the image is 1 high and `aspects` wide
             height, width = side, side
         else:
-            area = aspects[:, None] * torch.empty(n, 10).uniform_(*self.area)
-            ratio = torch.empty(n, 10).uniform_(*map(math.log, RATIO)).exp()
+            area = aspects[:, None] * between(self.area, tries[:, 0])
+            ratio = between(tuple(map(math.log, RATIO)), tries[:, 1]).exp()
             heights, widths = (area / ratio).sqrt(), (area * ratio).sqrt()
             fits = (heights <= 1) & (widths <= aspects[:, None])
             first = fits.int().argmax(1, keepdim=True)
             height = torch.where(fits.any(1), heights.gather(1, first)[:, 0], (aspects / RATIO[0]).clamp(max=1))
             width = torch.where(fits.any(1), widths.gather(1, first)[:, 0], aspects.clamp(max=RATIO[1]))
-        top, left = torch.rand(2, n)
-        central = torch.zeros(n, dtype=torch.bool) if self.area is None else ~fits.any(1)
-        top, left = torch.where(central, 0.5, top), torch.where(central, 0.5, left)
+            top, left = (torch.where(fits.any(1), place, 0.5) for place in (top, left))
         return top * (1 - height), left * (1 - width / aspects), height, width / aspects
 
-    def __call__(self, squares, aspects):
-        top, left, height, width = self.boxes(aspects.cpu().float())
-        flip = torch.where(torch.rand(len(top)) < 0.5, -1.0, 1.0)
+    def __call__(self, squares, aspects, seeds):
+        seeds = seeds.tolist()
+        uniform = torch.stack([torch.rand(23, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+        top, left, height, width = self.boxes(aspects.cpu().float(), uniform[:, 1:])
+        flip = torch.where(uniform[:, 0] < 0.5, -1.0, 1.0)
         zero = torch.zeros_like(top)
         rows = [torch.stack([width * flip, zero, 2 * left + width - 1], 1), torch.stack([zero, height, 2 * top + height - 1], 1)]
         theta = torch.stack(rows, 1).to(squares.device, non_blocking=True)
         grid = affine_grid(theta, (len(squares), 3, self.size, self.size), align_corners=False)
         images = grid_sample(squares.float(), grid, padding_mode="border", align_corners=False).round().clamp(0, 255).to(torch.uint8)
         if self.colour:
-            images = torch.stack([self.colour(image) for image in images])
+            with torch.random.fork_rng(devices=[]):
+                images = torch.stack([self.coloured(image, seed) for image, seed in zip(images, seeds)])
         return images.contiguous(memory_format=torch.channels_last)
+
+    def coloured(self, image, seed):
+        torch.default_generator.manual_seed(seed)  # what torchvision's transforms draw from
+        return self.colour(image)
+
+
+def between(bounds, uniform):
+    """Uniform numbers in 0..1 → in the bounds (low, high)."""
+    return bounds[0] + (bounds[1] - bounds[0]) * uniform

@@ -14,7 +14,7 @@ import torch
 from evaluation import clustering, collapse, retrieval, search
 from evaluation.embedding import embed
 from evaluation.search import Unmeasurable
-from utilities.checkpoint import write_whole
+from utilities.files import write_whole
 
 __all__ = ["METRICS", "Unmeasurable", "check_names", "compute", "compute_opt", "embed", "embed_split", "evaluate", "save_embeddings", "retrieval", "clustering", "collapse", "search"]
 

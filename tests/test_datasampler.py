@@ -81,16 +81,34 @@ def test_an_epoch_can_be_entered_in_its_middle(name):
 @pytest.mark.parametrize("name", list(datasampler.SAMPLERS))
 def test_ranks_share_an_epoch(name):
     """Each process has its own batches, reproducible from seed, epoch and rank; together they are one process's larger ones."""
-    ranks = [epoch(make(name, bs=6, seed=1, rank=rank, world=3), 4) for rank in range(3)]
+    ranks = [epoch(make(name, bs=18, seed=1, rank=rank, world=3), 4) for rank in range(3)]
     together = [sum(parts, []) for parts in zip(*ranks)]
     assert together == epoch(make(name, bs=18, seed=1), 4) and ranks[0] != ranks[1] != ranks[2]
-    assert ranks[1] == epoch(make(name, bs=6, seed=1, rank=1, world=3), 4) and all(len(b) == 6 for rank in ranks for b in rank)
+    assert ranks[1] == epoch(make(name, bs=18, seed=1, rank=1, world=3), 4) and all(len(b) == 6 for rank in ranks for b in rank)
     if name == "class_balanced":
         assert {i for b in together for i in b} == set(range(96)) and all(len(LABELS[b].unique()) == 6 for b in together)
     if name == "random":
         assert len({i for b in together for i in b}) == sum(map(len, together))
     with pytest.raises(ValueError, match="rank 3: must be from 0 to world - 1 = 2"):
         make(name, bs=6, rank=3, world=3)
+    with pytest.raises(ValueError, match="--bs 20: cannot be shared by 3 processes; 18 or 21 can"):
+        make(name, bs=20, samples_per_class=2, rank=0, world=3)
+
+
+def test_draws_do_not_depend_on_ranks_or_on_where_the_epoch_was_entered():
+    def draws(number, start=0, **more):
+        sampler = make("class_random", bs=12, **more)
+        sampler.set_epoch(number, start)
+        return list(datasampler.Draws(sampler))
+
+    whole = draws(2, seed=1)
+    assert [[i for i, _ in batch] for batch in whole] == epoch(make("class_random", bs=12, seed=1), 2)
+    assert draws(2, 3, seed=1) == whole[3:]
+    parts = [draws(2, seed=1, rank=rank, world=3) for rank in range(3)]
+    assert [sum(batches, []) for batches in zip(*parts)] == whole
+    seeds = [seed for batch in whole for _, seed in batch]
+    others = [seed for d in (draws(3, seed=1), draws(2, seed=2)) for batch in d for _, seed in batch]
+    assert len(set(seeds)) == len(seeds) and not set(seeds) & set(others)  # an image drawn twice is augmented twice
 
 
 def test_select_and_errors():

@@ -97,18 +97,17 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch, ca
 @pytest.mark.parametrize("name", list(module.AUGMENTATIONS))
 def test_glyph_augmentation(name):
     split = module.splits(32, name).train
-    torch.manual_seed(0)
-    first = split.__getitems__([5, 6, 7])
-    torch.manual_seed(0)
-    assert all(torch.equal(a[0], b[0]) for a, b in zip(first, split.__getitems__([5, 6, 7])))
+    first = split.__getitems__([(5, 1), (6, 2), (7, 3)])
+    for (image, _), (i, seed) in zip(first, [(5, 1), (6, 2), (7, 3)]):  # by its own seed, whatever else is in the batch
+        assert torch.equal(image, split[i, seed][0]) and not torch.equal(image, split[i, seed + 1][0])
     plain = split.unaugmented()
     assert torch.equal(plain[5][0], plain[5][0]) and not torch.equal(first[0][0], plain[5][0])
     # still the same letter, about as much ink, and not mirrored
-    picks = torch.arange(0, len(split), 37).tolist()
-    moved, still = (255 - torch.stack([im[0].float() for im, _ in s.__getitems__(picks)]) for s in (split, plain))
+    picks = torch.arange(0, len(split), 7).tolist()
+    moved, still = (255 - torch.stack([im[0].float() for im, _ in s.__getitems__(picks)]) for s, picks in ((split, [(i, i) for i in picks]), (plain, picks)))
     assert 0.7 < moved.sum() / still.sum() < 1.2
     likeness = torch.nn.functional.cosine_similarity
-    assert likeness(moved.flatten(1), still.flatten(1)).mean() > likeness(moved.flatten(1), still.flip(2).flatten(1)).mean() + 0.02
+    assert likeness(moved.flatten(1), still.flatten(1)).mean() > likeness(moved.flatten(1), still.flip(2).flatten(1)).mean() + 0.01
 
 
 def test_spawned_workers_can_have_a_split(splits):
@@ -142,9 +141,9 @@ def test_unknown_dataset():
 
 def test_a_matplotlib_without_one_of_the_faces_gives_fewer_images_and_no_other_letters(monkeypatch, tmp_path):
     monkeypatch.setenv("ANTICO_CACHE", str(tmp_path))
-    whole = glyphs.splits()
-    monkeypatch.setattr(glyphs, "ASCII_FACES", ["cmr10.ttf", "cmb10.ttf", "cmss10.ttf", "nothing10.ttf", "cmtt10.ttf"])
-    fewer = glyphs.splits()
+    whole = module.splits()
+    monkeypatch.setattr(module, "ASCII_FACES", ["cmr10.ttf", "cmb10.ttf", "cmss10.ttf", "nothing10.ttf", "cmtt10.ttf"])
+    fewer = module.splits()
     lost = len(whole.train) - len(fewer.train)
     assert 0 <= lost <= 52 and len(whole.test) == len(fewer.test) and whole.train.class_names == fewer.train.class_names
     assert {path for path in whole.train.paths if "cmti10" not in path} == set(fewer.train.paths)

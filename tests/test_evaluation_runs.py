@@ -11,7 +11,7 @@ import datasets
 import evaluation
 import main
 from datasets import Splits, glyphs
-from utilities import logger, report
+from utilities import report, trackers
 
 BASE = ["--dataset", "glyphs", "--arch", "conv4_normalize", "--embed_dim", "16", "--bs", "32", "--samples_per_class", "4", "--kernels", "0", "--lr", "1e-3",
         "--data_sampler", "class_balanced", "--n_epochs", "2", "--no_train_metrics", "--evaluation_metrics", "e_recall@1"]
@@ -31,9 +31,9 @@ def small(monkeypatch):
 def test_protocol_rows():
     table = [{"epoch": 0, "test/m": 0.2, "val/m": 0.5}, {"epoch": 1, "test/m": 0.9, "val/m": 0.6}, {"epoch": 2, "test/m": 0.9, "val/m": 0.7},
              {"epoch": 3, "test/m": 0.4, "val/m": 0.1}, {"epoch": 4, "loss/rate": 1.0}]
-    chosen = logger.protocol_rows(table, "m")
+    chosen = trackers.protocol_rows(table, "m")
     assert {name: row["epoch"] for name, row in chosen.items()} == {"last": 3, "best-test": 1, "best-val": 2}
-    assert list(logger.protocol_rows([{"epoch": 0, "test/m": 0.2}], "m")) == ["last", "best-test"]
+    assert list(trackers.protocol_rows([{"epoch": 0, "test/m": 0.2}], "m")) == ["last", "best-test"]
 
 
 def test_evaluate_only_and_saved_embeddings_give_the_runs_numbers(tmp_path, small, capsys):

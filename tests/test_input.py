@@ -11,6 +11,7 @@ from miniatures import noise, options
 from PIL import Image
 from torchvision import transforms as v1
 
+import datasampler
 import datasets
 import main
 from datasets import cache, images, transforms
@@ -119,34 +120,27 @@ def test_the_header_is_read_as_pillow_reads_it(tmp_path):
         assert images.plain_jpeg_size(junk) is None
 
 
-def batches(split, workers, epoch, start=0):
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(3)).split(3)[start:]
-    split.set_epoch(epoch)
-    return [images for images, _ in torch.utils.data.DataLoader(split, batch_sampler=order, num_workers=workers)]
+def batches(split, workers, epoch, start=0, seed=0):
+    sampler = datasampler.RandomBatches(split.labels, 3, seed=seed)
+    sampler.set_epoch(epoch, start)
+    draws = datasampler.Draws(sampler)
+    return [images for images, _ in torch.utils.data.DataLoader(split, batch_sampler=draws, num_workers=workers)]
 
 
-def test_augmentation_depends_on_seed_epoch_and_batch_but_not_on_workers(photos):
+def test_augmentation_depends_on_seed_epoch_and_place_but_not_on_workers(photos):
     """The same images with 0, 1 and 2 workers, and when an epoch is entered in its middle; others in another epoch or with another seed."""
     split = splits_of(photos).train
     first = batches(split, 0, 1)
     same = lambda a, b: len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b))  # noqa: E731
     assert all(same(first, batches(split, workers, 1)) for workers in (1, 2)) and same(first[2:], batches(split, 1, 1, start=2))
-    assert not same(first, batches(split, 0, 2)) and not same(first, batches(splits_of(photos, "--seed", 1).train, 0, 1))
-    one, two = split.fetch([0, 0], True)
+    assert not same(first, batches(split, 0, 2)) and not same(first, batches(split, 0, 1, seed=1))
+    one, two = split.fetch([0, 0], [1, 2])
     assert not torch.equal(one, two)  # an image twice in a batch is cropped twice
     state = torch.get_rng_state()
-    split.fetch([0, 1], True)
+    split.fetch([0, 1], [1, 2])
     assert torch.equal(state, torch.get_rng_state())
-
-
-def test_persistent_workers_see_the_epoch(photos):
-    split = splits_of(photos).train
-    loader = torch.utils.data.DataLoader(split, batch_size=4, num_workers=2, persistent_workers=True)
-    seen = []
-    for epoch in (1, 2, 1):
-        split.set_epoch(epoch)
-        seen.append(torch.cat([images for images, _ in loader]))
-    assert torch.equal(seen[0], seen[2]) and not torch.equal(seen[0], seen[1])
+    assert torch.equal(split[0, 5][0], split[0, 5][0]) and not torch.equal(split[0, 5][0], split[0, 6][0])
+    assert not torch.equal(split[0][0], split[0][0])  # without a seed a new one
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -154,10 +148,9 @@ def test_the_cache_gives_the_same_images(photos, workers, tmp_path):
     plain, cached = splits_of(photos), splits_of(photos, "--cache", tmp_path, "--kernels", workers)
     assert len(os.listdir(tmp_path)) == 2
     for split, other in ((plain.train, cached.train), (plain.test, cached.test)):
-        split.set_epoch(4), other.set_epoch(4)
         for i in range(len(split)):
             small = min(images.read(split.paths[i])[0].shape[:2]) <= 112  # 1.75 · 64: kept as it is
-            assert (split[i][0].float() - other[i][0].float()).abs().mean() < (1.0 if small else 3.0), split.paths[i]
+            assert (split[i, 4][0].float() - other[i, 4][0].float()).abs().mean() < (1.0 if small else 3.0), split.paths[i]
 
 
 def test_the_cache_is_made_once_and_anew_when_a_source_file_changes(tmp_path, monkeypatch):
@@ -204,7 +197,7 @@ def test_crops_on_the_device_have_torchvisions_distribution():
     """Area, ratio and place of boxes against 4,000 of RandomResizedCrop.get_params, for a wide, a square and a very tall image."""
     torch.manual_seed(0)
     for width, height in ((500, 375), (300, 300), (100, 400)):
-        top, left, h, w = transforms.OnDevice("base", 224).boxes(torch.full((4000,), width / height))
+        top, left, h, w = transforms.OnDevice("base", 224).boxes(torch.full((4000,), width / height), torch.rand(4000, 22))
         ours = np.stack([top * height, left * width, h * height, w * width])
         image = Image.new("RGB", (width, height))
         theirs = np.array([v1.RandomResizedCrop.get_params(image, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(4000)]).T
@@ -219,10 +212,10 @@ def test_the_device_crops_what_its_boxes_say():
     torch.manual_seed(1)
     squares = torch.nn.functional.interpolate(torch.rand(6, 3, 5, 5), size=96, mode="bicubic").clamp(0, 1).mul(255).to(torch.uint8)
     device = transforms.OnDevice("base", 64)
-    boxes = device.boxes(torch.ones(6))
-    device.boxes = lambda _: boxes
+    boxes = device.boxes(torch.ones(6), torch.rand(6, 22))
+    device.boxes = lambda *_: boxes
     flipped = set()
-    for out, square, *box in zip(device(squares, torch.ones(6)), squares, *boxes):
+    for out, square, *box in zip(device(squares, torch.ones(6), torch.arange(6)), squares, *boxes):
         top, left, height, width = (round(float(v) * 96) for v in box)
         wanted = v1.functional.resized_crop(square, top, left, height, width, [64, 64], antialias=True).float()
         differences = [float((out.float() - w).abs().mean()) for w in (wanted, wanted.flip(2))]
@@ -234,20 +227,19 @@ def test_the_device_crops_what_its_boxes_say():
 @pytest.mark.parametrize("name", ["base", "big", "adv", "red"])
 def test_gpu_augment(name, photos):
     split = splits_of(photos, "--gpu_augment", "--augmentation", name).train
-    (square, aspect), label = split[0]
-    assert square.shape == (3, 96, 96) and square.dtype == torch.uint8 and float(aspect) == pytest.approx(160 / 120) and label == 0
-    (squares, aspects), labels = next(iter(torch.utils.data.DataLoader(split, batch_size=5)))
-    torch.manual_seed(0)
-    first = split.on_device(squares, aspects)
-    torch.manual_seed(0)
-    assert first.shape == (5, 3, 64, 64) and first.dtype == torch.uint8 and torch.equal(first, split.on_device(squares, aspects))
-    assert not torch.equal(first, split.on_device(squares, aspects))
-    same = split.on_device(squares[:1].expand(4, -1, -1, -1), aspects[:1].expand(4))
+    (square, aspect, seed), label = split[0, 9]
+    assert square.shape == (3, 96, 96) and square.dtype == torch.uint8 and float(aspect) == pytest.approx(160 / 120) and label == 0 and seed == 9
+    (squares, aspects, seeds), labels = next(iter(torch.utils.data.DataLoader(split, batch_size=5)))
+    first = split.on_device(squares, aspects, seeds)
+    assert first.shape == (5, 3, 64, 64) and first.dtype == torch.uint8
+    assert torch.equal(first[2:], split.on_device(squares[2:], aspects[2:], seeds[2:]))  # an image by its own seed alone
+    assert not torch.equal(first, split.on_device(squares, aspects, seeds + 1))
+    same = split.on_device(squares[:1].expand(4, -1, -1, -1), aspects[:1].expand(4), torch.arange(4))
     assert len({image.numpy().tobytes() for image in same}) > 1
     plain = split.unaugmented()
     assert plain.on_device is None and plain[0][0].shape == (3, 64, 64)
     if name == "red":  # keeps scale and shape: a crop of 64 / 73 of the shorter side, so no pixel is stretched
-        _, _, height, width = split.on_device.boxes(torch.tensor([0.5, 1.0, 2.0]))
+        _, _, height, width = split.on_device.boxes(torch.tensor([0.5, 1.0, 2.0]), torch.rand(3, 22))
         assert torch.allclose(height, width * torch.tensor([0.5, 1.0, 2.0])) and math.isclose(float(height[1]), 64 / 73, rel_tol=1e-6)
 
 

@@ -13,7 +13,7 @@ import torch
 import datasets
 import main
 from datasets import Splits, glyphs
-from utilities import checkpoint, report
+from utilities import report, state
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BASE = ["--dataset", "glyphs", "--arch", "conv4_normalize", "--embed_dim", "16", "--bs", "32", "--samples_per_class", "4", "--kernels", "0", "--lr", "1e-3",
@@ -55,7 +55,7 @@ def test_a_run_learns_and_leaves_its_records(tmp_path, small):
     assert float(table[5]["lr"]) == 1e-3 and float(table[6]["lr"]) == pytest.approx(3e-4)  # --tau 5 --gamma 0.3
     config = json.loads((folder / "config.json").read_text())
     assert config["flags"]["antico_form"] == "normalized" and config["seed"] == 0 and config["versions"]["torch"] == torch.__version__.split("+")[0]
-    best, last = checkpoint.load(folder / "best.pt"), checkpoint.load(folder / "checkpoint.pt")
+    best, last = state.load(folder / "best.pt"), state.load(folder / "checkpoint.pt")
     recalls = [float(r["test/e_recall@1"]) for r in table]
     assert best["epoch"] == int(np.argmax(recalls)) and best["best"]["e_recall@1"] == max(recalls) and last["epoch"] == 6
     assert (folder / "best_nmi.pt").exists() and (folder / f"improved_epoch{best['epoch']:04d}.pt").exists()
@@ -98,7 +98,7 @@ def test_warmup_trains_only_the_head_and_the_proxies(tmp_path, small):
     states = []
     for n_epochs in (0, 1, 2):
         folder = run(tmp_path / str(n_epochs), "--loss", "proxyanchor", "--n_epochs", n_epochs, "--warmup", 1)
-        states.append(checkpoint.load(folder / "checkpoint.pt"))
+        states.append(state.load(folder / "checkpoint.pt"))
     def same(i, part, key):
         return torch.equal(states[i][part][key], states[i + 1][part][key])
     assert same(0, "model", "features.0.weight") and not same(1, "model", "features.0.weight")
@@ -109,7 +109,7 @@ def test_validation_split_chooses_the_checkpoint(tmp_path, small):
     folder = run(tmp_path, "--loss", "multisimilarity", "--use_tv_split", "--tv_split_perc", 0.6, "--no_test_metrics")
     table = rows(folder)
     assert "val/e_recall@1" in table[0] and not any(k.startswith("test/") for k in table[0])
-    assert checkpoint.load(folder / "best.pt")["best"]["e_recall@1"] == max(float(r["val/e_recall@1"]) for r in table)
+    assert state.load(folder / "best.pt")["best"]["e_recall@1"] == max(float(r["val/e_recall@1"]) for r in table)
 
 
 def test_train_metrics_are_of_plain_images(tmp_path, small):
@@ -126,8 +126,8 @@ def test_bf16_and_compile_on_the_cpu(tmp_path, small):
 def test_diverging_loss_stops_with_a_line_and_keeps_what_was(tmp_path, small, capsys):
     run(tmp_path, "--loss", "margin", "--lr", 1e30, "--optim", "sgd", status=1)
     text = capsys.readouterr().err
-    assert "NaN or infinity in them, in epoch 1" in text and "Traceback" not in text
-    assert checkpoint.load(tmp_path / "glyphs" / "Sample_Run_s0" / "checkpoint.pt")["epoch"] == 0
+    assert "have NaN or infinity in them, in step 2 of epoch 1. Last good checkpoint" in text and "Traceback" not in text
+    assert state.load(tmp_path / "glyphs" / "Sample_Run_s0" / "checkpoint.pt")["epoch"] == 0
 
 
 @pytest.mark.parametrize("argv, words", [

@@ -46,8 +46,8 @@ def test_defaults_follow_the_loss_and_what_is_given_wins():
 
 @pytest.mark.parametrize("line, words", [
     ("--bs 90 --samples_per_class 4", "90 is not divisible by 4"),
-    ("--lr fast", "--lr: 'fast' is not a number of at least 0"),
-    ("--bs 0", "--bs: '0' is not a whole number of at least 1"),
+    ("--lr fast", "--lr: 'fast' is not a number from 0 to 1e+30"),
+    ("--bs 0", "--bs: '0' is not a whole number from 1 to 1000000"),
     ("--lr nan", "--lr"),
     ("--antico_w inf", "--antico_w"),
     ("--data_sampler balanced", "--data_sampler"),

@@ -13,8 +13,9 @@ import os
 import statistics
 import sys
 
-from utilities.checkpoint import write_whole
-from utilities.logger import protocol_rows
+from utilities.files import write_whole
+from utilities.folders import all_flags
+from utilities.trackers import protocol_rows
 
 COLUMNS = {  # heading: (column of metrics.csv, factor, decimals)
     "Recall@1": ("test/e_recall@1", 100, 1), "Recall@2": ("test/e_recall@2", 100, 1), "Recall@4": ("test/e_recall@4", 100, 1),
@@ -41,12 +42,13 @@ def group_runs(folders, by=()):
     runs = [read_run(f) for f in find_runs(folders)]
     if not runs:
         raise ValueError(f"{' '.join(folders)}: no run there (a folder with config.json and metrics.csv)")
-    aside = {"seed", "group", "savename", "loss", "antico_base", "antico_form", "loss_ac_w_align", "antico_w"} - set(by)
-    flags = [c["flags"] for c, _ in runs]
+    aside = {"seed", "group", "savename", "loss", "antico_base", "antico_form", "loss_ac_w_align", "antico_w",
+             "antico_type", "resume"} - set(by)
+    flags = [all_flags(c) for c, _ in runs]
     differing = [k for k in flags[0] if k not in aside and any(f.get(k) != flags[0][k] for f in flags)]
     groups = {}
     for config, rows in runs:
-        extra = ", ".join(f"{k} {config['flags'][k]}" for k in differing)
+        extra = ", ".join(f"{k} {all_flags(config).get(k)}" for k in differing)
         groups.setdefault(config["flags"]["loss"] + (f" ({extra})" if extra else "") + incomplete(config), []).append((config, rows))
     return groups
 

@@ -1,0 +1,80 @@
+"""The device of a process, its precision, and the way of the batches to it."""
+
+import contextlib
+import itertools
+
+import torch
+
+from utilities import distributed
+
+
+def choose_device(opt):
+    """(device, its name): the GPU of --gpu, under torchrun the process's own, or the CPU where the machine has no GPU."""
+    torch.backends.cudnn.deterministic = True  # the same seed gives the same numbers on one machine
+    torch.backends.cudnn.allow_tf32 = False  # see `tf32`
+    if not torch.cuda.is_available():
+        return torch.device("cpu"), "CPU"
+    index, count = distributed.local_rank() if distributed.under_torchrun() else opt.gpu[0], torch.cuda.device_count()
+    if index >= count:
+        flag = "torchrun --nproc_per_node" if distributed.under_torchrun() else f"--gpu {index}"
+        raise ValueError(f"{flag}: this machine has {count} GPUs, numbered from 0")
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index), torch.cuda.get_device_name(index)
+
+
+def autocast_dtype(opt, device):
+    """The dtype of mixed precision, None for float32."""
+    wanted = "fp16" if opt.use_float16 else opt.amp
+    if device.type == "cpu":
+        if opt.amp == "fp16":
+            raise ValueError("--amp fp16: needs a GPU; on a CPU give --amp bf16 or none")
+        if opt.use_float16:
+            distributed.say("note: --use_float16 needs a GPU; this run is in float32")
+        return torch.bfloat16 if wanted == "bf16" else None
+    if wanted == "auto":
+        wanted = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "none": None}[wanted]
+
+
+@contextlib.contextmanager
+def tf32(on):
+    """Within it float32 products and convolutions on a GPU may round to TF32: for the network, never for loss or search."""
+    if not on:
+        yield
+        return
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
+
+
+def prefetch(loader, device, augment=None):
+    """The loader's (images, labels) on the device; on a GPU the next batch is copied while the last one is trained on.
+
+    augment : what makes images of the loader's (squares, aspect ratios, seeds), for --gpu_augment
+    """
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    waiting = None
+    for batch in itertools.chain(loader, [None]):
+        coming = None
+        if batch is not None:
+            with torch.cuda.stream(stream) if stream else contextlib.nullcontext():
+                images, labels = batch
+                beside = images[1:] if augment else ()
+                pixels = (images[0] if augment else images).to(device, non_blocking=True)
+                coming = pixels, beside, labels.to(device, non_blocking=True), stream.record_event() if stream else None
+        if waiting is not None:
+            yield ready(*waiting, augment)
+        waiting = coming
+
+
+def ready(pixels, beside, labels, copied, augment):
+    if copied:
+        torch.cuda.current_stream().wait_event(copied)
+        for tensor in (pixels, labels):
+            tensor.record_stream(torch.cuda.current_stream())
+    images = augment(pixels, *beside) if augment else pixels
+    return images.contiguous(memory_format=torch.channels_last), labels

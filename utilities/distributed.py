@@ -1,0 +1,183 @@
+"""Several processes on one run: `torchrun --nproc_per_node=N main.py ...`. With one process all of this does nothing.
+
+Each process embeds its share of the batch; embeddings and labels are gathered, so that loss, mining and coding rate
+see the whole batch, on every process alike. The factor: DistributedDataParallel averages the processes' gradients of
+the network, and each process knows only the gradient that goes through its own rows; so `gather` gives those rows
+`world()` times their gradient, and the average is the sum, the gradient of the whole batch.
+"""
+
+import contextlib
+import datetime
+import os
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+LONG = datetime.timedelta(hours=12)  # the others wait while one process measures; that one has died is torchrun's to see
+
+
+def rank():
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world():
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def under_torchrun():
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def local_rank():
+    return int(os.environ.get("LOCAL_RANK", 0)) if under_torchrun() else 0
+
+
+@contextlib.contextmanager
+def processes(device):
+    """The process group of torchrun's environment, if there is one: nccl for a GPU, gloo for CPUs."""
+    if not under_torchrun() or dist.is_initialized():
+        yield
+        return
+    backend = "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=LONG, device_id=device if device.type == "cuda" else None)
+    yield
+    dist.destroy_process_group()  # not after an error: it would wait for the others
+
+
+def say(*words, **how):
+    """print, on the first process alone."""
+    if rank() == 0:
+        print(*words, flush=True, **how)
+
+
+@contextlib.contextmanager
+def first_process_first():
+    """Of the processes of one machine the first goes ahead, so that what it makes (a cache) is there for the others."""
+    if world() > 1 and local_rank() > 0:
+        dist.barrier()
+    yield
+    if world() > 1 and local_rank() == 0:
+        dist.barrier()
+
+
+def from_first(value):
+    """The first process's value, on all: anything of tensors and plain containers."""
+    if world() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def any_process(flag):
+    """Whether `flag` is set on any process; waits for all of them."""
+    if world() == 1:
+        return flag
+    flags = torch.tensor(int(flag))
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return bool(flags)
+
+
+def stack(x):
+    """(n, ...) of each process, the same n on all → (world, n, ...), without a gradient."""
+    parts = [torch.empty_like(x) for _ in range(world())]
+    dist.all_gather(parts, x.contiguous())
+    return torch.stack(parts)
+
+
+class Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.rows = slice(rank() * len(x), (rank() + 1) * len(x))
+        return stack(x).flatten(0, 1)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient[ctx.rows] * world()
+
+
+def gather(x):
+    """(n, ...) of each process → (world · n, ...) on all, in order of rank; differentiable, with the factor above."""
+    return x if world() == 1 else Gather.apply(x)
+
+
+def gather_rows(x, n):
+    """Rows 0..n-1 of a whole, of which process r has r, r + world, r + 2 world, ...; without a gradient."""
+    if world() == 1:
+        return x
+    most = -(-n // world())
+    padded = torch.cat([x, x.new_zeros(most - len(x), *x.shape[1:])])
+    return stack(padded).transpose(0, 1).flatten(0, 1)[:n]
+
+
+def average_gradients(parameters):
+    """For parameters whose whole gradient every process has: rounding must not let them drift apart."""
+    if world() > 1:
+        for parameter in parameters:
+            if parameter.grad is not None:
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= world()
+
+
+def replicate(net, device):
+    """`net` in DistributedDataParallel, its BatchNorm over the whole batch. Made anew when what learns changes."""
+    if world() == 1:
+        return net
+    return nn.parallel.DistributedDataParallel(net, device_ids=[device.index] if device.type == "cuda" else None)
+
+
+def gradients_stay_here(net, here):
+    """Within it DistributedDataParallel only adds up gradients on this process."""
+    return net.no_sync() if here and world() > 1 else contextlib.nullcontext()
+
+
+def synchronize_batchnorm(model):
+    """BatchNorm that learns its statistics takes them from the whole batch; torch's own does so on GPUs alone."""
+    if world() == 1:
+        return model
+    if next(model.parameters()).is_cuda:
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for module in list(model.modules()):
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = WholeBatchNorm2d  # the parameters, statistics and settings stay
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+            raise ValueError(
+                f"torchrun on CPUs: the {type(module).__name__} of this network cannot take its statistics from the "
+                "whole batch; freeze it with the suffix _frozen of --arch, or train with one process"
+            )
+    return model
+
+
+class SumOverProcesses(torch.autograd.Function):
+    """The gradient of a sum that all processes use is the sum of their gradients."""
+
+    @staticmethod
+    def forward(ctx, x):
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        gradient = gradient.clone()
+        dist.all_reduce(gradient)
+        return gradient
+
+
+class WholeBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm2d in training with the statistics of all processes' images; on CPUs, where torch has none."""
+
+    def forward(self, x):
+        if not self.training:
+            return super().forward(x)
+        n = x.numel() // x.shape[1] * world()
+        mean = SumOverProcesses.apply(x.sum((0, 2, 3))) / n
+        centred = x - mean[:, None, None]
+        variance = SumOverProcesses.apply(centred.square().sum((0, 2, 3))) / n
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (n / (n - 1)), self.momentum)
+        factor = (self.weight * (variance + self.eps).rsqrt())[:, None, None]
+        return centred * factor + self.bias[:, None, None]

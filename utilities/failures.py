@@ -1,0 +1,104 @@
+"""Known errors as one line and an exit status: 2 for bad input, 1 for a run that could not go on. The rest are bugs."""
+
+import contextlib
+import os
+import signal
+import sys
+
+import torch
+
+from utilities import distributed
+from utilities.interrupts import Interrupted
+
+
+class Stop(Exception):
+    """The end of the program: a line for people and the exit status."""
+
+    def __init__(self, line, status):
+        super().__init__(line)
+        self.line, self.status = line, status
+
+
+@contextlib.contextmanager
+def placed(where):
+    """Add to an error of the packages where it was, e.g. "in step 3 of epoch 1"."""
+    try:
+        yield
+    except ValueError as problem:
+        if type(problem) is ValueError:  # not one of the packages' own, so a bug
+            raise
+        raise type(problem)(f"{problem}, {where}") from problem
+
+
+@contextlib.contextmanager
+def bad_input(signals):
+    """While a run is built: what the packages refuse is the user's to mend."""
+    try:
+        yield
+    except Interrupted:
+        raise Stop(f"stopped by {name(signals)} before training began", 128 + signals.signal) from None
+    except (ValueError, OSError) as problem:
+        raise Stop(f"error: {line_of(problem)}", 2) from problem
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as problem:
+        raise known(problem, "Nothing was trained") or problem
+
+
+@contextlib.contextmanager
+def while_running(run, errors, save):
+    """While a run trains. errors : {exception class: exit status} of the packages; save : function of the run."""
+    folder = run.checkpoints.folder
+    try:
+        yield
+    except Interrupted:
+        save(run)
+        epoch, step = run.progress.epoch + 1, run.progress.step
+        number = run.signals.signal or signal.SIGTERM  # another process was told to stop
+        line = f"stopped by {signal.Signals(number).name} after step {step} of epoch {epoch}; all is saved. Go on with:"
+        line = f"{line} python main.py --resume {folder}" if distributed.rank() == 0 else ""
+        raise Stop(line, 128 + number) from None
+    except Exception as problem:
+        if run.signals.signal is not None and distributed.world() > 1:  # the others have ended already
+            raise Stop("", 128 + run.signals.signal) from problem
+        after = f"Last good checkpoint: {run.checkpoints.newest}; go on from it with --resume {folder}"
+        for kind, status in errors.items():
+            if isinstance(problem, kind):
+                raise Stop(f"error: {problem}. {after}", status) from problem
+        raise known(problem, after) or problem
+
+
+def known(problem, after):
+    """The Stop for what goes wrong on machines, None for what must be a bug."""
+    text = str(problem)
+    if isinstance(problem, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in text or "out of memory" in text:
+        advice = "lower --bs, embed it in parts with --grad_cache CHUNK, or give --amp bf16"
+        return Stop(f"error: memory ran out; {advice}. {after}", 1)
+    if isinstance(problem, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python's own last flush would complain
+        return Stop(f"error: nobody reads the output any more (a closed pipe). {after}", 128 + signal.SIGPIPE)
+    if isinstance(problem, OSError):
+        return Stop(f"error: {line_of(problem)}; what was written before is whole. {after}", 1)
+    if isinstance(problem, RuntimeError) and "DataLoader worker" in text and "killed by signal" in text:
+        advice = "as the system does when memory runs out; lower --kernels or --bs"
+        return Stop(f"error: a data loading process was killed, {advice}. {after}", 1)
+    if distributed.world() > 1 and any(word in text for word in ("Connection", "NCCL", "gloo", "peer")):
+        return Stop("error: another process ended; its own message says why", 1)
+    return None
+
+
+def line_of(problem):
+    if isinstance(problem, OSError) and problem.filename and problem.strerror:
+        return f"{problem.filename}: {problem.strerror}"
+    return str(problem).strip() or type(problem).__name__
+
+
+def name(signals):
+    return signal.Signals(signals.signal).name
+
+
+def tell(stop):
+    """Print the line of a Stop, with the number of the process where it is not the first; the exit status."""
+    which = f"process {distributed.rank()}: " if distributed.rank() > 0 else ""
+    if stop.line:
+        with contextlib.suppress(OSError):
+            print(which + stop.line, file=sys.stderr, flush=True)
+    return stop.status

@@ -1,0 +1,211 @@
+"""The state of a run: how far it is, and its checkpoints."""
+
+import io
+import os
+import time
+import zipfile
+from dataclasses import asdict, dataclass, field, fields
+
+import torch
+
+from utilities import distributed
+from utilities.files import write_whole
+
+LAST, BEFORE, NEW = "checkpoint.pt", "checkpoint_before.pt", "checkpoint_new.pt"
+NEVER = 2**62
+
+
+class Damaged(ValueError):
+    """A checkpoint that cannot be read, or whose bytes are not those that were written."""
+
+
+class NotFinite(ValueError):
+    """Weights with NaN or infinity, which are not saved."""
+
+
+@dataclass
+class Progress:
+    """How far a run is, in numbers and plain containers."""
+
+    epoch: int = -1  # the last whole one; 0 is the evaluation of the untrained network, -1 is before that
+    step: int = 0  # steps done of the epoch after it
+    sums: dict = field(default_factory=dict)  # {loss term: its sum over these steps}, 0-dimensional tensors
+    best: dict = field(default_factory=dict)  # {metric: its highest value}
+    rows: list = field(default_factory=list)  # of metrics.csv
+    seconds: float = 0.0  # of training and evaluation, over all starts
+
+    def __post_init__(self):
+        self.bad_step = None  # the first with a loss that is not finite, a 0-dimensional tensor
+
+    def add(self, terms):
+        """Count one step with these loss terms, `loss` among them. Does not wait for the device."""
+        self.step += 1
+        for name, value in terms.items():
+            value = torch.as_tensor(value).detach().double()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        here = torch.where(terms["loss"].detach().isfinite(), NEVER, self.step)
+        self.bad_step = here if self.bad_step is None else torch.minimum(self.bad_step, here)
+
+    def first_bad_step(self):
+        """The first step of the epoch with a loss that is not finite, or None. Waits for the device."""
+        step = NEVER if self.bad_step is None else int(self.bad_step)
+        return step if step < NEVER else None
+
+    def means(self):
+        """{loss term: mean over the epoch's steps so far}. Waits for the device."""
+        return {name: float(value) / max(self.step, 1) for name, value in self.sums.items()}
+
+    def end_epoch(self, row, split, metrics, all_better=False):
+        """Count the epoch with its row; names of the files that it is to be kept in as the best so far.
+
+        best.pt is of the first of the metrics, as measured on `split`, best_<metric>.pt of each further one; with
+        `all_better` every epoch that improves the first has a file of its own.
+        """
+        self.rows.append(row)
+        self.epoch, self.step, self.sums, self.bad_step = self.epoch + 1, 0, {}, None
+        files = []
+        for metric in metrics:
+            value = row.get(f"{split}/{metric}")
+            if value is not None and value > self.best.get(metric, float("-inf")):
+                self.best[metric] = value
+                files.append("best.pt" if metric == metrics[0] else f"best_{metric}.pt")
+        if all_better and "best.pt" in files:
+            files.append(f"improved_epoch{self.epoch:04d}.pt")
+        return files
+
+
+def save(path, state):
+    """Write `state` (tensors, numbers, strings, lists, dicts) so that `load` reads it without unpickling code."""
+    buffer = io.BytesIO()  # torch's own writer gives another error than OSError on a full disk
+    torch.save(state, buffer)
+    write_whole(path, lambda file: file.write(buffer.getbuffer()), "wb")
+
+
+def load(path):
+    """A file of `save` on the CPU. Raises Damaged, one line, if it cannot be read or a bit of it has flipped."""
+    try:
+        with zipfile.ZipFile(path) as file:  # torch writes a checksum of each part and looks at none of them
+            wrong = file.testzip()
+        if wrong:
+            raise ValueError(f"the checksum of {wrong} is wrong")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as problem:  # torch and zipfile have many for a damaged file
+        reason = (str(problem) or type(problem).__name__).splitlines()[0]
+        raise Damaged(f"{path}: not a checkpoint of this program, or a damaged one ({reason})") from problem
+
+
+def load_model(path):
+    """A checkpoint that --evaluate_only names. Raises FileNotFoundError or ValueError, one line."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"--checkpoint {path}: no such file")
+    saved = load(path)
+    if not isinstance(saved, dict) or not {"model", "arch", "embed_dim", "epoch"} <= set(saved):
+        raise ValueError(f"--checkpoint {path}: not a run's checkpoint.pt or best.pt")
+    return saved
+
+
+def fill(model, weights, flag):
+    """Load weights; ValueError, one line that begins with `flag`, if they are not this model's."""
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as problem:
+        raise ValueError(f"{flag}: does not fit the network as it is here ({str(problem).splitlines()[-1].strip()})") from problem
+
+
+def newest(folder):
+    """The state of the newest checkpoint in a folder that is whole, None without any.
+
+    Raises Damaged if there are checkpoints and none is whole.
+    """
+    damaged = []
+    for name in (NEW, LAST, BEFORE):  # NEW is there if the run was killed between two renames
+        try:
+            state = load(os.path.join(folder, name))
+            for problem in damaged:
+                print(f"note: {problem}; going on from {name}, the one before it")
+            return state
+        except FileNotFoundError:
+            pass
+        except Damaged as problem:
+            damaged.append(problem)
+    if damaged:
+        raise Damaged(f"{'; '.join(map(str, damaged))}; no whole checkpoint is left, start the run anew without --resume")
+    return None
+
+
+def load_resumed(folder):
+    """The state that --resume goes on from, the same on all processes; None for a run that begins."""
+    return distributed.from_first(newest(folder) if folder and distributed.rank() == 0 else None)
+
+
+class Checkpoints:
+    """The checkpoints of a run's folder: the last two, and the best.
+
+    parts : {name: module, optimizer, ...}, what has state_dict and load_state_dict
+    facts : {name: number or string} that belong to the run and do not change: its data, architecture, ...
+    """
+
+    def __init__(self, parts, facts):
+        self.folder, self.parts, self.facts = None, parts, facts
+        self.saved, self.counted = time.monotonic(), time.monotonic()
+        self.newest = "none yet"
+
+    def path(self, name):
+        return os.path.join(self.folder, name)
+
+    def minutes(self):
+        """Since the last checkpoint, or since the start."""
+        return (time.monotonic() - self.saved) / 60
+
+    def seconds(self, progress):
+        """Seconds of the run, over all its starts."""
+        now = time.monotonic()
+        progress.seconds, self.counted = progress.seconds + now - self.counted, now
+        return progress.seconds
+
+    def save(self, progress, also=()):
+        """Write checkpoint.pt, after the files `also` (best.pt, ...); the checkpoint before it is kept."""
+        self.seconds(progress)
+        state = {name: part.state_dict() for name, part in self.parts.items()}
+        weights = [w for w in state["model"].values() if w.is_floating_point()]
+        if not torch.stack([w.isfinite().all() for w in weights]).all():
+            raise NotFinite(f"the network's weights are not finite after step {progress.step} of epoch {progress.epoch + 1}")
+        state.update(asdict(progress), **self.facts)
+        for name in (*also, NEW):
+            save(self.path(name), state)
+        if os.path.exists(self.path(LAST)):
+            os.replace(self.path(LAST), self.path(BEFORE))
+        os.replace(self.path(NEW), self.path(LAST))
+        self.saved = time.monotonic()
+        self.newest = f"{self.path(LAST)} (epoch {progress.epoch}" + (f", step {progress.step} of the next)" if progress.step else ")")
+
+    def restore(self, state, folder, device):
+        """Put a loaded state into the parts; its Progress, or that of a run that begins where the state is None.
+
+        Raises ValueError, one line, if the data or the network are not those of the state.
+        """
+        if state is None:
+            return Progress()
+        for name, value in self.facts.items():
+            if state.get(name, value) != value:
+                raise ValueError(f"--resume {folder}: that run has {name} {state[name]}, here it is {value}; "
+                                 "give it the data and flags that it began with")
+        for name, part in self.parts.items():
+            if name == "model":
+                fill(part, state[name], f"--resume {folder}")
+            else:
+                part.load_state_dict(state[name])
+        progress = Progress(**{f.name: state[f.name] for f in fields(Progress)})
+        progress.sums = {name: value.to(device) for name, value in progress.sums.items()}
+        return progress
+
+
+def check_chunks(opt, model):
+    """ValueError if --grad_cache would change the gradient: a chunk's BatchNorm statistics are not the batch's."""
+    model.train()
+    norms = (module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm))
+    if any(norm.training for norm in norms):
+        raise ValueError(f"--grad_cache {opt.grad_cache}: needs BatchNorm with frozen statistics, since those of a chunk are "
+                         f"not the batch's; give --arch {opt.arch} the suffix _frozen")

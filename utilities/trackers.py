@@ -1,0 +1,273 @@
+"""What a run writes down: config.json, metrics.csv (one row an epoch), protocol.json, TensorBoard, Weights & Biases."""
+
+import csv
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+
+from utilities import distributed, folders
+from utilities.files import write_whole
+
+PACKAGES = ("torch", "torchvision", "numpy", "faiss-gpu", "faiss-cpu", "scikit-learn", "pillow", "matplotlib")
+SECRET = "wandb_key"
+
+
+def versions():
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            pass
+    return found
+
+
+def commit():
+    """The checkout's commit, with '+' behind it where tracked files were changed; None outside a checkout."""
+
+    def git(*words):
+        here = os.path.dirname(os.path.abspath(__file__))
+        return subprocess.run(["git", *words], capture_output=True, text=True, check=True, cwd=here).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def command(argv):
+    """The words of a command line without the Weights & Biases key."""
+    words, secret = [], False
+    for word in argv:
+        flag, equals, _ = word.partition("=")
+        words.append("(not written)" if secret else f"{flag}=(not written)" if equals and flag == f"--{SECRET}" else word)
+        secret = word == f"--{SECRET}"
+    return words
+
+
+def now():
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def describe(opt, without_effect, **facts):
+    """The config.json of a new run: the flags that act, those that do not, and what else decides its numbers."""
+    flags = {name: value for name, value in vars(opt).items() if name not in (SECRET, "resume", "list", "given")}
+    return dict(
+        flags={name: value for name, value in flags.items() if name not in without_effect},
+        without_effect={name: value for name, value in flags.items() if name in without_effect},
+        seed=opt.seed,
+        **facts,
+        machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        versions=versions(),
+        commit=commit(),
+        command=command([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
+        started=now(),
+        history=[],
+    )
+
+
+def open_folder(opt, config, progress):
+    """Claim a folder for a new run, or write down that an old one goes on: (folder, Trackers on the first process)."""
+    folder = log = None
+    if distributed.rank() == 0:
+        folder = opt.resume or folders.claim(opt.save_path, opt.dataset, folders.run_name(opt.savename, opt.group, opt.seed))
+        folders.lock(folder)
+        if opt.resume:
+            config = describe_resumed(folders.read_config(folder), config, progress.epoch, progress.step)
+        folders.write_config(folder, config)
+        if progress.rows:  # metrics.csv may be lost, or ahead of the checkpoint
+            write_rows(folder, progress.rows, opt.storage_metrics[0])
+        log = Trackers(folder, opt, config)
+    return distributed.from_first(folder), log
+
+
+def describe_resumed(former, new, epoch, step):
+    """The config.json of a run that goes on: its own, with the flags of now, and in `history` what was changed when."""
+    before, after = folders.all_flags(former), folders.all_flags(new)
+    changed = {name: [before.get(name), value] for name, value in after.items() if before.get(name) != value}
+    entry = dict(when=new["started"], from_epoch=epoch, from_step=step, changed=changed)
+    entry.update({name: new[name] for name in ("command", "commit", "device", "machine", "versions")})
+    kept = {name: value for name, value in former.items() if name not in ("flags", "without_effect", "history")}
+    flags = dict(flags=new["flags"], without_effect=new["without_effect"])
+    return {**flags, **kept, "history": [*former.get("history", []), entry]}
+
+
+def protocol_rows(rows, metric):
+    """{"last", "best-test", "best-val": row}, of the evaluated epochs, as far as there are such.
+
+    last: the final epoch. best-test: the highest test/<metric>, the convention of published tables, which flatters.
+    best-val: the highest val/<metric>. The first of equals counts.
+    """
+
+    def evaluated(row):
+        return any("/" in name and not name.startswith("loss/") for name, value in row.items() if value is not None)
+
+    known = [row for row in rows if evaluated(row)]
+    chosen = {"last": known[-1]} if known else {}
+    for split in ("test", "val"):
+        found = [row for row in rows if row.get(f"{split}/{metric}") is not None]
+        if found:
+            chosen[f"best-{split}"] = max(found, key=lambda row: row[f"{split}/{metric}"])
+    return chosen
+
+
+def write_rows(folder, rows, metric):
+    """metrics.csv, with the union of the rows' columns in order of appearance, and protocol.json."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+
+    def write(file):
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+    write_whole(os.path.join(folder, "metrics.csv"), write)
+    chosen = {"chosen_by": metric, **protocol_rows(rows, metric)}
+    write_whole(os.path.join(folder, "protocol.json"), lambda file: json.dump(chosen, file, indent=2))
+
+
+def tensorboard(folder, opt, config):
+    """(function that logs a row, function that ends): TensorBoard's files in <folder>/tensorboard."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(os.path.join(folder, "tensorboard"))
+
+    def log(row):
+        for name, value in row.items():
+            if name != "epoch":
+                writer.add_scalar(name, value, row["epoch"])
+        writer.flush()
+
+    return log, writer.close
+
+
+def weights_and_biases(folder, opt, config):
+    """(function that logs a row, function that ends). The key goes to the library through this process's environment
+    alone: its own login would write it to a file, and its record of the command line would hold it."""
+    if opt.wandb_key != "<your_wandb_key>":
+        os.environ["WANDB_API_KEY"] = opt.wandb_key
+    sys.argv[1:] = command(sys.argv[1:])
+    import wandb
+
+    name = folders.run_name(opt.savename, opt.group, opt.seed)
+    run = wandb.init(project=opt.project, group=opt.group, name=name, config=config, dir=folder)
+    return lambda row: run.log(row, step=row["epoch"]), run.finish
+
+
+class Trackers:
+    """log(row) and close() for the trackers that were asked for. One that fails is left out from then on, with a line."""
+
+    def __init__(self, folder, opt, config):
+        wanted = {"--tensorboard": tensorboard} if opt.tensorboard else {}
+        wanted |= {"--log_online": weights_and_biases} if opt.log_online else {}
+        self.open, self.secret = {}, opt.wandb_key
+        for flag, start in wanted.items():
+            self.guarded(flag, lambda flag=flag, start=start: self.open.update({flag: start(folder, opt, config)}))
+
+    def guarded(self, flag, action):
+        try:
+            action()
+        except Exception as problem:  # whatever a foreign library says; a missing one was told before the run
+            self.open.pop(flag, None)
+            reason = (str(problem) or type(problem).__name__).splitlines()[0].replace(self.secret, "(key)")
+            print(f"note: {flag}: {reason}; the run goes on without it", file=sys.stderr)
+
+    def log(self, row):
+        for flag, (log, _) in list(self.open.items()):
+            self.guarded(flag, lambda log=log: log(row))
+
+    def close(self):
+        for flag, (_, end) in list(self.open.items()):
+            self.guarded(flag, end)
+
+
+def check(opt):
+    """ValueError, one line, if a tracker's library is missing: before the run begins."""
+    for wanted, flag, package in (
+        (opt.tensorboard, "--tensorboard", "tensorboard"),
+        (opt.log_online, "--log_online", "wandb"),
+    ):
+        if wanted and importlib.util.find_spec(package) is None:
+            raise ValueError(f"{flag}: needs the package {package}: pip install {package}")
+
+
+def opening_line(run, config):
+    """What is about to be trained."""
+
+    def size(split):
+        if hasattr(split, "query"):
+            return f"{len(split.query)} queries in a gallery of {len(split.gallery)}"
+        return f"{len(split)} of {len(split.class_names)}"
+
+    opt, on = run.opt, run.progress
+    sizes = ", ".join(f"{name} {size(split)}" for name, split in run.evaluated.items())
+    precision = "float32" if run.dtype is None else str(run.dtype).removeprefix("torch.")
+    processes = f" x {distributed.world()} processes" if distributed.world() > 1 else ""
+    going_on = f"; going on after epoch {on.epoch}, step {on.step} of the next" if on.epoch >= 0 else ""
+    return (
+        (f"PARTIAL DATA: {config['partial']}\n" if config["partial"] else "")
+        + f"{opt.dataset}: {len(run.loader.dataset)} training images of {config['data']['n_classes']} classes, {sizes}; "
+        f"{opt.arch}, {opt.embed_dim} dimensions; {opt.loss}; {config['device']}{processes}, {precision}; "
+        f"{run.checkpoints.folder}{going_on}"
+    )
+
+
+def epoch_line(run, row, left):
+    """An epoch: its loss, the metrics where it was evaluated, seconds of the run so far and those left."""
+    opt, split = run.opt, run.best_split
+    shown = {metric: row.get(f"{split}/{metric}") for metric in opt.evaluation_metrics}
+    values = "".join(f"  {split} {metric} {value:.3f}" for metric, value in shown.items() if value is not None)
+    loss = f"loss {row['loss']:.3f}" if "loss" in row else "untrained"
+    time_left = f", {left:.0f} s left" if row["epoch"] < opt.n_epochs else ""
+    partial = "  PARTIAL DATA" if run.partial else ""
+    return f"epoch {row['epoch']:3d}/{opt.n_epochs}  {loss}{values}  {row['seconds']:.0f} s{time_left}{partial}"
+
+
+def collapse_line(rank, share, dimensions):
+    """A line that says a collapse, empty where there is none: an effective rank under 5% of the dimensions, or a coding
+    rate under a tenth of its maximum."""
+    if rank >= 0.05 * dimensions and share >= 0.1:
+        return ""
+    return (
+        f"\nthe embeddings have collapsed: effective rank {rank:.1f} of {dimensions}, coding rate {share:.0%} of its "
+        "maximum; a lower --lr, --warmup or AntiCo's pair term (--loss antico_pair) help"
+    )
+
+
+def closing_lines(run):
+    """The run's numbers: of the last epoch and of the best."""
+    opt, lines = run.opt, []
+    for name, row in protocol_rows(run.progress.rows, opt.storage_metrics[0]).items():
+        values = "".join(f"  {m} {row[f'test/{m}']:.3f}" for m in opt.evaluation_metrics if f"test/{m}" in row)
+        lines.append(f"{name}: epoch {row['epoch']}{values}")
+    return "\n".join(lines)
+
+
+def write_evaluation(opt, epoch, partial, metrics):
+    """Print the metrics of --evaluate_only and write them beside the checkpoint; a record of other data is not replaced."""
+    notes = ["approximate search"] * (opt.search == "ivf") + [f"PARTIAL DATA: {partial}"] * bool(partial)
+    print("; ".join([f"{opt.checkpoint}: epoch {epoch}, {opt.dataset}, {opt.arch}, {opt.embed_dim} dimensions", *notes]))
+    print("\n".join(f"{name:32s} {value:.6f}" for name, value in metrics.items()))
+    folder, name = os.path.split(os.path.abspath(opt.checkpoint))
+    source = os.path.abspath(opt.source_path) if opt.dataset != "glyphs" else ""
+    of = dict(checkpoint=name, dataset=opt.dataset, source_path=source, search=opt.search, seed=opt.seed)
+    for base in folders.numbered(os.path.join(folder, f"evaluation_{os.path.splitext(name)[0]}")):
+        path = f"{base}.json"
+        if not os.path.exists(path) or same_record(path, of):
+            break
+    record = {**of, "epoch": epoch, "partial": partial, "metrics": metrics}
+    write_whole(path, lambda file: json.dump(record, file, indent=2))
+    print(f"written: {path}")
+
+
+def same_record(path, of):
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+        return all(found.get(name) == value for name, value in of.items())
+    except (OSError, ValueError, AttributeError):
+        return False
