@@ -17,8 +17,12 @@ EXTRA=${EXTRA:-}
 
 # the settings of every glyphs run: Conv-4 on 32-pixel letters, right for two CPU cores
 GLYPHS="--dataset glyphs --arch conv4_normalize --embed_dim 64 --bs 96 --samples_per_class 4 --data_sampler class_balanced
-    --kernels 0 --lr 1e-3 --decay 1e-4 --loss_oproxy_lrmulti 3 --no_train_metrics
+    --kernels 0 --lr 1e-3 --decay 1e-4 --no_train_metrics
     --evaluation_metrics e_recall@1 e_recall@2 e_recall@4 e_recall@8 nmi mAP@R coding_rate@share"
+
+proxies() { # proxies LOSS: the rate of the proxies on glyphs, for the losses that have them
+    case "$1" in proxyanchor | antico_batch_proxy | antico_all_proxy) echo "--loss_oproxy_lrmulti 3" ;; esac
+}
 
 train() { # train NAME FLAGS...
     local name=$1
@@ -37,7 +41,7 @@ quickstart() {
     for loss in proxyanchor antico_batch_proxy antico_all_proxy multisimilarity antico_pair; do
         echo "== $loss"
         # shellcheck disable=SC2086
-        train "$loss" $GLYPHS --n_epochs 5 --tau 4 --loss "$loss" --save_path "$runs"
+        train "$loss" $GLYPHS $(proxies "$loss") --n_epochs 5 --tau 4 --loss "$loss" --save_path "$runs"
     done
     echo
     "$PYTHON" -m utilities.report "$runs"/glyphs/{proxyanchor,antico_batch_proxy,antico_all_proxy,multisimilarity,antico_pair}_s* --out "$OUT/quickstart"
@@ -64,7 +68,7 @@ sweep() { # each weight on validation classes (a fifth of the training classes);
         if [ "$loss" = antico_pair ]; then weights="0 0.03 0.1 0.3 1"; fi
         for w in ${WEIGHTS:-$weights}; do
             # shellcheck disable=SC2086
-            train "${loss}_w$w" $GLYPHS --n_epochs 8 --tau 6 --eval_every 8 --use_tv_split --tv_split_perc 0.8 --no_test_metrics \
+            train "${loss}_w$w" $GLYPHS $(proxies "$loss") --n_epochs 8 --tau 6 --eval_every 8 --use_tv_split --tv_split_perc 0.8 --no_test_metrics \
                 --loss "$loss" --antico_w "$w" --save_path "$runs"
         done
     done
