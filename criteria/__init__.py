@@ -54,8 +54,8 @@ def build_antico(opt, n_classes, variant=None):
                   scale=opt.antico_scale, raw_embeddings=variant is None)
     trace = n_classes * loss.scale_of(n_classes, opt.embed_dim)  # of n unit rows: no larger in a batch of fewer classes
     if trace > coding_rate.LARGEST:
-        raise ValueError(f"--antico_eps {opt.antico_eps:g} --antico_gam1 {opt.antico_gam1:g}: the rate's scale "
-                         f"times its rows is {trace:.0e}, beyond {coding_rate.LARGEST:.0e}, where float64 loses the identity")
+        raise ValueError(f"--antico_eps {opt.antico_eps:g} --antico_gam1 {opt.antico_gam1:g}: the rate's scale times "
+                         f"its rows is {trace:.0e}, beyond {coding_rate.LARGEST:.0e}: float64 loses the identity")
     return loss
 
 
@@ -75,8 +75,8 @@ def build_nir(opt, n_classes):
     base.lr_multi = opt.loss_nir_proxy_lrmulti
     return NIR(base, w_align=opt.loss_nir_w_align, flow_lr_multi=opt.loss_nir_lrmulti, noise=opt.loss_nir_noise,
                form=opt.loss_nir_form, conditioning=opt.loss_nir_nf_cond_mode, blocks=opt.loss_nir_nf_cblocks,
-               depth=opt.loss_nir_nf_fc_depth, width=opt.loss_nir_nf_fc_width, dropout=opt.loss_nir_nf_fc_dropout, clamp=opt.loss_nir_nf_clamp_alpha,
-               init=opt.loss_nir_nf_fc_init)
+               depth=opt.loss_nir_nf_fc_depth, width=opt.loss_nir_nf_fc_width, dropout=opt.loss_nir_nf_fc_dropout,
+               clamp=opt.loss_nir_nf_clamp_alpha, init=opt.loss_nir_nf_fc_init)
 
 
 def build_multisimilarity(opt, n_classes):

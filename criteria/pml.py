@@ -103,7 +103,7 @@ def find_pml(flag, name, words):
                     value = trial(embeddings, torch.tensor([0, 0, 1, 1]) % n_classes)
                     (value + 0 * embeddings.sum()).backward()
         except Exception as problem:  # whatever a foreign class says of its arguments
-            line = step + (str(problem).strip() or type(problem).__name__).splitlines()[0]
+            line = step + (str(problem).strip() or type(problem).__name__).splitlines()[0].split(". ")[0]
             raise ValueError(f"{flag} {name}{''.join(f' {w}' for w in words)}: {wanted} cannot be used so ({line})") from problem
         return PML(name, loss, n_classes, lr_multi)
 

@@ -77,7 +77,8 @@ def test_autocast_does_not_reach_the_loss(name):
     assert criterion(embeddings.bfloat16(), labels).dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", ["antico", "antico_pair", "antico_batch_proxy", "antico_all_proxy", *PROXY_LOSSES, "npair", "multisimilarity", "contrastive"])
+@pytest.mark.parametrize("name", ["antico", "antico_pair", "antico_batch_proxy", "antico_all_proxy", *PROXY_LOSSES,
+                                  "npair", "multisimilarity", "contrastive"])
 def test_compiles_whole_and_once(name):
     """fullgraph, the same values, gradients and logs, and no recompilation when the labels change."""
     backend = "inductor" if name == "antico_batch_proxy" else "aot_eager"  # the former takes its time
@@ -105,11 +106,13 @@ def test_compiles_whole_and_once(name):
     (["--loss", "antico_batch_proxy", "--antico_base", "multisimilarity"], ["--antico_base multisimilarity", "no proxies", "proxyanchor"]),
     (["--loss", "antico_all_proxy", "--antico_base", "none"], ["--antico_base none", "no proxies"]),
     (["--loss", "margin", "--batch_mining", "distanze"], ["--batch_mining distanze", "distance"]),
-    *((["--loss", loss, f"--{flag}", value], [f"--{flag} {value}", "positive"]) for value in ("0", "1e+300") for loss, flag in (
+    *((["--loss", loss, f"--{flag}", value], [f"--{flag} {value}", "positive"]) for value in ("0", "1e+300")
+      for loss, flag in (
         ("npair", "loss_npair_temperature"), ("normalized_softmax", "loss_normalized_softmax_temperature"),
         ("multisimilarity", "loss_multisimilarity_alpha"), ("multisimilarity", "loss_multisimilarity_beta"),
-        ("proxyanchor", "loss_oproxy_pos_alpha"), ("oproxy", "loss_oproxy_neg_alpha"), ("proxynca", "loss_proxynca_scale"),
-        ("arcface", "loss_arcface_scale"), ("antico_pair", "antico_gam1"), ("antico", "antico_gam1"), ("antico", "antico_gam2"))),
+        ("proxyanchor", "loss_oproxy_pos_alpha"), ("oproxy", "loss_oproxy_neg_alpha"),
+        ("proxynca", "loss_proxynca_scale"), ("arcface", "loss_arcface_scale"),
+        ("antico_pair", "antico_gam1"), ("antico", "antico_gam1"), ("antico", "antico_gam2"))),
     (["--loss", "antico_pair", "--antico_eps", "1e-8", "--antico_scale", "mcr2"], ["--antico_eps 1e-08", "float64"]),
     (["--loss", "arcface", "--loss_arcface_margin", "28.6"], ["--loss_arcface_margin 28.6", "radians"]),
 ])
@@ -124,7 +127,7 @@ def test_errors_are_one_line_that_names_the_flag(argv, words):
                                         (torch.float16, torch.float16), (torch.float32, torch.float64),
                                         (torch.float64, torch.float16)], ids=str)
 def test_any_precision_of_embeddings_and_proxies(name, given, own):
-    """float64 embeddings, criterion.half() and criterion.double(): a value near float32's, gradients in their own dtypes, or one line."""
+    """A value near float32's and gradients in the inputs' own dtypes, or one line."""
     torch.manual_seed(0)
     criterion = build(name, d=16).eval()
     embeddings, labels = normalize(torch.randn(12, 16), dim=1), torch.arange(12) // 2
@@ -150,7 +153,7 @@ def test_embeddings_whose_length_overflows_are_told():
     criterion = build("multisimilarity")
     embeddings = torch.randn(12, 8)
     embeddings[3] *= 1e20
-    with pytest.raises(criteria.NonFinite, match="multisimilarity: 1 of 12 embeddings have a squared length beyond float32"):
+    with pytest.raises(criteria.NonFinite, match="1 of 12 embeddings have a squared length beyond float32"):
         criterion(embeddings, torch.arange(12) // 2)
     assert torch.isfinite(criterion(embeddings.double(), torch.arange(12) // 2))
 

@@ -80,7 +80,7 @@ def test_oproxy(antico_cases, name, mode):
 
 @pytest.mark.parametrize("name", UNEVEN)
 def test_the_base_named_is_the_base_that_acts(antico_cases, name):
-    """proxyanchor, alone and under the three names, counts each class of an uneven batch once: the published value is another."""
+    """proxyanchor, alone or underneath, counts each class of an uneven batch once: the published value is another."""
     case = antico_cases[name]
     config = case["config"]
     embeddings, labels = inputs(case)
@@ -99,7 +99,8 @@ def test_the_base_named_is_the_base_that_acts(antico_cases, name):
 
 
 @pytest.mark.parametrize("argv, std", [
-    (["--loss", "oproxy"], 1 / 8), (["--loss", "oproxy", "--loss_oproxy_mode", "anchor"], 1 / 8), (["--loss", "antico"], 1 / 8),
+    (["--loss", "oproxy"], 1 / 8), (["--loss", "oproxy", "--loss_oproxy_mode", "anchor"], 1 / 8),
+    (["--loss", "antico"], 1 / 8),
     (["--loss", "antico_all_proxy", "--antico_base", "oproxy"], 1 / 8), (["--loss", "nir"], 1 / 8),
     (["--loss", "proxyanchor"], (2 / 1000) ** 0.5), (["--loss", "antico_all_proxy"], (2 / 1000) ** 0.5),
     (["--loss", "proxynca"], (2 / 1000) ** 0.5)])

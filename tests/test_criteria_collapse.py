@@ -77,7 +77,8 @@ def test_distances_are_differences_in_value_and_gradient():
     x = torch.randn(9, 5, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(9, 9, dtype=torch.float64)
     torch.testing.assert_close(distances(x), exact_distances(x), rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(*(torch.autograd.grad((weight * f(x)).sum(), x)[0] for f in (distances, exact_distances)))
+    ours, exact = (torch.autograd.grad((weight * f(x)).sum(), x)[0] for f in (distances, exact_distances))
+    torch.testing.assert_close(ours, exact)
 
 
 # the coding rate
@@ -103,11 +104,11 @@ def test_float64_is_chosen_by_the_length_of_the_rows(length):
 def test_rows_too_long_for_float64_are_told():
     x = 1e8 * normalize(torch.ones(12, 16) + 1e-3 * torch.randn(12, 16), dim=1)
     for Z in (x, 1e12 * x, x.double(), 1e12 * x.double()):
-        with pytest.raises(ValueError, match="coding_rate: scale times the squared norm of Z is .*L2-normalise the rows"):
+        with pytest.raises(ValueError, match="scale times the squared norm of Z is .*L2-normalise the rows"):
             coding_rate(Z, 1.0)
-    assert torch.isnan(coding_rate(x, 1.0, dtype=torch.float64)) and torch.isnan(coding_rate(x, 1.0, dtype=torch.float32))
+    assert all(torch.isnan(coding_rate(x, 1.0, dtype=dtype)) for dtype in (torch.float64, torch.float32))
     loss = criteria.select(parameters.parse(["--loss", "antico", "--antico_type", "pair", "--embed_dim", "16"]), 6)
-    with pytest.raises(criteria.NonFinite, match="antico_pair: .*L2-normalise the rows: an --arch that ends in _normalize") as told:
+    with pytest.raises(criteria.NonFinite, match="antico_pair: .*L2-normalise .*: an --arch .* _normalize") as told:
         loss(x, torch.arange(12) // 2)
     assert "\n" not in str(told.value)
     own = criteria.select(parameters.parse(["--loss", "antico_pair", "--embed_dim", "16"]), 6)
