@@ -5,7 +5,7 @@ import math
 import os
 
 from utilities import folders
-from utilities.defaults import LOSSES
+from utilities.defaults import LOSSES, SHARED
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 BESIDE = os.path.dirname(HERE)
@@ -96,10 +96,13 @@ def build_parser():
     g.add_argument("--batch_mining", default="distance", help="miner of contrastive, triplet and margin (--list shows them)" + told("batch_mining"))
     g.add_argument("--miner_semihard_margin", type=number(float, 0, 2), default=0.2, help="semihard negatives are farther than the positive by less than this")
     g.add_argument("--miner_distance_lower_cutoff", type=number(float, 0, 2), default=0.5, help="distances below count as this in distance-weighted mining")
-    g.add_argument("--miner_distance_upper_cutoff", type=number(float, 0, 2), default=1.4, help="no negative farther than this is mined")
+    g.add_argument("--miner_distance_upper_cutoff", type=number(float, 0, 2), default=1.4,
+                   help="no negative farther than this is mined: the paper's cutoff (Wu et al.); "
+                        "the published code has it commented out, which is 2 here")
     g.add_argument("--miner_rho_distance_lower_cutoff", type=number(float, 0, 2), default=0.5, help="the same for rho_distance")
     g.add_argument("--miner_rho_distance_upper_cutoff", type=number(float, 0, 2), default=1.4, help="the same for rho_distance")
-    g.add_argument("--miner_rho_distance_cp", type=number(float, 0, 1), default=0.2, help="probability that a negative is replaced by a positive")
+    g.add_argument("--miner_rho_distance_cp", type=number(float, 0, 1), default=0.2,
+                   help="probability that a triplet (anchor, positive, negative) becomes (anchor, anchor, positive)")
     g.add_argument("--loss_contrastive_pos_margin", type=number(float), default=0.0, help="positive pairs nearer than this cost nothing, Euclidean distance")
     g.add_argument("--loss_contrastive_neg_margin", type=number(float), default=1.0, help="negative pairs farther than this cost nothing, Euclidean distance")
     g.add_argument("--loss_triplet_margin", type=number(float), default=0.2, help="negatives are to be farther than positives by this, Euclidean distance")
@@ -111,7 +114,9 @@ def build_parser():
     g.add_argument("--loss_multisimilarity_beta", type=number(float, 0), default=50.0, help="inverse temperature of negative pairs")
     g.add_argument("--loss_multisimilarity_base", type=number(float), default=0.5, help="similarity around which pairs are weighted (the paper's lambda)")
     g.add_argument("--loss_multisimilarity_epsilon", type=number(float), default=0.1, help="margin of the pair mining")
-    g.add_argument("--loss_oproxy_mode", default="nca", choices=["nca", "anchor"], help="of --loss oproxy; --loss proxyanchor is always anchor")
+    g.add_argument("--loss_oproxy_mode", default="nca", choices=["nca", "anchor"],
+                   help="of oproxy, the published code's; proxyanchor is the paper's and always anchor"
+                        + told("loss_oproxy_mode"))
     g.add_argument("--loss_oproxy_lrmulti", type=number(float, 0), default=2000.0, help="the proxies' learning rate is this times --lr")
     g.add_argument("--loss_oproxy_pos_alpha", type=number(float, 0), default=64.0, help="inverse temperature of the positive term, also of proxyanchor")
     g.add_argument("--loss_oproxy_neg_alpha", type=number(float, 0), default=64.0, help="inverse temperature of the negative term, also of proxyanchor")
@@ -130,12 +135,6 @@ def build_parser():
     g.add_argument("--loss_nir_form", default="exp", choices=["exp", "nll"], help="the flow's term: exp of each pair's negative log-likelihood as in the authors' code, or the likelihood itself as in the paper")
     g.add_argument("--loss_nir_proxy_lrmulti", type=number(float, 0), default=4000.0, help="the proxies' learning rate is this times --lr")
     g.add_argument("--loss_nir_lrmulti", type=number(float, 0), default=50.0, help="the flow's learning rate is this times --lr")
-    g.add_argument("--loss_nir_logmatch", type=number(float), default=1.0, help="weight of the flow's log-determinant")
-    g.add_argument("--loss_nir_pos_alpha", type=number(float), default=1.0, help="accepted for published command lines; read nowhere there either")
-    g.add_argument("--loss_nir_neg_alpha", type=number(float), default=1.0, help="accepted for published command lines; read nowhere there either")
-    g.add_argument("--loss_nir_margin", type=number(float), default=0.1, help="accepted for published command lines; read nowhere there either")
-    g.add_argument("--loss_nir_delta", type=number(float), default=0.2, help="accepted for published command lines; read nowhere there either")
-    g.add_argument("--loss_nir_pair_perc", type=number(float, 0, 1), default=1.0, help="share of the batch that the flow is trained on")
     g.add_argument("--loss_nir_noise", type=number(float, 0), default=0.0, help="uniform noise up to this on the flow's embeddings")
     g.add_argument("--loss_nir_nf_cond_mode", default="dense", choices=["dense", "start", "mid", "end", "dense_embed", "dense_embed_multi", "dense_embed_multi_stacked"], help="which of the flow's blocks see the proxy, and how")
     g.add_argument("--loss_nir_nf_fc_depth", type=number(int, 1, 10**4), default=8, help="layers of a block's subnetwork")
@@ -147,14 +146,16 @@ def build_parser():
 
     g = parser.add_argument_group("Anti-Collapse loss: loss_ac_w_align * base + antico_w * term(coding rate)")
     g.add_argument("--antico_type", default="batch_proxy", choices=["pair", "batch_proxy", "all_proxy"], help="variant of --loss antico; the names antico_pair, ... fix it")
-    g.add_argument("--antico_base", default="proxyanchor", help="the loss underneath (any of --loss but antico), or none: the coding-rate term alone; antico_pair: multisimilarity unless given")
+    g.add_argument("--antico_base", default="proxyanchor",
+                   help="the loss underneath (any of --loss but antico), or none: the coding-rate term alone"
+                        + told("antico_base"))
     g.add_argument("--antico_form", default="exp", choices=["exp", "neg", "normalized"], help="exp(-gam2 R) as published, -gam2 R as in MCR2, or 1 - R/R_max; antico_pair, antico_batch_proxy, antico_all_proxy: normalized unless given")
-    g.add_argument("--antico_scale", default="published", choices=["published", "mcr2"], help="scale inside the rate: d/(n eps) for embeddings and n/(d eps) for proxies, or d/(n eps^2) for both")
+    g.add_argument("--antico_scale", default=SHARED["antico_scale"], choices=["published", "mcr2"], help="scale inside the rate: d/(n eps) for embeddings and n/(d eps) for proxies, or d/(n eps^2) for both")
     g.add_argument("--antico_w", type=number(float), default=1.0, help="weight of the coding-rate term" + told("antico_w"))
     g.add_argument("--loss_ac_w_align", type=number(float), default=0.01, help="weight of the base loss" + told("loss_ac_w_align"))
-    g.add_argument("--antico_eps", type=number(float), default=0.5, help="precision; with --antico_scale published it stands where MCR2 has its square")
-    g.add_argument("--antico_gam1", type=number(float, 0), default=1.0, help="factor of the scale inside the rate")
-    g.add_argument("--antico_gam2", type=number(float, 0), default=1.0, help="factor of the rate (forms exp and neg)")
+    g.add_argument("--antico_eps", type=number(float), default=SHARED["antico_eps"], help="precision; with --antico_scale published it stands where MCR2 has its square")
+    g.add_argument("--antico_gam1", type=number(float, 0), default=SHARED["antico_gam1"], help="factor of the scale inside the rate")
+    g.add_argument("--antico_gam2", type=number(float, 0), default=SHARED["antico_gam2"], help="factor of the rate (forms exp and neg)")
 
     g = parser.add_argument_group("evaluation")
     g.add_argument("--no_train_metrics", action="store_true", help="do not evaluate the training split")
@@ -184,6 +185,14 @@ def build_parser():
     g.add_argument("--data_ssl_set", action="store_true", help="accepted for published command lines; nothing here uses a self-supervised set")
     g.add_argument("--internal_split", type=number(float, 0, 1), default=1.0, help="accepted for published command lines; no data set here has an internal split")
     g.add_argument("--completed", action="store_true", help="accepted for published command lines; a finished run is told by its metrics.csv")
+    g.add_argument("--loss_nir_logmatch", type=number(float), default=1.0,
+                   help="accepted for published command lines; used nowhere there either")
+    g.add_argument("--loss_nir_pos_alpha", type=number(float), default=1.0, help="accepted for published command lines; read nowhere there either")
+    g.add_argument("--loss_nir_neg_alpha", type=number(float), default=1.0, help="accepted for published command lines; read nowhere there either")
+    g.add_argument("--loss_nir_margin", type=number(float), default=0.1, help="accepted for published command lines; read nowhere there either")
+    g.add_argument("--loss_nir_delta", type=number(float), default=0.2, help="accepted for published command lines; read nowhere there either")
+    g.add_argument("--loss_nir_pair_perc", type=number(float, 0, 1), default=1.0,
+                   help="accepted for published command lines; used nowhere there either")
     return parser
 
 
@@ -284,6 +293,7 @@ def without_effect(opt):
     antico = is_antico(opt.loss)
     acting = {opt.loss, opt.antico_base} if antico else {opt.loss}
     idle = {"data_ssl_set", "internal_split", "completed"}
+    idle |= {f"loss_nir_{name}" for name in ("logmatch", "pair_perc", "pos_alpha", "neg_alpha", "margin", "delta")}
 
     def of(*prefixes):
         return {name for name in names if name.startswith(prefixes)}

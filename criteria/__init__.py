@@ -1,7 +1,6 @@
 """The losses by name. To add one: write its file, then add one line to BASES and its flags to parameters.py."""
 
 import difflib
-import logging
 from functools import partial
 from typing import Callable, NamedTuple
 
@@ -49,28 +48,29 @@ def build_miner(opt):
 def build_antico(opt, n_classes, variant=None):
     """AntiCo over --antico_base; without a variant it is the published command line, where --antico_type picks one."""
     base = find("--antico_base", opt.antico_base, {**BASES, "none": NONE}, opt)(opt, n_classes)
-    return AntiCo(base, variant=variant or opt.antico_type, form=opt.antico_form, align=opt.loss_ac_w_align, w=opt.antico_w,
-                  gam1=opt.antico_gam1, gam2=opt.antico_gam2, eps=opt.antico_eps, scale=opt.antico_scale, raw_embeddings=variant is None)
+    loss = AntiCo(base, variant=variant or opt.antico_type, form=opt.antico_form, align=opt.loss_ac_w_align,
+                  w=opt.antico_w, gam1=opt.antico_gam1, gam2=opt.antico_gam2, eps=opt.antico_eps,
+                  scale=opt.antico_scale, raw_embeddings=variant is None)
+    trace = n_classes * loss.scale_of(n_classes, opt.embed_dim)  # of n unit rows: no larger in a batch of fewer classes
+    if trace > coding_rate.LARGEST:
+        raise ValueError(f"--antico_eps {opt.antico_eps:g} --antico_gam1 {opt.antico_gam1:g}: the rate's scale times "
+                         f"its rows is {trace:.0e}, beyond {coding_rate.LARGEST:.0e}: float64 loses the identity")
+    return loss
 
 
-def build_oproxy(opt, n_classes, mode=None):
+def build_oproxy(opt, n_classes, mode=None, published=True):
     return OProxy(n_classes, opt.embed_dim, mode=mode or opt.loss_oproxy_mode, pos_alpha=opt.loss_oproxy_pos_alpha,
                   neg_alpha=opt.loss_oproxy_neg_alpha, pos_delta=opt.loss_oproxy_pos_delta,
-                  neg_delta=opt.loss_oproxy_neg_delta, lr_multi=opt.loss_oproxy_lrmulti)
+                  neg_delta=opt.loss_oproxy_neg_delta, lr_multi=opt.loss_oproxy_lrmulti, published=published)
 
 
 def build_nir(opt, n_classes):
-    for flag, default in (("pos_alpha", 1.0), ("neg_alpha", 1.0), ("margin", 0.1), ("delta", 0.2)):
-        if getattr(opt, f"loss_nir_{flag}") != default:
-            logging.getLogger("antico").warning(f"note: --loss_nir_{flag} changes nothing, as in the published code: "
-                                                "the proxy loss under nir takes --loss_oproxy_{pos,neg}_{alpha,delta}")
     base = build_oproxy(opt, n_classes, mode="anchor")
     base.lr_multi = opt.loss_nir_proxy_lrmulti
-    return NIR(base, w_align=opt.loss_nir_w_align, flow_lr_multi=opt.loss_nir_lrmulti, log_match=opt.loss_nir_logmatch,
-               pair_perc=opt.loss_nir_pair_perc, noise=opt.loss_nir_noise, form=opt.loss_nir_form,
-               conditioning=opt.loss_nir_nf_cond_mode, blocks=opt.loss_nir_nf_cblocks, depth=opt.loss_nir_nf_fc_depth,
-               width=opt.loss_nir_nf_fc_width, dropout=opt.loss_nir_nf_fc_dropout, clamp=opt.loss_nir_nf_clamp_alpha,
-               init=opt.loss_nir_nf_fc_init)
+    return NIR(base, w_align=opt.loss_nir_w_align, flow_lr_multi=opt.loss_nir_lrmulti, noise=opt.loss_nir_noise,
+               form=opt.loss_nir_form, conditioning=opt.loss_nir_nf_cond_mode, blocks=opt.loss_nir_nf_cblocks,
+               depth=opt.loss_nir_nf_fc_depth, width=opt.loss_nir_nf_fc_width, dropout=opt.loss_nir_nf_fc_dropout,
+               clamp=opt.loss_nir_nf_clamp_alpha, init=opt.loss_nir_nf_fc_init)
 
 
 def build_multisimilarity(opt, n_classes):
@@ -109,8 +109,10 @@ BASES = {
     "npair": Entry("N-pair loss (Sohn, NeurIPS 2016)", lambda opt, n: NPair(temperature=opt.loss_npair_temperature)),
     "multisimilarity": Entry("multi-similarity loss (Wang et al., CVPR 2019)", build_multisimilarity),
     "proxynca": Entry("Proxy-NCA (Movshovitz-Attias et al., ICCV 2017)", build_proxynca),
-    "proxyanchor": Entry("Proxy-Anchor (Kim et al., CVPR 2020)", partial(build_oproxy, mode="anchor")),
-    "oproxy": Entry("Proxy-Anchor or smooth Proxy-NCA by --loss_oproxy_mode (Roth et al., CVPR 2022)", build_oproxy),
+    "proxyanchor": Entry("Proxy-Anchor, each class of the batch counted once (Kim et al., CVPR 2020)",
+                         partial(build_oproxy, mode="anchor", published=False)),
+    "oproxy": Entry("--loss_oproxy_mode anchor, Proxy-Anchor counting each sample, or nca, smooth Proxy-NCA, both as "
+                    "published (Roth et al., CVPR 2022)", build_oproxy),
     "normalized_softmax": Entry("normalized softmax (Zhai & Wu, BMVC 2019)", build_normalized_softmax),
     "arcface": Entry("ArcFace (Deng et al., CVPR 2019)", build_arcface),
     "nir": Entry("Proxy-Anchor with non-isotropy regularisation (Roth et al., CVPR 2022); needs FrEIA", build_nir),

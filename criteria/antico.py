@@ -5,8 +5,9 @@ import logging
 import torch
 from torch.nn.functional import normalize
 
-from criteria.base import Criterion, ProxyCriterion
-from criteria.coding_rate import LARGE, coding_rate, max_coding_rate
+from criteria.base import Criterion, NonFinite, ProxyCriterion, full_precision, need_positive
+from criteria.coding_rate import LARGE, coding_rate, max_coding_rate, needed_dtype
+from utilities.defaults import ANTICO, SHARED
 
 VARIANTS = ("pair", "batch_proxy", "all_proxy")
 FORMS = ("exp", "neg", "normalized")
@@ -45,6 +46,8 @@ class AntiCo(Criterion):
     ----------
     base : Criterion
         The label-driven loss underneath; it must have `.proxies` (C, d) for the two proxy variants.
+    form, align, w
+        Where they are not given, those of the command line's `--loss antico_<variant>` (utilities/defaults.py).
     raw_embeddings : bool
         True takes the embeddings of `pair` as the network gives them, as published, instead of L2-normalising them
         here. For networks that end in L2-normalisation the value is the same.
@@ -54,20 +57,24 @@ class AntiCo(Criterion):
     Raises
     ------
     ValueError
-        If variant, form or scale is unknown, eps is not positive, or a proxy variant gets a base without proxies.
+        If variant, form or scale is unknown, eps, gam1 or gam2 is not positive, or a proxy variant gets a base without
+        proxies. While training (`NonFinite`), if raw embeddings are too long for a coding rate in float64.
 
     Source: Jiang et al., Anti-Collapse Loss for Deep Metric Learning, IEEE TMM 2024, arXiv 2407.03106; MCR²: Yu et al.,
     NeurIPS 2020, eq. 1 and 8.
     """
 
-    def __init__(self, base, variant="batch_proxy", form="normalized", align=1.0, w=1.0, gam1=1.0, gam2=1.0, eps=0.5,
-                 scale="published", raw_embeddings=False):
+    def __init__(self, base, variant="batch_proxy", form=None, align=None, w=None, gam1=SHARED["antico_gam1"],
+                 gam2=SHARED["antico_gam2"], eps=SHARED["antico_eps"], scale=SHARED["antico_scale"], raw_embeddings=False):
         super().__init__()
+        own = ANTICO.get(f"antico_{variant}", ANTICO["antico_pair"])  # an unknown variant is told below
+        form = own["antico_form"] if form is None else form
+        align = own["loss_ac_w_align"] if align is None else align
+        w = own["antico_w"] if w is None else w
         for flag, value, known in (("type", variant, VARIANTS), ("form", form, FORMS), ("scale", scale, SCALES)):
             if value not in known:
                 raise ValueError(f"--antico_{flag} {value}: must be one of {', '.join(known)}")
-        if not eps > 0:
-            raise ValueError(f"--antico_eps {eps}: must be positive")
+        need_positive(antico_eps=eps, antico_gam1=gam1, antico_gam2=gam2)
         if variant != "pair" and not hasattr(base, "proxies"):
             raise ValueError(f"--antico_base {base.name} has no proxies, one a class: antico_{variant} needs a proxy loss such as "
                              "proxyanchor; antico_pair goes with every base")
@@ -96,7 +103,7 @@ class AntiCo(Criterion):
         if self.variant == "pair":
             Z = embeddings if self.raw_embeddings else normalize(embeddings, dim=1)
         else:
-            Z = normalize(self.proxies, dim=1) if proxies is None else proxies
+            Z = normalize(full_precision(self.proxies), dim=1) if proxies is None else proxies
         n, d = Z.shape
         if self.variant == "batch_proxy":
             # each class once: later samples of it get a zero row, which adds nothing to the determinant. The shapes
@@ -105,12 +112,22 @@ class AntiCo(Criterion):
             Z, n = Z[labels].masked_fill(again[:, None], 0), (~again).sum().to(Z.dtype)
         s = self.scale_of(n, d)
         rows = len(Z)  # at least n, which may be a tensor
-        dtype = torch.float64 if rows * self.scale_of(rows, d) > LARGE else None
+        # without reading the rows' lengths, which would wait for the device: 1 but for raw embeddings
+        raw = self.raw_embeddings and self.variant == "pair"
+        dtype = torch.float64 if raw or rows * self.scale_of(rows, d) > LARGE else Z.dtype
         return coding_rate(Z, s, dtype).to(Z.dtype), max_coding_rate(n, d, s)
+
+    def check_values(self, embeddings, labels):
+        super().check_values(embeddings, labels)
+        if self.raw_embeddings and self.variant == "pair":
+            try:
+                needed_dtype(full_precision(embeddings.detach()), self.scale_of(*embeddings.shape))
+            except ValueError as problem:
+                raise NonFinite(f"{self.name}: {problem}: an --arch that ends in _normalize does") from problem
 
     def loss(self, embeddings, labels):
         if isinstance(self.base, ProxyCriterion):  # the proxies are normalised once for both
-            proxies = normalize(self.proxies, dim=1)
+            proxies = normalize(self.proxies.to(embeddings.dtype), dim=1)
             base = self.base.proxy_loss(normalize(embeddings, dim=1), proxies, labels)
         else:
             proxies, base = None, self.base(embeddings, labels)
@@ -119,7 +136,8 @@ class AntiCo(Criterion):
             term = torch.exp(-self.gam2 * rate)
         else:
             term = -self.gam2 * rate if self.form == "neg" else 1 - rate / largest
-        self.log(**self.base._logs, base=base, term=term, coding_rate=rate, coding_rate_share=rate / largest)
+        own = dict(base=base, term=term, coding_rate=rate, coding_rate_share=rate / largest)
+        self.log(**{**self.base._logs, **own})  # a base may have names of its own among these, as nir does
         self.say_if_dead(term, rate, embeddings.shape[1])
         return self.align * base + self.w * term
 

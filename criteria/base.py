@@ -13,7 +13,8 @@ class Criterion(nn.Module):
     """Base class of the losses: subclasses write `loss(embeddings, labels)` and, where they learn, `param_groups(lr)`.
 
     Calling a criterion with embeddings (B, d) and labels (B,) of classes 0..C-1 gives a scalar. It is computed in
-    float32 or better whatever the autocast state: a temperature of 64 turns bf16's last digit into a factor of 1.3.
+    float32, or float64 where they or its own parameters are, whatever the autocast state: a temperature of 64 turns
+    bf16's last digit into a factor of 1.3.
     A batch of one class, or one without any positive pair, gives a finite loss (0 where nothing is to be compared).
 
     Raises
@@ -52,8 +53,11 @@ class Criterion(nn.Module):
 
     def forward(self, embeddings, labels):
         self.check(embeddings, labels)
+        dtype = torch.float32
+        for x in (embeddings, *self.parameters()):
+            dtype = torch.promote_types(dtype, x.dtype)
         with torch.autocast(embeddings.device.type, enabled=False):
-            return self.loss(full_precision(embeddings), labels)
+            return self.loss(embeddings.to(dtype), labels)
 
     def check(self, embeddings, labels):
         if embeddings.ndim != 2 or labels.ndim != 1 or len(embeddings) != len(labels) or len(labels) == 0:
@@ -72,9 +76,10 @@ class Criterion(nn.Module):
             self.check_values(embeddings, labels)
 
     def check_values(self, embeddings, labels):
-        finite = embeddings.detach().isfinite().all(1)
+        finite = full_precision(embeddings.detach()).square().sum(1).isfinite()
         if not finite.all():
-            raise NonFinite(f"{self.name}: {int((~finite).sum())} of {len(finite)} embeddings have NaN or infinity in them")
+            what = "a squared length beyond float32" if embeddings.isfinite().all() else "NaN or infinity in them"
+            raise NonFinite(f"{self.name}: {int((~finite).sum())} of {len(finite)} embeddings have {what}")
         if self.n_classes:
             low, high = int(labels.min()), int(labels.max())
             if low < 0 or high >= self.n_classes:
@@ -85,26 +90,74 @@ class ProxyCriterion(Criterion):
     """Base class of the losses with one learnable vector a class: subclasses write `proxy_loss(embeddings, proxies, labels)`.
 
     There rows of both are L2-normalised. `.proxies` (C, d) are the parameters, not normalised; they have no weight
-    decay and learn at `lr_multi` times the network's rate.
+    decay and learn at `lr_multi` times the network's rate. They start as normal numbers of standard deviation `std`, by
+    default Kaiming's for fan-out C, as Proxy-Anchor's authors have it.
     """
 
-    def __init__(self, n_classes, embed_dim, lr_multi=2000.0):
+    def __init__(self, n_classes, embed_dim, lr_multi=2000.0, std=None):
         super().__init__()
         self.n_classes, self.embed_dim, self.lr_multi = n_classes, embed_dim, lr_multi
-        # drawn as by Kaiming for fan-out C, as Proxy-Anchor's authors do
-        self.proxies = nn.Parameter(torch.empty(n_classes, embed_dim))
-        nn.init.kaiming_normal_(self.proxies, mode="fan_out")
+        std = (2 / n_classes) ** 0.5 if std is None else std
+        self.proxies = nn.Parameter(std * torch.randn(n_classes, embed_dim))
 
     def param_groups(self, lr):
         return [{"params": [self.proxies], "lr": lr * self.lr_multi, "weight_decay": 0.0}]
 
     def loss(self, embeddings, labels):
-        return self.proxy_loss(normalize(embeddings, dim=1), normalize(self.proxies, dim=1), labels)
+        proxies = normalize(self.proxies.to(embeddings.dtype), dim=1)
+        return self.proxy_loss(normalize(embeddings, dim=1), proxies, labels)
 
 
 def full_precision(x):
     """x in float32, or in float64 where it is."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def need_positive(**flags):
+    """ValueError, one line, for a factor or temperature that leaves no gradient, divides by 0 or overflows float32."""
+    for flag, value in flags.items():
+        if not 1e-9 <= value <= 1e9:
+            raise ValueError(f"--{flag} {value:g}: must be positive, from 1e-9 to 1e9")
+
+
+def squared_distances(x):
+    """Squared Euclidean distances (B, B) of the rows of x (B, d), of length 1 or 0, right down to a distance of 1e-6.
+
+    |x|² + |y|² - 2 xy in float64: in float32 its rounding is that of a distance of 3e-4, where a collapsing model is.
+    What lies within float64's rounding counts as 0.
+    """
+    wide = x.detach().double()
+    products = wide @ wide.T
+    norms = products.diagonal().clone()
+    squared = products.mul_(-2).add_(norms).add_(norms[:, None])
+    return squared.masked_fill_(squared < 2e-15, 0).to(x.dtype)
+
+
+class Distances(torch.autograd.Function):
+    """Euclidean distances (B, B) of the rows of x (B, d); coincident rows have distance 0 with gradient 0.
+
+    torch.cdist loses the gradient near collapse, and autograd through float64 takes twice its time.
+    """
+
+    @staticmethod
+    def forward(ctx, x):
+        distance = squared_distances(x).sqrt_()
+        ctx.save_for_backward(x, distance)
+        return distance
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        x, distance = ctx.saved_tensors
+        weight = torch.where(distance > 0, grad / distance, 0)
+        weight = weight + weight.T
+        x = x - x[:1]  # Σ_j w_ij (x_i - x_j) does not see the shift, and the products are as small as the spread
+        return weight.sum(1, keepdim=True) * x - weight @ x
+
+
+def distances(embeddings):
+    """Euclidean distances (B, B) of the L2-normalised embeddings (B, d), exact near collapse; differentiable (once)."""
+    return Distances.apply(normalize(embeddings, dim=1))
 
 
 def pair_masks(labels):

@@ -5,6 +5,8 @@ import math
 import torch
 from torch.nn.functional import normalize
 
+from criteria.base import full_precision
+
 __all__ = ["coding_rate", "max_coding_rate", "coding_rate_share"]
 
 
@@ -25,33 +27,48 @@ def gram(X):
 
 
 class HalfLogDet(torch.autograd.Function):
-    """1/2 logdet(I + s ZᵀZ) and its gradient s Z (I + s ZᵀZ)⁻¹, which costs one product where autograd would take two."""
+    """1/2 logdet(I + s ZᵀZ) and its gradient s Z (I + s ZᵀZ)⁻¹, which costs one product where autograd would take two.
+
+    NaN where the trace of s ZᵀZ is so large that the identity is lost in its rounding.
+    """
 
     @staticmethod
     def forward(ctx, Z, s):
         ctx.wide = Z.shape[0] < Z.shape[1]
         A = s * gram(Z.T if ctx.wide else Z)
+        trace, squares = A.diagonal().sum(), torch.linalg.vector_norm(A).square()
         A.diagonal().add_(1)
         # _ex does not wait for the device to report success; a NaN in Z stays a NaN in the rate
-        factor = torch.linalg.cholesky_ex(A).L
+        factor, failed = torch.linalg.cholesky_ex(A)
         ctx.save_for_backward(Z, factor, torch.as_tensor(s, dtype=Z.dtype, device=Z.device))
-        return factor.diagonal().log().sum()  # 1/2 logdet = the sum of the logs of the factor's diagonal
+        rate = factor.diagonal().log().sum()  # 1/2 logdet = the sum of the logs of the factor's diagonal
+        # near 0 the two terms of log(1 + x) = x - x²/2 + ..., up to where the third is as small as the 1's rounding
+        eps = torch.finfo(Z.dtype).eps
+        rate = torch.where(trace < (3 * eps) ** (1 / 3), (trace - squares / 2) / 2, rate)
+        return rate.masked_fill((failed > 0) | (trace > 0.5 / eps), torch.nan)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         Z, factor, s = ctx.saved_tensors
-        inverse = torch.cholesky_inverse(factor)
-        grad_Z = grad_s = None
-        if ctx.needs_input_grad[0]:
-            middle = (s * grad) * inverse
-            grad_Z = middle @ Z if ctx.wide else Z @ middle
-        if ctx.needs_input_grad[1]:  # 1/2 tr(A⁻¹ G) with G = (A - I) / s
-            grad_s = grad * (len(inverse) - inverse.trace()) / (2 * s)
-        return grad_Z, grad_s
+        inverse = grad * torch.cholesky_inverse(factor)
+        product = inverse @ Z if ctx.wide else Z @ inverse
+        # the derivative by s is 1/2 tr(A⁻¹ ZᵀZ)
+        return s * product, (product * Z).sum() / 2 if ctx.needs_input_grad[1] else None
 
 
-LARGE = 1e6  # of s n, the largest eigenvalue that n unit rows can have: float32 products then err by more than 1/10
+# of s ‖Z‖², the trace of s ZᵀZ, which one eigenvalue has alone where Z is collapsed
+LARGE = 1e6  # float32 products then err by more than 1/10 of the identity's 1
+LARGEST = 1e14  # and float64 products by 1/100
+
+
+def needed_dtype(Z, s):
+    """float32, or float64 where s ‖Z‖² is above LARGE; ValueError where it is above LARGEST. Waits for Z's device."""
+    trace = float(s) * float(torch.linalg.vector_norm(Z)) ** 2
+    if trace > LARGEST:
+        raise ValueError(f"coding_rate: scale times the squared norm of Z is {trace:.0e}, beyond {LARGEST:.0e}, "
+                         "where float64 loses the identity; L2-normalise the rows")
+    return torch.float64 if trace > LARGE else torch.float32
 
 
 def coding_rate(Z, scale=None, dtype=None):
@@ -63,25 +80,28 @@ def coding_rate(Z, scale=None, dtype=None):
 
     Parameters
     ----------
-    Z : tensor (n, d)
+    Z : tensor or numpy array (n, d)
         Rows are usually L2-normalised; they are taken as they come. Half precision is promoted to float32.
     scale : float or scalar tensor, optional
         s. Default d / (n · 0.5), the published scale of the pair variant.
     dtype : torch.dtype, optional
-        What it is computed in, float32 or float64. Default float64 for float64 input and for a scale (a number) with
-        s n > 1e6, where float32 products of a collapsed set would err as much as the identity's 1; else float32.
+        What it is computed in, float32 or float64. Default float64 for float64 input and where s ‖Z‖² > 1e6, where
+        float32 products of a collapsed set would err as much as the identity's 1; else float32. Finding out waits for
+        Z's device; a compiled call does not look and takes the rows' length for 1.
 
     Returns
     -------
-    scalar tensor of that dtype; differentiable (once).
+    scalar tensor of that dtype; differentiable (once). NaN where that loses the identity (dtype given, or compiled).
 
     Raises
     ------
     ValueError
-        If Z is not a non-empty matrix, if the scale is negative, or if dtype is below float32.
+        If Z is not a non-empty matrix, if the scale is negative, if dtype is below float32, or (without dtype) if
+        s ‖Z‖² > 1e14, where float64 loses the identity too.
 
     Source: Yu et al., MCR², NeurIPS 2020, eq. 1 (there s = d / (n eps²)); Jiang et al., arXiv 2407.03106.
     """
+    Z = torch.as_tensor(Z)
     if Z.ndim != 2 or Z.shape[0] == 0 or Z.shape[1] == 0:
         raise ValueError(f"coding_rate: Z must be a non-empty (n, d) matrix, got {tuple(Z.shape)}")
     if dtype not in (None, torch.float32, torch.float64):
@@ -91,8 +111,12 @@ def coding_rate(Z, scale=None, dtype=None):
     if not torch.is_tensor(s) and not s >= 0:
         raise ValueError(f"coding_rate: scale must not be negative, got {s}")
     if dtype is None:
-        large = not torch.is_tensor(s) and s * n > LARGE
-        dtype = torch.promote_types(Z.dtype, torch.float64 if large else torch.float32)
+        Z = full_precision(Z)
+        if torch.compiler.is_compiling():
+            dtype = torch.float64 if not torch.is_tensor(s) and s * n > LARGE else torch.float32
+        else:
+            dtype = needed_dtype(Z.detach(), s)
+        dtype = torch.promote_types(Z.dtype, dtype)
     with torch.autocast(Z.device.type, enabled=False):
         return HalfLogDet.apply(Z.to(dtype), s)
 
@@ -112,6 +136,11 @@ def max_coding_rate(n, d, scale=None):
 
 
 def coding_rate_share(Z, scale=None):
-    """R(Z; s) / R_max of the L2-normalised rows of Z: 1 = spread evenly, near 0 = collapsed. A scalar tensor in [0, 1]."""
-    Z = normalize(Z.to(torch.promote_types(Z.dtype, torch.float32)), dim=1)
+    """R(Z; s) / R_max of the L2-normalised rows of Z: 1 = spread evenly, near 0 = collapsed. A scalar tensor in [0, 1].
+
+    Z : tensor or numpy array (n, d), rows of any length.
+    """
+    Z = full_precision(torch.as_tensor(Z))
+    largest = Z.detach().abs().amax(1, keepdim=True)  # a length of 1e30 has no square in float32, and 1e-30 neither
+    Z = normalize(Z / largest.masked_fill(largest == 0, 1), dim=1)
     return coding_rate(Z, scale) / max_coding_rate(*Z.shape, scale=scale)

@@ -1,9 +1,8 @@
 """The contrastive loss: pairs of a class together, others a margin apart."""
 
 import torch
-from torch.nn.functional import normalize
 
-from criteria.base import Criterion, mean_of_positive, pair_masks
+from criteria.base import Criterion, distances, mean_of_positive, pair_masks
 
 
 class Contrastive(Criterion):
@@ -29,8 +28,7 @@ class Contrastive(Criterion):
         self.miner, self.pos_margin, self.neg_margin = miner, pos_margin, neg_margin
 
     def loss(self, embeddings, labels):
-        embeddings = normalize(embeddings, dim=1)
-        distance = torch.cdist(embeddings, embeddings)
+        distance = distances(embeddings)
         pull, push = torch.relu(distance - self.pos_margin), torch.relu(self.neg_margin - distance)
         if self.miner is None:
             positive, negative = pair_masks(labels)

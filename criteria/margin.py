@@ -2,9 +2,8 @@
 
 import torch
 from torch import nn
-from torch.nn.functional import normalize
 
-from criteria.base import Criterion
+from criteria.base import Criterion, distances
 
 
 class Margin(Criterion):
@@ -33,9 +32,8 @@ class Margin(Criterion):
         return [{"params": [self.beta], "lr": self.beta_lr, "weight_decay": 0.0}]
 
     def loss(self, embeddings, labels):
-        embeddings = normalize(embeddings, dim=1)
         a, p, n = self.miner(embeddings, labels)
-        distance = torch.cdist(embeddings, embeddings)
+        distance = distances(embeddings)
         pos = torch.relu(distance[a, p] - self.beta + self.margin)
         neg = torch.relu(self.beta - distance[a, n] + self.margin)
         active = ((pos > 0).sum() + (neg > 0).sum()).clamp(min=1)

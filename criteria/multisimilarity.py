@@ -3,7 +3,7 @@
 import torch
 from torch.nn.functional import normalize
 
-from criteria.base import Criterion, log1p_sum_exp, pair_masks
+from criteria.base import Criterion, log1p_sum_exp, need_positive, pair_masks
 
 
 class MultiSimilarity(Criterion):
@@ -24,6 +24,7 @@ class MultiSimilarity(Criterion):
 
     def __init__(self, alpha=2.0, beta=50.0, base=0.5, epsilon=0.1):
         super().__init__()
+        need_positive(loss_multisimilarity_alpha=alpha, loss_multisimilarity_beta=beta)
         self.alpha, self.beta, self.base, self.epsilon = alpha, beta, base, epsilon
 
     def loss(self, embeddings, labels):

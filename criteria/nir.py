@@ -11,7 +11,7 @@ FORMS = ("exp", "nll")
 
 
 class NIR(Criterion):
-    """w_align · base + mean over the pairs (x, p) of sample and own proxy of f(1/2 ‖z‖² - log_match · log|det ∂z/∂x|).
+    """w_align · base + mean over the pairs (x, p) of sample and own proxy of f(1/2 ‖z‖² - log|det ∂z/∂x|).
 
     z = flow(x | p): affine coupling blocks (Glow), each after a fixed random permutation, whose subnetworks see the
     proxy. f is exp as in the authors' code (`form="exp"`), or nothing (`form="nll"`, the paper's likelihood).
@@ -24,8 +24,6 @@ class NIR(Criterion):
         Weight of the base loss.
     flow_lr_multi : float
         The flow's learning rate is this times the network's.
-    pair_perc : float
-        Share of the batch's pairs, drawn anew in each call, that the flow is trained on.
     noise : float
         Uniform noise in [0, noise) is added to the flow's embeddings, which are then L2-normalised again.
     conditioning : str
@@ -41,8 +39,8 @@ class NIR(Criterion):
 
     name = "nir"
 
-    def __init__(self, base, w_align=0.01, flow_lr_multi=50.0, log_match=1.0, pair_perc=1.0, noise=0.0, form="exp",
-                 conditioning="dense", blocks=5, depth=8, width=128, dropout=0.0, clamp=2.0, init="none"):
+    def __init__(self, base, w_align=0.01, flow_lr_multi=50.0, noise=0.0, form="exp", conditioning="dense",
+                 blocks=5, depth=8, width=128, dropout=0.0, clamp=2.0, init="none"):
         super().__init__()
         if conditioning not in CONDITIONING:
             raise ValueError(f"--loss_nir_nf_cond_mode {conditioning}: must be one of {', '.join(CONDITIONING)}")
@@ -52,7 +50,7 @@ class NIR(Criterion):
             raise ValueError(f"--loss_nir_nf_fc_init {init}: must be none or xavier")
         self.base, self.n_classes, self.embed_dim = base, base.n_classes, base.embed_dim
         self.w_align, self.flow_lr_multi = w_align, flow_lr_multi
-        self.log_match, self.pair_perc, self.noise, self.form, self.conditioning = log_match, pair_perc, noise, form, conditioning
+        self.noise, self.form, self.conditioning = noise, form, conditioning
         d = base.embed_dim
         self.flow = make_flow(d, conditioning, blocks, depth, width, dropout, clamp, init)
         n_embedders = {"dense_embed": 1, "dense_embed_multi": blocks, "dense_embed_multi_stacked": blocks}.get(conditioning, 0)
@@ -81,14 +79,14 @@ class NIR(Criterion):
 
     def loss(self, embeddings, labels):
         base = self.base(embeddings, labels)
-        x, proxies = normalize(embeddings, dim=1), normalize(self.proxies, dim=1)[labels]
-        if self.pair_perc < 1:
-            kept = torch.randperm(len(x), device=x.device)[: max(round(self.pair_perc * len(x)), 1)]
-            x, proxies = x[kept], proxies[kept]
+        dtype = next(p.dtype for p in self.flow.parameters() if p.requires_grad)  # its permutations are integers
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"{self.name}: its flow is {dtype}; keep the loss in float32: criterion.float()")
+        x, proxies = normalize(embeddings.to(dtype), dim=1), normalize(self.proxies.to(dtype), dim=1)[labels]
         if self.noise > 0:
             x = normalize(x + self.noise * torch.rand_like(x), dim=1)
         z, log_det = self.flow(x, c=self.conditions(proxies))
-        nll = 0.5 * z.square().sum(1) - self.log_match * log_det
+        nll = 0.5 * z.square().sum(1) - log_det
         flow = (nll.exp() if self.form == "exp" else nll).mean()
         self.log(**self.base._logs, base=base, flow=flow, nll=nll.mean())
         return self.w_align * base + flow

@@ -3,7 +3,7 @@
 import torch
 from torch.nn.functional import normalize
 
-from criteria.base import Criterion, lowest
+from criteria.base import Criterion, lowest, need_positive
 
 
 class NPair(Criterion):
@@ -20,8 +20,7 @@ class NPair(Criterion):
 
     def __init__(self, temperature=1.0):
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"--loss_npair_temperature {temperature}: must be positive")
+        need_positive(loss_npair_temperature=temperature)
         self.temperature = temperature
 
     def loss(self, embeddings, labels):

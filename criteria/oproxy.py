@@ -3,7 +3,7 @@
 import torch
 from torch.nn.functional import softplus
 
-from criteria.base import ProxyCriterion, lowest
+from criteria.base import ProxyCriterion, lowest, need_positive
 
 
 class OProxy(ProxyCriterion):
@@ -11,8 +11,9 @@ class OProxy(ProxyCriterion):
 
     With cosine similarities s(x, p) between embeddings x and proxies p:
 
-    - anchor: mean over the classes of the batch of log(1 + Σ_{x of p} exp(-pos_alpha (s - pos_delta)))
-      + mean over all C classes of log(1 + Σ_{x not of p} exp(neg_alpha (s - neg_delta))). A proxy gathers the batch.
+    - anchor: mean over the samples of the batch of log(1 + Σ_{x of p} exp(-pos_alpha (s - pos_delta))), p the sample's
+      proxy, + mean over all C classes of log(1 + Σ_{x not of p} exp(neg_alpha (s - neg_delta))). A proxy gathers the
+      batch, and a class counts as often as it has samples there.
     - nca: the same two terms with the roles exchanged, means over the B samples: a sample gathers the proxies. As
       published, the positive proxy is taken once for each sample of its class in the batch.
 
@@ -21,6 +22,9 @@ class OProxy(ProxyCriterion):
     n_classes, embed_dim : int
         C and d.
     mode : "anchor" or "nca"
+    published : bool
+        False is the Proxy-Anchor paper: the first mean of `anchor` is over the classes of the batch, each once, and the
+        proxies start as Kaiming's normal numbers instead of normal numbers / 8.
     pos_alpha, neg_alpha : float
         Inverse temperatures. 64 as published with AntiCo; Proxy-Anchor's own paper has 32.
     pos_delta, neg_delta : float
@@ -32,11 +36,12 @@ class OProxy(ProxyCriterion):
     """
 
     def __init__(self, n_classes, embed_dim, mode="anchor", pos_alpha=64.0, neg_alpha=64.0,
-                 pos_delta=0.1, neg_delta=-0.1, lr_multi=2000.0):
-        super().__init__(n_classes, embed_dim, lr_multi)
+                 pos_delta=0.1, neg_delta=-0.1, lr_multi=2000.0, published=True):
+        super().__init__(n_classes, embed_dim, lr_multi, std=1 / 8 if published else None)
         if mode not in ("anchor", "nca"):
             raise ValueError(f"--loss_oproxy_mode {mode}: must be anchor or nca")
-        self.name, self.mode = "proxyanchor" if mode == "anchor" else "oproxy", mode
+        need_positive(loss_oproxy_pos_alpha=pos_alpha, loss_oproxy_neg_alpha=neg_alpha)
+        self.name, self.mode, self.published = "oproxy" if published else "proxyanchor", mode, published
         self.pos_alpha, self.neg_alpha, self.pos_delta, self.neg_delta = pos_alpha, neg_alpha, pos_delta, neg_delta
 
     def proxy_loss(self, embeddings, proxies, labels):
@@ -49,7 +54,8 @@ class OProxy(ProxyCriterion):
         push = (self.neg_alpha * similarity).scatter(0, own, lowest(similarity))
         if self.mode == "anchor":
             of_class = torch.logsumexp(torch.where(same, pull[None, :], lowest(pull)), 1)
-            weight = 1 / count.to(pull.dtype)  # each class of the batch once, though it is here `count` times
+            # for the paper each class once, though it is here `count` times
+            weight = torch.ones_like(pull) if self.published else 1 / count.to(pull.dtype)
             pos = (weight * softplus(of_class)).sum() / weight.sum()
         else:
             pos = softplus(pull + count.to(pull.dtype).log()).mean()

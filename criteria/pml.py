@@ -1,6 +1,7 @@
 """The bridge to the losses of the library pytorch-metric-learning: --loss pml.<ClassName> --pml_args key=value ..."""
 
 import ast
+import copy
 import difflib
 import inspect
 
@@ -92,12 +93,17 @@ def find_pml(flag, name, words):
 
     def build(n_classes, embed_dim, lr_multi=2000.0):
         from_data = {key: value for key, value in zip(FROM_DATA, (n_classes, embed_dim)) if key in accepted}
+        step = ""
         try:
             loss = known[wanted](**from_data, **given)
-            with torch.random.fork_rng(devices=[]):  # a trial, so that a loss which needs more than this is told now
-                loss(torch.randn(4, embed_dim, requires_grad=True), torch.tensor([0, 0, 1, 1]) % n_classes)
+            trial = copy.deepcopy(loss)  # so that a loss which needs more than this is told now
+            with torch.random.fork_rng(devices=[]):
+                for step in ("", "second step: "):  # some keep a state that the step after cannot do with
+                    embeddings = torch.randn(4, embed_dim, requires_grad=True)
+                    value = trial(embeddings, torch.tensor([0, 0, 1, 1]) % n_classes)
+                    (value + 0 * embeddings.sum()).backward()
         except Exception as problem:  # whatever a foreign class says of its arguments
-            line = (str(problem).strip() or type(problem).__name__).splitlines()[0]
+            line = step + (str(problem).strip() or type(problem).__name__).splitlines()[0].split(". ")[0]
             raise ValueError(f"{flag} {name}{''.join(f' {w}' for w in words)}: {wanted} cannot be used so ({line})") from problem
         return PML(name, loss, n_classes, lr_multi)
 

@@ -2,7 +2,7 @@
 
 from torch.nn.functional import cross_entropy
 
-from criteria.base import ProxyCriterion
+from criteria.base import ProxyCriterion, need_positive
 
 
 class ProxyNCA(ProxyCriterion):
@@ -18,6 +18,7 @@ class ProxyNCA(ProxyCriterion):
 
     def __init__(self, n_classes, embed_dim, scale=1.0, lr_multi=2000.0):
         super().__init__(n_classes, embed_dim, lr_multi)
+        need_positive(loss_proxynca_scale=scale)
         self.scale = scale
 
     def proxy_loss(self, embeddings, proxies, labels):

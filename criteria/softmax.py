@@ -5,7 +5,7 @@ import math
 import torch
 from torch.nn.functional import cross_entropy
 
-from criteria.base import ProxyCriterion
+from criteria.base import ProxyCriterion, need_positive
 
 
 class NormalizedSoftmax(ProxyCriterion):
@@ -19,8 +19,7 @@ class NormalizedSoftmax(ProxyCriterion):
 
     def __init__(self, n_classes, embed_dim, temperature=0.05, lr_multi=2000.0):
         super().__init__(n_classes, embed_dim, lr_multi)
-        if not temperature > 0:
-            raise ValueError(f"--loss_normalized_softmax_temperature {temperature}: must be positive")
+        need_positive(loss_normalized_softmax_temperature=temperature)
         self.temperature = temperature
 
     def proxy_loss(self, embeddings, proxies, labels):
@@ -48,6 +47,7 @@ class ArcFace(ProxyCriterion):
 
     def __init__(self, n_classes, embed_dim, margin=0.5, scale=64.0, lr_multi=2000.0):
         super().__init__(n_classes, embed_dim, lr_multi)
+        need_positive(loss_arcface_scale=scale)
         if not 0 <= margin <= math.pi:
             raise ValueError(f"--loss_arcface_margin {margin}: must be an angle in radians from 0 to pi")
         self.margin, self.scale = margin, scale

@@ -1,9 +1,8 @@
 """The triplet loss."""
 
 import torch
-from torch.nn.functional import normalize
 
-from criteria.base import Criterion, mean_of_positive
+from criteria.base import Criterion, distances, mean_of_positive
 
 
 class Triplet(Criterion):
@@ -27,9 +26,8 @@ class Triplet(Criterion):
         self.miner, self.margin = miner, margin
 
     def loss(self, embeddings, labels):
-        embeddings = normalize(embeddings, dim=1)
         a, p, n = self.miner(embeddings, labels)
-        distance = torch.cdist(embeddings, embeddings)
+        distance = distances(embeddings)
         violation = torch.relu(distance[a, p] - distance[a, n] + self.margin)
         self.log(active=(violation > 0).sum() / max(len(a), 1))
         return mean_of_positive(violation)

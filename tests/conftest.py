@@ -17,10 +17,11 @@ def reference(name):
 def antico_cases():
     """{case: {name: array, "config": dict}} of what the published code computes, in float64."""
     cases = {}
-    with reference("antico_reference.npz") as file:
-        for key in file.files:
-            case, name = key.split("/")
-            cases.setdefault(case, {})[name] = json.loads(str(file[key])) if name == "config" else file[key]
+    for path in ("antico_reference.npz", "antico_imbalanced.npz"):  # the latter: classes of different sizes in a batch
+        with reference(path) as file:
+            for key in file.files:
+                case, name = key.split("/")
+                cases.setdefault(case, {})[name] = json.loads(str(file[key])) if name == "config" else file[key]
     return cases
 
 

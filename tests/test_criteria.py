@@ -77,7 +77,8 @@ def test_autocast_does_not_reach_the_loss(name):
     assert criterion(embeddings.bfloat16(), labels).dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", ["antico", "antico_pair", "antico_batch_proxy", "antico_all_proxy", *PROXY_LOSSES, "npair", "multisimilarity"])
+@pytest.mark.parametrize("name", ["antico", "antico_pair", "antico_batch_proxy", "antico_all_proxy", *PROXY_LOSSES,
+                                  "npair", "multisimilarity", "contrastive"])
 def test_compiles_whole_and_once(name):
     """fullgraph, the same values, gradients and logs, and no recompilation when the labels change."""
     backend = "inductor" if name == "antico_batch_proxy" else "aot_eager"  # the former takes its time
@@ -105,13 +106,56 @@ def test_compiles_whole_and_once(name):
     (["--loss", "antico_batch_proxy", "--antico_base", "multisimilarity"], ["--antico_base multisimilarity", "no proxies", "proxyanchor"]),
     (["--loss", "antico_all_proxy", "--antico_base", "none"], ["--antico_base none", "no proxies"]),
     (["--loss", "margin", "--batch_mining", "distanze"], ["--batch_mining distanze", "distance"]),
-    (["--loss", "npair", "--loss_npair_temperature", "0"], ["--loss_npair_temperature 0", "positive"]),
+    *((["--loss", loss, f"--{flag}", value], [f"--{flag} {value}", "positive"]) for value in ("0", "1e+29")
+      for loss, flag in (
+        ("npair", "loss_npair_temperature"), ("normalized_softmax", "loss_normalized_softmax_temperature"),
+        ("multisimilarity", "loss_multisimilarity_alpha"), ("multisimilarity", "loss_multisimilarity_beta"),
+        ("proxyanchor", "loss_oproxy_pos_alpha"), ("oproxy", "loss_oproxy_neg_alpha"),
+        ("proxynca", "loss_proxynca_scale"), ("arcface", "loss_arcface_scale"),
+        ("antico_pair", "antico_gam1"), ("antico", "antico_gam1"), ("antico", "antico_gam2"))),
+    (["--loss", "antico_pair", "--antico_eps", "1e-8", "--antico_scale", "mcr2"], ["--antico_eps 1e-08", "float64"]),
     (["--loss", "arcface", "--loss_arcface_margin", "28.6"], ["--loss_arcface_margin 28.6", "radians"]),
 ])
 def test_errors_are_one_line_that_names_the_flag(argv, words):
     with pytest.raises(ValueError) as problem:
         criteria.select(parameters.parse(argv), 10)
     assert "\n" not in str(problem.value) and all(word in str(problem.value) for word in words)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("given, own", [(torch.float64, None), (torch.float16, None), (torch.float32, torch.float16),
+                                        (torch.float16, torch.float16), (torch.float32, torch.float64),
+                                        (torch.float64, torch.float16)], ids=str)
+def test_any_precision_of_embeddings_and_proxies(name, given, own):
+    """A value near float32's and gradients in the inputs' own dtypes, or one line."""
+    torch.manual_seed(0)
+    criterion = build(name, d=16).eval()
+    embeddings, labels = normalize(torch.randn(12, 16), dim=1), torch.arange(12) // 2
+    torch.manual_seed(1)  # of what is mined
+    expected = float(criterion(embeddings, labels))
+    criterion.to(own or torch.float32)
+    x = embeddings.to(given).requires_grad_()
+    if name == "nir" and own is torch.float16:
+        with pytest.raises(ValueError, match="nir: its flow is torch.float16; keep the loss in float32"):
+            criterion(x, labels)
+        return
+    torch.manual_seed(1)
+    value = criterion(x, labels)
+    value.backward()
+    of_all = [given, *(p.dtype for p in criterion.parameters())]
+    assert value.dtype == (torch.float64 if torch.float64 in of_all else torch.float32)
+    assert float(value) == pytest.approx(expected, rel=2e-2, abs=2e-2)
+    assert x.grad.dtype == given and torch.isfinite(x.grad).all()
+
+
+def test_embeddings_whose_length_overflows_are_told():
+    """float32 rows of length 1e20 would be normalised to 0."""
+    criterion = build("multisimilarity")
+    embeddings = torch.randn(12, 8)
+    embeddings[3] *= 1e20
+    with pytest.raises(criteria.NonFinite, match="1 of 12 embeddings have a squared length beyond float32"):
+        criterion(embeddings, torch.arange(12) // 2)
+    assert torch.isfinite(criterion(embeddings.double(), torch.arange(12) // 2))
 
 
 def test_a_base_has_the_defaults_of_its_own_name():

@@ -16,6 +16,7 @@ from criteria.oproxy import OProxy
 from criteria_tools import close, select
 
 CASES = ["batch_proxy_small", "batch_proxy_cub", "batch_proxy_weighted", "all_proxy_small", "all_proxy_more_classes_than_dim", "pair_small", "pair_collapsed"]
+UNEVEN = ["batch_proxy_drawn_twice", "batch_proxy_singles", "all_proxy_imbalanced", "pair_imbalanced"]
 VARIANTS = ["antico_pair", "antico_batch_proxy", "antico_all_proxy"]
 
 
@@ -29,23 +30,41 @@ def published_flags(config):
             "--loss_oproxy_pos_delta", config["loss_oproxy_delta"], "--loss_oproxy_neg_delta", -config["loss_oproxy_delta"]]
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_published_objective(antico_cases, name):
+def antico_flags(config):
+    return [word for flag in ("antico_eps", "antico_w", "loss_ac_w_align", "antico_gam1", "antico_gam2")
+            for word in (f"--{flag}", config[flag])]
+
+
+def test_every_golden_case_is_in_the_lists(antico_cases):
+    assert sorted(CASES + UNEVEN) == sorted(antico_cases)
+
+
+@pytest.mark.parametrize("own_name", [False, True], ids=["antico", "own name over oproxy"])
+@pytest.mark.parametrize("name", CASES + UNEVEN)
+def test_published_objective(antico_cases, name, own_name):
     case = antico_cases[name]
     config = case["config"]
-    loss = select(config["n_classes"], "--loss", "antico", *published_flags(config), *(w for flag in (
-        "antico_type", "antico_eps", "antico_w", "loss_ac_w_align", "antico_gam1", "antico_gam2") for w in (f"--{flag}", config[flag])))
+    if own_name:
+        which = ["--loss", f"antico_{config['antico_type']}", "--antico_base", "oproxy", "--loss_oproxy_mode", "anchor",
+                 "--antico_form", "exp"]
+    else:
+        which = ["--loss", "antico", "--antico_type", config["antico_type"]]
+    loss = select(config["n_classes"], *which, *published_flags(config), *antico_flags(config))
     loss.proxies.data = torch.tensor(case["proxies"])
     embeddings, labels = inputs(case)
     value = loss(embeddings, labels)
     value.backward()
     assert close(value, case["antico_loss"])
-    assert close(embeddings.grad, case["antico_grad_embeddings"])
+    if own_name and config["antico_type"] == "pair":  # normalises by itself: no gradient along the rows
+        rows, raw = case["embeddings"], case["antico_grad_embeddings"]
+        assert close(embeddings.grad, raw - (rows * raw).sum(1, keepdims=True) * rows)
+    else:
+        assert close(embeddings.grad, case["antico_grad_embeddings"])
     assert close(loss.proxies.grad, case["antico_grad_proxies"])
     assert close(-config["antico_gam2"] * loss.logs["coding_rate"], case["neg_rate"])
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", CASES + UNEVEN)
 @pytest.mark.parametrize("mode", ["anchor", "nca"])
 def test_oproxy(antico_cases, name, mode):
     case = antico_cases[name]
@@ -57,6 +76,41 @@ def test_oproxy(antico_cases, name, mode):
     assert close(value, case[f"oproxy_{mode}_loss"])
     assert close(embeddings.grad, case[f"oproxy_{mode}_grad_embeddings"])
     assert close(loss.proxies.grad, case[f"oproxy_{mode}_grad_proxies"])
+
+
+@pytest.mark.parametrize("name", UNEVEN)
+def test_the_base_named_is_the_base_that_acts(antico_cases, name):
+    """proxyanchor, alone or underneath, counts each class of an uneven batch once: the published value is another."""
+    case = antico_cases[name]
+    config = case["config"]
+    embeddings, labels = inputs(case)
+    x, p = normalize(embeddings, dim=1).detach(), normalize(torch.tensor(case["proxies"]), dim=1)
+    pull = torch.exp(-config["loss_oproxy_alpha"] * (p @ x.T - config["loss_oproxy_delta"]))
+    push = torch.exp(config["loss_oproxy_alpha"] * (p @ x.T + config["loss_oproxy_delta"]))
+    own = labels[None, :] == torch.arange(len(p))[:, None]
+    paper = (pull * own).sum(1)[own.any(1)].log1p().mean() + (push * ~own).sum(1).log1p().mean()
+    assert abs(float(paper) / case["oproxy_anchor_loss"] - 1) > 0.01
+    flags = [config["n_classes"], *published_flags(config), "--loss"]
+    alone = select(*flags, "proxyanchor")
+    under = [select(*flags, loss, "--antico_base", "proxyanchor").base for loss in ("antico", *VARIANTS)]
+    for base in (alone, *under):
+        base.proxies.data = torch.tensor(case["proxies"])
+        assert close(base(embeddings, labels), float(paper))
+
+
+@pytest.mark.parametrize("argv, std", [
+    (["--loss", "oproxy"], 1 / 8), (["--loss", "oproxy", "--loss_oproxy_mode", "anchor"], 1 / 8),
+    (["--loss", "antico"], 1 / 8),
+    (["--loss", "antico_all_proxy", "--antico_base", "oproxy"], 1 / 8), (["--loss", "nir"], 1 / 8),
+    (["--loss", "proxyanchor"], (2 / 1000) ** 0.5), (["--loss", "antico_all_proxy"], (2 / 1000) ** 0.5),
+    (["--loss", "proxynca"], (2 / 1000) ** 0.5)])
+def test_proxies_start_as_published_where_the_loss_is(argv, std):
+    """Normal numbers / 8 against Kaiming's for fan-out C."""
+    if "nir" in argv:
+        pytest.importorskip("FrEIA")
+    torch.manual_seed(0)
+    proxies = select(1000, *argv, "--embed_dim", 64).proxies
+    assert float(proxies.std()) == pytest.approx(std, rel=0.02) and abs(float(proxies.mean())) < 0.02 * std
 
 
 def problem(n_classes, loss, n=90, d=512, seed=0):
@@ -115,7 +169,7 @@ def test_dead_exponential_is_said_once(caplog):
     criterion = AntiCo(OProxy(10, 512), "pair", form="exp", w=1.0)
     embeddings, labels = normalize(torch.randn(90, 512), dim=1), torch.arange(90) % 10
     with caplog.at_level(logging.WARNING):
-        for _ in range(300):
+        for _ in range(102):  # it is looked for in every 100th call
             criterion(embeddings, labels)
     assert len(caplog.records) == 1 and "--antico_form normalized" in caplog.text
     caplog.clear()

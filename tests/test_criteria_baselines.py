@@ -116,7 +116,7 @@ def test_nir_against_the_jacobian(form, conditioning):
     np.random.seed(0)
     embeddings, labels = batch(0)
     ours = select(10, "--loss", "nir", "--embed_dim", 16, "--loss_nir_form", form, "--loss_nir_nf_cond_mode", conditioning, "--loss_nir_nf_fc_width", 16,
-                  "--loss_nir_nf_fc_depth", 3, "--loss_nir_w_align", 0.3, "--loss_nir_nf_fc_init", "xavier", "--loss_nir_logmatch", 0.7)
+                  "--loss_nir_nf_fc_depth", 3, "--loss_nir_w_align", 0.3, "--loss_nir_nf_fc_init", "xavier")
     with torch.no_grad():
         base = float(ours.base(embeddings, labels))
     total = 0.0
@@ -124,7 +124,7 @@ def test_nir_against_the_jacobian(form, conditioning):
         def latent(v):
             return ours.flow(v[None], c=ours.conditions(proxy[None]))[0][0]
         jacobian = torch.autograd.functional.jacobian(latent, x)
-        nll = float(0.5 * latent(x).square().sum() - 0.7 * torch.linalg.slogdet(jacobian).logabsdet)
+        nll = float(0.5 * latent(x).square().sum() - torch.linalg.slogdet(jacobian).logabsdet)
         total += math.exp(nll) if form == "exp" else nll
     assert float(ours(embeddings, labels)) == pytest.approx(0.3 * base + total / len(labels), rel=1e-9)
 
@@ -132,13 +132,49 @@ def test_nir_against_the_jacobian(form, conditioning):
 def test_nir_depends_on_the_proxy_and_learns_its_flow():
     pytest.importorskip("FrEIA")
     torch.manual_seed(0)
-    ours = select(10, "--loss", "nir", "--embed_dim", 16, "--loss_nir_w_align", 0, "--loss_nir_pair_perc", 0.5, "--loss_nir_noise", 0.1)
+    ours = select(10, "--loss", "nir", "--embed_dim", 16, "--loss_nir_w_align", 0, "--loss_nir_noise", 0.1)
     embeddings, labels = batch(0)
     ours(embeddings, labels).backward()
     assert ours.proxies.grad.norm() > 0 and all(p.grad is not None for p in ours.flow.parameters() if p.requires_grad)
     proxies, flow = ours.param_groups(1.0)
     assert (proxies["lr"], flow["lr"]) == (4000, 50)
-    assert int((embeddings.grad.norm(dim=1) > 0).sum()) == len(labels) // 2  # half of the pairs
+
+
+@pytest.mark.parametrize("flag, value", [("logmatch", 0.7), ("pair_perc", 0.5), ("pos_alpha", 3), ("neg_alpha", 3),
+                                         ("margin", 0.3), ("delta", 0.3)])
+def test_nir_flags_that_the_published_code_reads_and_does_not_use(flag, value):
+    pytest.importorskip("FrEIA")
+    embeddings, labels = batch(0)
+    values = []
+    for argv in ([], [f"--loss_nir_{flag}", value]):
+        torch.manual_seed(0)
+        np.random.seed(0)
+        loss = select(10, "--loss", "nir", "--embed_dim", 16, *argv)
+        torch.manual_seed(1)
+        values.append(float(loss(embeddings, labels)))
+    assert values[0] == values[1]
+    opt = parameters.parse(["--loss", "nir", f"--loss_nir_{flag}", str(value), "--loss_nir_noise", "0"])
+    assert parameters.note(opt) == f"note: --loss_nir_{flag}: no effect on a run of --loss nir with these flags"
+
+
+def test_nir_proxy_part_is_the_published_one(antico_cases):
+    pytest.importorskip("FrEIA")
+    case = antico_cases["batch_proxy_drawn_twice"]
+    config = case["config"]
+    loss = select(config["n_classes"], "--loss", "nir", "--embed_dim", config["embed_dim"])
+    loss.proxies.data = torch.tensor(case["proxies"])
+    loss(torch.tensor(case["embeddings"]), torch.tensor(case["labels"]))
+    assert loss.logs["base"] == pytest.approx(float(case["oproxy_anchor_loss"]), rel=1e-6)
+
+
+def test_antico_on_top_of_nir():
+    pytest.importorskip("FrEIA")
+    embeddings, labels = batch(0)
+    loss = select(10, "--loss", "antico_all_proxy", "--antico_base", "nir", "--embed_dim", 16, "--antico_w", 2)
+    value = loss(embeddings, labels)
+    value.backward()
+    assert float(value) == pytest.approx(loss.logs["base"] + 2 * loss.logs["term"])
+    assert {"flow", "nll", "coding_rate"} <= set(loss.logs) and loss.proxies.grad.norm() > 0
 
 
 # the bridge
@@ -173,6 +209,7 @@ def test_antico_on_top_of_the_bridge():
     (["--loss", "pml.ArcFaceLoss", "--pml_args", "num_classes=3"], ["--pml_args num_classes=3", "leave it out"]),
     (["--loss", "pml.CrossBatchMemory"], ["--loss pml.CrossBatchMemory", "cannot be used so", "loss"]),
     (["--loss", "pml.VICRegLoss"], ["--loss pml.VICRegLoss", "cannot be used so"]),
+    (["--loss", "pml.DynamicSoftMarginLoss"], ["--loss pml.DynamicSoftMarginLoss", "cannot be used so", "second step"]),
     (["--loss", "antico_all_proxy", "--antico_base", "pml.SoftTripleLoss"], ["pml.SoftTripleLoss has no proxies"]),
 ])
 def test_bridge_errors(argv, words):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from criteria import miners
-from criteria_tools import imbalanced
+from criteria_tools import imbalanced, select
 
 MINERS = {name: getattr(miners, name) for name in ("every", "random", "semihard", "softhard", "distance_weighted", "rho_distance")}
 
@@ -33,10 +33,10 @@ def drawn(mine, embeddings, labels, times=150, **settings):
 def test_triplets_are_triplets(name):
     embeddings, labels = imbalanced()
     a, p, n = MINERS[name](embeddings, labels)
-    assert bool((labels[a] == labels[p]).all() and (a != p).all()) and not a.is_floating_point()
-    assert name == "rho_distance" or bool((labels[a] != labels[n]).all())
+    assert bool((labels[a] == labels[p]).all()) and not a.is_floating_point()
+    assert name == "rho_distance" or bool(((labels[a] != labels[n]) & (a != p)).all())
     assert set(a.tolist()) == {i for i, _ in pairs(labels)}
-    if name not in ("every", "softhard"):
+    if name not in ("every", "softhard", "rho_distance"):
         assert list(zip(a.tolist(), p.tolist())) == pairs(labels)
 
 
@@ -130,9 +130,51 @@ def test_rho_switches_a_share_of_the_negatives(cp):
     switched = []
     for _ in range(30):
         a, p, n = miners.rho_distance(embeddings, labels, cp=cp)
-        assert bool((n != a).all())
-        switched.append((labels[n] == labels[a]).double().mean().item())
+        same = labels[n] == labels[a]
+        assert bool((n != a).all()) and torch.equal(same, a == p)  # the anchor is its own positive there
+        assert list(zip(a.tolist(), torch.where(same, n, p).tolist())) == pairs(labels)
+        switched.append(same.double().mean().item())
     assert np.mean(switched) == pytest.approx(cp, abs=0.02)
+
+
+def test_rho_switch_acts_with_two_samples_a_class():
+    """cp = 1: every triplet is (a, a, p), so the triplet loss is the mean of margin - D_ap, and pushes p away."""
+    torch.manual_seed(0)
+    labels = torch.arange(16) // 2
+    x = torch.nn.functional.normalize(torch.randn(8, 12, dtype=torch.float64).repeat_interleave(2, 0), dim=1)
+    x = torch.nn.functional.normalize(x + 0.02 * torch.randn(16, 12, dtype=torch.float64), dim=1).requires_grad_()
+    loss = select(8, "--loss", "triplet", "--batch_mining", "rho_distance", "--miner_rho_distance_cp", 1)
+    value = loss(x, labels)
+    value.backward()
+    expected = np.mean([0.2 - (x[2 * i] - x[2 * i + 1]).norm().item() for i in range(8)])
+    assert float(value) == pytest.approx(expected, rel=1e-6) and expected < 0.19
+    with torch.no_grad():
+        before, moved = (x[0::2] - x[1::2]).norm(dim=1), x - 0.01 * x.grad
+    assert bool(((moved[0::2] - moved[1::2]).norm(dim=1) > before).all())
+
+
+def test_the_cutoff_of_2_reaches_every_negative_and_the_default_does_not():
+    """At a random start in 512 dimensions about two thirds of the negatives lie beyond the paper's 1.4."""
+    torch.manual_seed(0)
+    embeddings, labels = torch.nn.functional.normalize(torch.randn(60, 512), dim=1), torch.arange(60) // 2
+    distance = torch.cdist(embeddings, embeddings)
+    negative = labels[:, None] != labels[None, :]
+    assert 0.55 < float((distance[negative] >= 1.4).double().mean()) < 0.75
+    for cutoff, farthest in ((1.4, 1.4), (2.0, 2.0)):
+        seen = [distance[a, n].max() for a, _, n in (miners.distance_weighted(embeddings, labels, upper_cutoff=cutoff)
+                                                     for _ in range(5))]
+        assert farthest - 0.6 < float(max(seen)) < farthest and (float(max(seen)) > 1.4) == (cutoff == 2)
+
+
+@pytest.mark.parametrize("spread", [1e-3, 1e-4])
+def test_mining_sees_a_collapsed_batch_as_float64_does(spread):
+    """The nearest and the farthest in float32 are those of float64 differences: softhard chooses by them."""
+    from criteria.base import squared_distances
+    torch.manual_seed(0)
+    x = torch.nn.functional.normalize(torch.ones(30, 64) + spread * torch.randn(30, 64), dim=1)
+    exact = np.square(x.double().numpy()[:, None] - x.double().numpy()[None]).sum(-1)
+    np.testing.assert_allclose(squared_distances(x).numpy(), exact, rtol=1e-5, atol=0)
+    assert squared_distances(x).dtype == torch.float32
 
 
 def test_distance_weighted_out_of_reach_draws_from_all_negatives():
