@@ -1,9 +1,9 @@
 """Unpack and check a data set: python -m datasets.prepare cub200 --archive CUB_200_2011.tgz --source_path DIR [--verify]
 
-Archives are unpacked safely (nothing leaves DIR, and nothing is written of one whose checksums are wrong; a plain .tar has none),
-then classes and images are counted. It can be interrupted and repeated: what has been unpacked is not written again. --verify
-decodes every image and lists the broken ones; without --archive it checks what is there. Exit status: 0 all is well, 1 broken
-images, 2 anything else, 130 interrupted.
+Archives are unpacked safely (nothing leaves DIR, and nothing is written of one with a wrong checksum; a plain .tar has
+none), then classes and images are counted. It can be interrupted and repeated: what has been unpacked is not written
+again. --verify decodes every image and lists the broken ones; without --archive it checks what is there. Exit status:
+0 all is well, 1 broken images, 2 anything else, 130 interrupted.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Unpacking an archive from somewhere: it is read to its very end, checksums included, before the first byte is written."""
+"""Unpacking an archive from somewhere: all of it is read, checksums included, before the first byte is written."""
 
 import bz2
 import contextlib
@@ -21,7 +21,8 @@ BLOCK = 1 << 20
 HEADER = 16 << 20  # what tarfile may read at once: long names and the like are read whole
 ENTRIES = 2_000_000
 OPENERS = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
-DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, struct.error, NotImplementedError)
+DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, struct.error,
+           NotImplementedError)
 LITTER = re.compile(r"(^|/)(\._[^/]*|\.DS_Store|__MACOSX(/.*)?)$")  # what macOS puts into archives
 
 
@@ -48,7 +49,7 @@ class Guarded:
 def entries(path, limit):
     """(name, unpacked size, kind, () → file) of each entry; kind is "file", "folder" or what is refused.
 
-    A tar (plain, gz, bz2, xz) is read to the end of its stream, where its compression keeps a checksum; a plain tar has none.
+    A tar (plain, gz, bz2, xz) is read to the end of its stream, where gzip keeps its checksum; a plain tar has none.
     """
     with open(path, "rb") as file:
         start = file.read(2)
@@ -94,10 +95,11 @@ def placed(name, places):
 def wanted_files(path, places, doing):
     """(number, place, size, () → file) of the files that `places` wants, in the archive's order, under a progress bar.
 
-    Raises BadArchive for links, devices, encrypted files, names that leave the folder, and more than the archive may unpack to.
+    Raises BadArchive for links, devices, encrypted files, names that leave the folder, and too much content.
     """
     total, limit = 0, RATIO * os.path.getsize(path) + SLACK
-    bar = tqdm(entries(path, limit), desc=f"{os.path.basename(path)}: {doing}", unit=" files", leave=False, disable=None)
+    title = f"{os.path.basename(path)}: {doing}"
+    bar = tqdm(entries(path, limit), desc=title, unit=" files", leave=False, disable=None)
     for number, (name, size, kind, opener) in enumerate(bar):
         plain = checked_name(path, name)
         if kind not in ("file", "folder"):
@@ -114,8 +116,9 @@ def wanted_files(path, places, doing):
 def unpack(path, folder, places):
     """Unpack what `places` wants of an archive into `folder`; how many files of it are there now.
 
-    The whole archive is read and judged first; of entries with one name the last wins. A file is written beside its place and then
-    named, so that one which has its name is whole, and is not written again by a second call. Raises BadArchive, one line.
+    The whole archive is read and judged first; of entries with one name the last wins. A file is written beside its
+    place and then named, so that one which has its name is whole, and is not written again by a second call. Raises
+    BadArchive, one line; OSError where the disk fails.
     """
     last = {}  # place → number of its entry
     try:
@@ -134,7 +137,8 @@ def unpack(path, folder, places):
     except (*DAMAGED, OSError) as problem:
         if isinstance(problem, OSError) and problem.errno is not None:  # the disk's; bz2 and gzip give theirs no number
             raise
-        raise BadArchive(f"{path}: damaged or not whole, or no tar or zip archive ({problem}); download it again") from problem
+        raise BadArchive(f"{path}: damaged or not whole, or no tar or zip archive ({problem}); "
+                         "download it again") from problem
     return len(last)
 
 
