@@ -1,11 +1,14 @@
 """Every network of timm as timm.<name>, e.g. timm.vit_small_patch16_224 or timm.vit_base_patch16_clip_224.openai."""
 
+import contextlib
 import difflib
 
 import torch
 from torch import nn
 
 from architectures.weights import first_line
+
+SECONDS = 10  # to wait for an answer; huggingface_hub's own limit for a file's header
 
 
 class TimmFeatures(nn.Module):
@@ -41,6 +44,27 @@ def check_name(arch, name):
         raise ValueError(f"--arch {arch}: timm {timm.__version__} has no weights {tag} of {base}" + (f"; it has timm.{', timm.'.join(near)}" if near else ""))
 
 
+@contextlib.contextmanager
+def quick_hub():
+    """Let huggingface_hub ask its cache alone where its host gives no answer; yields "", or a line that says why.
+
+    By itself it asks for each of two files six times over 25 seconds, and writes two lines each time.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    offline, reason = constants.HF_HUB_OFFLINE, ""
+    try:
+        get_session().head(constants.ENDPOINT, timeout=SECONDS)  # through the user's proxy, to the user's mirror
+    except Exception as problem:  # of requests, httpx or what else is behind the session
+        reason = f"no answer from {constants.ENDPOINT}: {first_line(problem)}"
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield reason
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+
+
 def timm_backbone(arch, name, maps, pretrained):
     """The fields of a Backbone for timm's `name`: mean, std and size from its pretrained_cfg, the width from what it gives for one image.
 
@@ -48,14 +72,16 @@ def timm_backbone(arch, name, maps, pretrained):
     """
     import timm
 
-    try:
-        # made with its classifier, so that timm compares every key of its download
-        net = timm.create_model(name, pretrained=pretrained)
-    except Exception as problem:
-        if not pretrained:
-            raise
-        raise ValueError(f"the weights of --arch {arch} cannot be had ({first_line(problem)}): give a file with --weights PATH, "
-                         "or start from random weights with --not_pretrained") from problem
+    with quick_hub() if pretrained else contextlib.nullcontext() as unreachable:
+        try:
+            # made with its classifier, so that timm compares every key of its download
+            net = timm.create_model(name, pretrained=pretrained)
+        except Exception as problem:
+            if not pretrained:
+                raise
+            reason = unreachable or first_line(problem)
+            raise ValueError(f"the weights of --arch {arch} cannot be had ({reason}): give a file with --weights PATH, "
+                             "or start from random weights with --not_pretrained") from problem
     whole = net.state_dict().keys()
     net.reset_classifier(0)
     config = net.pretrained_cfg

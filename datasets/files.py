@@ -27,7 +27,8 @@ def class_folders(folder):
     """[(class name, [image path, ...]), ...] of <folder>/<class>/*.jpg, sorted by name; folders without images are left out."""
     found = []
     for entry in sorted(os.scandir(folder), key=lambda e: e.name):
-        if entry.is_dir() and not entry.name.startswith((".", "__")):
+        # entry.is_dir() would raise on a loop of links
+        if os.path.isdir(entry.path) and not entry.name.startswith((".", "__")):
             paths = [os.path.join(entry.path, f) for f in images.image_names(os.listdir(entry.path))]
             if paths:
                 found.append((entry.name, paths))
@@ -130,6 +131,8 @@ def load(opt, size, module):
 
     paths = [path for part in rows.values() for _, _, path in part]
     cached = None
+    if opt.cache == "":
+        raise ValueError("--cache: is empty; give a folder, or leave the flag away")
     if opt.cache:
         cached = cache.open_or_build(opt.cache, opt.dataset, opt.source_path, paths, round(CACHED * size), opt.kernels, opt.skip_broken)
     skipped = {}

@@ -14,17 +14,20 @@ except ImportError:
     decode_jpeg = None
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF")  # no others: Pillow runs Ghostscript on PostScript named .jpg
 ORIENTATION = 0x0112  # EXIF tag; 5 to 8 swap width and height
+BITS, WHITE = 258, 262  # TIFF tags BitsPerSample and PhotometricInterpretation; 0 in the latter says that 0 is white
 
 
 class BrokenImage(ValueError):
-    """One line that names a file which cannot be decoded.
+    """One line that names a file which cannot be decoded; what is not UTF-8 in its name is spelled out, for terminals.
 
     A DataLoader raises a worker's exception anew, with the worker's traceback as its text: the line is its end.
     """
 
     def __init__(self, text):
-        super().__init__(text.split("BrokenImage: ")[-1].strip())
+        line = text.split(f"{type(self).__name__}: ")[-1].strip()
+        super().__init__(line.encode(errors="backslashreplace").decode())
 
 
 def image_names(names):
@@ -55,7 +58,7 @@ def read(path, plan=None, margin=1.0):
         return (pixels, (full, box, target)) if pixels is not None else by_pillow(data, lambda *_: (box, target), margin)
     except Exception as problem:  # Pillow's plugins raise whatever comes: OSError, SyntaxError, ValueError, struct.error, ...
         if isinstance(problem, UnidentifiedImageError):
-            reason = "the file is empty" if os.path.getsize(path) == 0 else "not an image, or of a format that Pillow does not know"
+            reason = "the file is empty" if os.path.getsize(path) == 0 else f"not an image in {', '.join(FORMATS)}"
         else:
             reason = " ".join((getattr(problem, "strerror", None) or str(problem) or type(problem).__name__).split())
         raise BrokenImage(f"{path}: cannot be decoded as an image ({reason})") from problem
@@ -67,7 +70,7 @@ def reduction(box, target, margin):
 
 
 def by_pillow(data, plan, margin):
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         if image.format != "JPEG":
             image.load()  # its errors are not EXIF's: Pillow reads a PNG to its end to find that
         try:
@@ -84,9 +87,8 @@ def by_pillow(data, plan, margin):
             pixels = whole_jpeg(data)
             if pixels is not None:
                 return pixels, (full, box, target)
-        if turned != 1:  # else it would be copied
-            image = ImageOps.exif_transpose(image)
-        return np.asarray(image if image.mode == "RGB" else rgb(image)), (full, box, target)
+        upright = ImageOps.exif_transpose(image) if turned != 1 else image  # which is a copy
+        return np.asarray(upright if upright.mode == "RGB" else rgb(upright, image)), (full, box, target)
 
 
 def plain_jpeg_size(data):
@@ -115,11 +117,17 @@ def whole_jpeg(data):
         return None
 
 
-def rgb(image):
+def rgb(image, file):
+    """8-bit RGB of an image that was opened as `file`; ValueError where no value of its grey is said to be white."""
     if image.mode == "P" and "transparency" in image.info:  # Pillow warns if such a palette goes to RGB directly
         image = image.convert("RGBA")
-    if image.mode.startswith("I"):  # 16 bits of grey, which convert would clip at 255
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode.startswith("I;16") or image.mode == "I" and file.format == "PNG":  # as older Pillows have 16 bits
+        tags = getattr(file, "tag_v2", {})  # a TIFF's 12 bits come as 16, and its white may be 0
+        grey = np.asarray(image).astype(np.int64) >> tags.get(BITS, (16,))[0] - 8  # convert would clip at 255
+        image = Image.fromarray((255 - grey if tags.get(WHITE) == 0 else grey).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        kind = "floats" if image.mode == "F" else "signed or 32-bit integers"
+        raise ValueError(f"its grey is in {kind}, of which none is said to be white; save it with 8 or 16 bits")
     return image.convert("RGB")
 
 

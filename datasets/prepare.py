@@ -1,17 +1,17 @@
 """Unpack and check a data set: python -m datasets.prepare cub200 --archive CUB_200_2011.tgz --source_path DIR [--verify]
 
-Archives are unpacked safely (nothing leaves DIR), then classes and images are counted. It can be interrupted and repeated: what
-has been unpacked is not written again. --verify decodes every image and lists the broken ones; without --archive it checks what is
-there. Exit status: 0 all is well, 1 broken images, 2 anything else, 130 interrupted.
+Archives are unpacked safely (nothing leaves DIR, and nothing is written of one with a wrong checksum; a plain .tar has
+none), then classes and images are counted. It can be interrupted and repeated: what has been unpacked is not written
+again. --verify decodes every image and lists the broken ones; without --archive it checks what is there. Exit status:
+0 all is well, 1 broken images, 2 anything else, 130 interrupted.
 """
 
 import argparse
 import os
-import shutil
 import sys
 
 from datasets import cars196, cub200, files, folder, images, inshop, online_products
-from datasets.unpack import unpack
+from datasets.unpack import inside, unpack, write
 
 MODULES = {"cub200": cub200, "cars196": cars196, "online_products": online_products, "inshop": inshop, "folder": folder}
 
@@ -21,12 +21,10 @@ def place_file(path, source_path, places):
     place = places.get(os.path.basename(path))
     if place is None:
         return False
-    target = os.path.join(source_path, *place.split("/"))
-    if os.path.exists(target) and os.path.samefile(path, target):
-        return True
-    os.makedirs(os.path.dirname(target), exist_ok=True)
-    shutil.copyfile(path, target + ".unfinished")
-    os.replace(target + ".unfinished", target)
+    target = inside(source_path, place)
+    if not (os.path.exists(target) and os.path.samefile(path, target)):
+        with open(path, "rb") as source:
+            write(source, target)
     return True
 
 

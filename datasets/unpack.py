@@ -1,15 +1,18 @@
-"""Unpacking an archive from somewhere: everything in it is looked at before the first byte is written."""
+"""Unpacking an archive from somewhere: all of it is read, checksums included, before the first byte is written."""
 
 import bz2
+import contextlib
 import gzip
 import lzma
 import os
 import re
+import shutil
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
-from typing import NamedTuple
+from functools import partial
 
 from tqdm import tqdm
 
@@ -18,14 +21,9 @@ BLOCK = 1 << 20
 HEADER = 16 << 20  # what tarfile may read at once: long names and the like are read whole
 ENTRIES = 2_000_000
 OPENERS = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
-DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, NotImplementedError)
+DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, struct.error,
+           NotImplementedError)
 LITTER = re.compile(r"(^|/)(\._[^/]*|\.DS_Store|__MACOSX(/.*)?)$")  # what macOS puts into archives
-
-
-class Member(NamedTuple):
-    name: str
-    size: int  # bytes when unpacked
-    open: object  # () → file
 
 
 class BadArchive(ValueError):
@@ -33,30 +31,46 @@ class BadArchive(ValueError):
 
 
 class Guarded:
-    """A decompressed stream of which nobody reads more than HEADER bytes at once, nor beyond `limit`."""
+    """What tarfile reads a decompressed stream through: at most HEADER bytes at once, and nothing beyond `limit`."""
 
     def __init__(self, stream, limit, path):
-        self.stream, self.limit, self.path = stream, limit, path
+        self.stream, self.limit, self.path, self.last = stream, limit, path, b""
+        self.seek, self.tell = stream.seek, stream.tell
 
-    def read(self, n=-1):
-        if n < 0 or n > HEADER:
+    def read(self, n):
+        if n > HEADER:
             raise BadArchive(f"{self.path}: has a header of {n:,} bytes; refused")
-        return self.stream.read(n)
-
-    def tell(self):
-        return self.stream.tell()
-
-    def seek(self, position, whence=0):
-        if whence or position > self.limit:
+        self.last = self.stream.read(n)
+        if self.tell() > self.limit:
             raise BadArchive(f"{self.path}: unpacks to more than {self.limit:,} bytes, {RATIO} times its size; refused")
-        return self.stream.seek(position)
-
-    def close(self):
-        self.stream.close()
+        return self.last
 
 
-def limit_of(path):
-    return RATIO * os.path.getsize(path) + SLACK
+def entries(path, limit):
+    """(name, unpacked size, kind, () → file) of each entry; kind is "file", "folder" or what is refused.
+
+    A tar (plain, gz, bz2, xz) is read to the end of its stream, where gzip keeps its checksum; a plain tar has none.
+    """
+    with open(path, "rb") as file:
+        start = file.read(2)
+    if start == b"PK":
+        with zipfile.ZipFile(path) as archive:
+            for info in archive.infolist():
+                kind = ("folder" if info.is_dir() else "encrypted file" if info.flag_bits & 1
+                        else "link" if stat.S_ISLNK(info.external_attr >> 16) else "file")
+                yield info.orig_filename, info.file_size, kind, partial(archive.open, info)
+        return
+    with OPENERS.get(start, open)(path, "rb") as stream:
+        guarded = Guarded(stream, limit, path)
+        with tarfile.open(fileobj=guarded, mode="r:") as archive:
+            for info in archive:
+                kind = ("folder" if info.isdir() else "sparse file" if info.issparse() else "file" if info.isreg()
+                        else "link" if info.issym() or info.islnk() else "device")
+                yield info.name, info.size, kind, partial(archive.extractfile, info)
+        if any(guarded.last):  # tarfile takes whatever is no header for the end
+            raise tarfile.ReadError("a header's checksum is wrong")
+        while guarded.read(BLOCK):
+            pass
 
 
 def checked_name(path, name):
@@ -66,67 +80,6 @@ def checked_name(path, name):
     if plain.startswith("/") or re.match(r"[A-Za-z]:", plain) or ".." in parts or "\0" in plain:
         raise BadArchive(f"{path}: has the entry {name!r}, which would leave the folder; refused")
     return "/".join(parts)
-
-
-class Archive:
-    """A tar (plain, gz, bz2, xz) or zip archive; `members` are its files in order. A context manager.
-
-    Raises BadArchive, one line, for links, devices, encrypted files, names that leave the folder, more than 20 times the archive's
-    size (and 64 MiB) of content, and for what is no archive or is damaged.
-    """
-
-    def __init__(self, path):
-        self.path = path
-        self.zip = zipfile.is_zipfile(path)
-        try:
-            self.file = zipfile.ZipFile(path) if self.zip else self.open_tar()
-        except (*DAMAGED, OSError, ValueError) as problem:
-            if isinstance(problem, (FileNotFoundError, PermissionError, BadArchive)):
-                raise
-            raise BadArchive(f"{path}: not a tar or zip archive, or a damaged one ({problem})") from problem
-
-    def open_tar(self):
-        with open(self.path, "rb") as file:
-            start = file.read(2)
-        self.stream = Guarded(OPENERS.get(start, open)(self.path, "rb"), limit_of(self.path), self.path)
-        return tarfile.open(fileobj=self.stream, mode="r:")
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.file.close()
-        if not self.zip:
-            self.stream.close()
-
-    def entries(self):
-        """(name, unpacked size, kind, function that opens it) of each entry; kind is 'file', 'folder' or what is refused."""
-        if self.zip:
-            for info in self.file.infolist():
-                mode = info.external_attr >> 16
-                kind = "folder" if info.is_dir() else "encrypted file" if info.flag_bits & 1 else "link" if stat.S_ISLNK(mode) else "file"
-                yield info.orig_filename if "\0" in info.orig_filename else info.filename, info.file_size, kind, lambda info=info: self.file.open(info)
-            return
-        for info in self.file:
-            kind = ("folder" if info.isdir() else "sparse file" if info.issparse() else "file" if info.isreg()
-                    else "link" if info.issym() or info.islnk() else "device")
-            yield info.name, info.size, kind, lambda info=info: self.file.extractfile(info)
-
-    def members(self):
-        """Its files as Members, one after the other as they are found; everything is refused that should be."""
-        total, limit = 0, limit_of(self.path)
-        try:
-            for count, (name, size, kind, opener) in enumerate(self.entries()):
-                plain = checked_name(self.path, name)
-                if kind not in ("file", "folder"):
-                    raise BadArchive(f"{self.path}: has the {kind} {name!r}; only files and folders are unpacked; refused")
-                total += size
-                if total > limit or count >= ENTRIES:
-                    raise BadArchive(f"{self.path}: unpacks to more than {limit:,} bytes, {RATIO} times its size, or to more than {ENTRIES:,} files; refused")
-                if kind == "file" and plain and not LITTER.search(plain):
-                    yield Member(plain, size, opener)
-        except (*DAMAGED, OSError) as problem:
-            raise BadArchive(f"{self.path}: damaged or not whole ({problem}); download it again") from problem
 
 
 def placed(name, places):
@@ -139,52 +92,74 @@ def placed(name, places):
     return None
 
 
-def unpack(path, folder, places):
-    """Unpack what `places` wants of an archive into `folder`, under progress bars; how many files are there now.
+def wanted_files(path, places, doing):
+    """(number, place, size, () → file) of the files that `places` wants, in the archive's order, under a progress bar.
 
-    The whole archive is read and judged first. A file is written beside its place and then named, so that one which has its name is
-    whole, and is not written again by a second call. Raises BadArchive, one line.
+    Raises BadArchive for links, devices, encrypted files, names that leave the folder, and too much content.
     """
-    with Archive(path) as archive:
-        members = tqdm(archive.members(), desc=f"{os.path.basename(path)}: reading", unit=" files", leave=False, disable=None)
-        wanted = {}  # place → size; the last of entries that have one name
-        for member in members:
-            place = placed(member.name, places)
-            if place is not None:
-                wanted[place] = member.size
-    if not wanted:
-        raise BadArchive(f"{path}: has nothing of {', '.join(places)}; is it the right archive?")
-    root = os.path.realpath(folder)
-    with Archive(path) as archive, tqdm(total=sum(wanted.values()), desc=f"{os.path.basename(path)}: unpacking", unit="B", unit_scale=True,
-                                        leave=False, disable=None) as bar:
-        for member in archive.members():
-            place = placed(member.name, places)
-            if place is not None and member.size == wanted[place]:
-                target = os.path.join(folder, *place.split("/"))
-                if os.path.commonpath([root, os.path.realpath(target)]) != root:
-                    raise BadArchive(f"{path}: {target} leads out of {folder} through a link; refused")
-                if not (os.path.isfile(target) and os.path.getsize(target) == member.size):
-                    write(path, member, target)
-                bar.update(member.size)
-    return len(wanted)
+    total, limit = 0, RATIO * os.path.getsize(path) + SLACK
+    title = f"{os.path.basename(path)}: {doing}"
+    bar = tqdm(entries(path, limit), desc=title, unit=" files", leave=False, disable=None)
+    for number, (name, size, kind, opener) in enumerate(bar):
+        plain = checked_name(path, name)
+        if kind not in ("file", "folder"):
+            raise BadArchive(f"{path}: has the {kind} {name!r}; only files and folders are unpacked; refused")
+        total += size
+        if total > limit or number >= ENTRIES:
+            raise BadArchive(f"{path}: unpacks to more than {limit:,} bytes, {RATIO} times its size, "
+                             f"or to more than {ENTRIES:,} files; refused")
+        place = placed(plain, places)
+        if kind == "file" and place is not None and not LITTER.search(plain):
+            yield number, place, size, opener
 
 
-def write(path, member, target):
+def unpack(path, folder, places):
+    """Unpack what `places` wants of an archive into `folder`; how many files of it are there now.
+
+    The whole archive is read and judged first; of entries with one name the last wins. A file is written beside its
+    place and then named, so that one which has its name is whole, and is not written again by a second call. Raises
+    BadArchive, one line; OSError where the disk fails.
+    """
+    last = {}  # place → number of its entry
+    try:
+        for number, place, size, opener in wanted_files(path, places, "reading"):
+            with opener() as source:
+                if sum(len(block) for block in iter(partial(source.read, BLOCK), b"")) != size:
+                    raise EOFError(f"{place} ends early")
+            last[place] = number
+        if not last:
+            raise BadArchive(f"{path}: has nothing of {', '.join(places)}; is it the right archive?")
+        for number, place, size, opener in wanted_files(path, places, "unpacking"):
+            target = inside(folder, place)
+            if number == last[place] and not (os.path.isfile(target) and os.path.getsize(target) == size):
+                with opener() as source:
+                    write(source, target)
+    except (*DAMAGED, OSError) as problem:
+        if isinstance(problem, OSError) and problem.errno is not None:  # the disk's; bz2 and gzip give theirs no number
+            raise
+        raise BadArchive(f"{path}: damaged or not whole, or no tar or zip archive ({problem}); "
+                         "download it again") from problem
+    return len(last)
+
+
+def inside(folder, place):
+    """The path of `place` in `folder`; ValueError, one line, where a link leads out of it."""
+    target, root = os.path.join(folder, *place.split("/")), os.path.realpath(folder)
+    if os.path.commonpath([root, os.path.realpath(target)]) != root:
+        raise ValueError(f"{target}: leads out of {folder} through a link; refused")
+    return target
+
+
+def write(source, target):
+    """Copy an open file to the path `target`, which appears only when it is whole."""
     os.makedirs(os.path.dirname(target), exist_ok=True)
     unfinished = target + ".unfinished"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(unfinished)  # of a process that was killed, or planted
     try:
-        with member.open() as source, open(unfinished, "wb") as file:
-            left = member.size
-            while block := source.read(min(BLOCK, left + 1)):
-                left -= len(block)
-                if left < 0:
-                    raise BadArchive(f"{path}: {member.name!r} is larger than the archive says; refused")
-                file.write(block)
-        if left:
-            raise BadArchive(f"{path}: damaged or not whole, {member.name!r} ends early; download it again")
+        with open(unfinished, "xb") as file:  # x: a new file, never one that a link leads to
+            shutil.copyfileobj(source, file, BLOCK)
         os.replace(unfinished, target)
-    except DAMAGED as problem:
-        raise BadArchive(f"{path}: damaged or not whole, {member.name!r} ({problem}); download it again") from problem
     finally:
-        if os.path.lexists(unfinished):
+        with contextlib.suppress(FileNotFoundError):
             os.unlink(unfinished)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import architectures
+import main
 import parameters
 from architectures import BACKBONES, EmbeddingNet
 from architectures.embedding import POOLINGS
@@ -261,3 +262,19 @@ def test_failed_download_names_both_flags(monkeypatch, tmp_path, arch):
 def test_unknown_names(arch, words):
     with pytest.raises(ValueError, match=words):
         build(arch)
+
+
+@pytest.mark.parametrize("more, words", [
+    (["--weights", ""], "--weights: is empty; give a file or an address"),
+    (["--not_pretrained", "--weights", ""], "--weights: is empty"),
+    (["--not_pretrained", "--embed_dim", "1000000000"], "--embed_dim 1000000000: must be at most 65536"),
+    (["--not_pretrained", "--embed_dim", "1" + 22 * "0"], "--embed_dim 10000000000000000000000: must be at most 65536"),
+])
+def test_flags_that_cannot_be_are_one_line(more, words, tmp_path, capsys):
+    assert main.main(["--arch", "resnet18", "--save_path", str(tmp_path), *more]) == 2
+    text = capsys.readouterr().err
+    assert text.startswith(f"error: {words}") and text.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_the_largest_embedding_is_made():
+    assert build("conv4", "--embed_dim", str(architectures.LARGEST))(torch.rand(1, 3, 32, 32)).shape == (1, 65536)

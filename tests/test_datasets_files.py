@@ -3,13 +3,14 @@
 import csv
 import json
 import pickle
+import struct
 import warnings
 
 import numpy as np
 import pytest
 import torch
 from miniatures import CUB, LAYOUTS, noise, options, select, write
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 import datasets
 import evaluation
@@ -142,6 +143,63 @@ def test_image_modes_become_rgb(mode, suffix, value, tmp_path):
 def test_sixteen_bits_of_grey_keep_their_shades(tmp_path):
     Image.fromarray(np.array([[0, 32768, 65535]], dtype=np.uint16)).save(tmp_path / "x.png")
     assert images.read(tmp_path / "x.png")[0][0, :, 0].tolist() == [0, 128, 255]
+
+
+def tiff(path, bits, photometric, data, orientation=1, width=3):
+    """A TIFF of one row of uncompressed grey (Adobe, TIFF 6.0); photometric 0: white is 0, 1: black is 0."""
+    tags = {256: width, 257: 1, 258: bits, 259: 1, 262: photometric, 273: 8, 274: orientation, 277: 1, 278: 1,
+            279: len(data)}
+    entries = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in tags.items())
+    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+    path.write_bytes(b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory)
+
+
+def test_grey_tiffs_of_more_than_eight_bits_keep_their_shades(tmp_path):
+    sixteen = struct.pack("<3H", 0, 32768, 65535)
+    tiff(tmp_path / "16.tif", 16, 1, sixteen)
+    assert images.read(tmp_path / "16.tif")[0][0, :, 2].tolist() == [0, 128, 255]
+    tiff(tmp_path / "inverse.tif", 16, 0, sixteen)  # the tag says that 0 is white
+    assert images.read(tmp_path / "inverse.tif")[0][0, :, 0].tolist() == [255, 127, 0]
+    tiff(tmp_path / "12.tif", 12, 1, bytes([0x00, 0x08, 0x00, 0xFF, 0xF0]))  # 0, 2048, 4095
+    assert images.read(tmp_path / "12.tif")[0][0, :, 0].tolist() == [0, 128, 255]
+    tiff(tmp_path / "turned.tif", 12, 1, bytes([0x00, 0x08, 0x00, 0xFF, 0xF0]), orientation=3)
+    assert images.read(tmp_path / "turned.tif")[0][0, :, 0].tolist() == [255, 128, 0]
+
+
+@pytest.mark.parametrize("values, words", [
+    (np.float32([[0, 0.5, 1]]), "floats"), (np.float32([[0, 100, 255]]), "floats"),
+    (np.int32([[0, 200, 60000]]), "32-bit integers"),
+])
+def test_grey_without_a_white_is_refused_and_can_be_skipped(values, words, tmp_path):
+    """Floats and 32-bit integers became black, or white: nothing says what their range is."""
+    LAYOUTS["folder", "classes"](tmp_path)
+    Image.fromarray(values).save(tmp_path / "x" / "grey.tiff")
+    line = f"grey.tiff: cannot be decoded as an image .its grey is in .*{words}.*save it with 8 or 16 bits"
+    with pytest.raises(datasets.BrokenImage, match=line):
+        images.read(tmp_path / "x" / "grey.tiff")
+    for more in ([], ["--cache", tmp_path / "cache"]):
+        assert [path[-9:] for path in select("folder", tmp_path, "--skip_broken", *more).skipped] == ["grey.tiff"]
+
+
+def test_no_file_is_handed_to_ghostscript(tmp_path, monkeypatch):
+    """PostScript by the name of a photograph is refused, and so is every format that the suffixes do not name."""
+    ran = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args: ran.append(args) or Image.new("RGB", (9, 9)).im)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", "gs")
+    for kind, suffix in (("EPS", "jpg"), ("EPS", "tif"), ("PPM", "png"), ("ICO", "bmp")):
+        noise(tmp_path / f"x.{suffix}", format=kind)
+        with pytest.raises(datasets.BrokenImage, match="not an image in JPEG, PNG, BMP, GIF, WEBP, TIFF"):
+            images.read(tmp_path / f"x.{suffix}")
+    assert not ran
+
+
+def test_every_listed_suffix_is_read_and_a_camera_s_jpeg_of_two_pictures(tmp_path):
+    for suffix in images.SUFFIXES:
+        noise(tmp_path / f"x{suffix}")
+        assert images.read(tmp_path / f"x{suffix}")[0].shape == (70, 90, 3)
+    second = Image.new("RGB", (90, 70))
+    Image.open(tmp_path / "x.jpg").save(tmp_path / "two.jpg", format="MPO", save_all=True, append_images=[second])
+    assert np.abs(images.read(tmp_path / "two.jpg")[0].astype(int) - images.read(tmp_path / "x.jpg")[0]).mean() < 5
 
 
 @pytest.mark.parametrize("turned", range(1, 9))

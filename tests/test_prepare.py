@@ -3,6 +3,7 @@
 import bz2
 import io
 import os
+import random
 import shutil
 import signal
 import struct
@@ -161,6 +162,90 @@ def test_a_zip_that_lies_about_a_size_is_refused(tmp_path, capsys):
     (tmp_path / "a.zip").write_bytes(data)
     assert run("cub200", tmp_path / "data", "--archive", tmp_path / "a.zip") == 2
     assert "damaged or not whole" in capsys.readouterr().err and not list((tmp_path / "data").rglob("*.jpg*"))
+
+
+def packed(path, kind, files):
+    """Write an archive of [(name, bytes), ...]: "zip", or a mode of tarfile."""
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as file:
+            for i, (name, data) in enumerate(files):
+                file.writestr(name, data, (zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED)[i % 2])
+    else:
+        with tarfile.open(path, kind) as tar:
+            for name, data in files:
+                tar.addfile(entry(name, data=data)[0], io.BytesIO(data))
+
+
+@pytest.mark.parametrize("kind", ["w:gz", "w:bz2", "w:xz", "zip"])
+def test_of_archives_with_one_flipped_bit_no_wrong_byte_has_a_final_name(kind, tmp_path, capsys):
+    """150 bits spread over the archive: each unpacks the original bytes, or is refused in one line."""
+    draw = random.Random(kind)
+    names = [f"CUB_200_2011/images/{c}.A/ü{i}.jpg" for c in ("001", "101") for i in range(2)]
+    files = {name: draw.randbytes(150) + b"abc" * 50 for name in names}
+    packed(tmp_path / "a", kind, files.items())
+    whole, refused = (tmp_path / "a").read_bytes(), 0
+    for bit in draw.sample(range(8 * len(whole)), 150):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        (tmp_path / "a").write_bytes(flipped)
+        code = run("cub200", tmp_path / "data", "--allow_partial", "--archive", tmp_path / "a")
+        text = capsys.readouterr().err
+        assert (code, text) == (0, "") or code == 2 and text.count("\n") == 1 and text.startswith("error: "), bit
+        for path in (tmp_path / "data").rglob("*"):
+            assert path.is_dir() or path.read_bytes() == files[path.relative_to(tmp_path / "data").as_posix()], bit
+        refused += code == 2
+        shutil.rmtree(tmp_path / "data", ignore_errors=True)
+    assert refused > 100
+
+
+def test_a_plain_tar_with_a_wrong_header_in_its_middle_is_refused(tmp_path, capsys):
+    packed(tmp_path / "a.tar", "w:", [(IMAGE.replace("1.jpg", f"{i}.jpg"), b"x" * 600) for i in range(3)])
+    data = bytearray((tmp_path / "a.tar").read_bytes())
+    data[1536] ^= 1  # the second header: 512 bytes of the first, 1,024 of its file
+    (tmp_path / "a.tar").write_bytes(data)
+    assert run("cub200", tmp_path / "data", "--allow_partial", "--archive", tmp_path / "a.tar") == 2
+    assert "a.tar: damaged or not whole" in capsys.readouterr().err and not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("kind", ["w:gz", "zip"])
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_of_entries_with_one_name_the_last_wins(kind, tmp_path):
+    other = IMAGE + "2"
+    files = [(IMAGE, b"first"), (IMAGE, b"2nd.."), (other, b"x"), (IMAGE, b"third"), (other, b"long")]
+    packed(tmp_path / "a", kind, files)
+    for _ in range(2):
+        assert run("cub200", tmp_path / "data", "--archive", tmp_path / "a", "--allow_partial") == 0
+        found = [(tmp_path / "data" / name).read_bytes() for name in (IMAGE, other)]
+        assert found == [b"third", b"long"]
+
+
+def test_no_planted_link_is_written_through(tmp_path, counts):
+    archives = archives_of("cars196", tmp_path)
+    (tmp_path / "victim").write_text("keep")
+    for name in ("car_ims/000001.jpg", "cars_annos.mat"):
+        planted = tmp_path / "data" / "cars196" / (name + ".unfinished")
+        planted.parent.mkdir(parents=True, exist_ok=True)
+        planted.symlink_to(tmp_path / "victim")
+    assert run("cars196", tmp_path / "data", "--archive", *archives) == 0
+    assert (tmp_path / "victim").read_text() == "keep" and not list((tmp_path / "data").rglob("*.unfinished"))
+    assert not any(path.is_symlink() for path in (tmp_path / "data").rglob("*"))
+
+
+def test_what_a_killed_process_left_unfinished_is_written_anew(tmp_path, counts):
+    archive = archives_of("cub200", tmp_path)[0]
+    left = tmp_path / "data" / "CUB_200_2011" / "images" / CUB[2] / "b_0.jpg.unfinished"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    assert run("cub200", tmp_path / "data", "--archive", archive, "--verify") == 0 and not left.exists()
+
+
+def test_a_file_is_not_put_through_a_link_out_of_the_folder(tmp_path, capsys):
+    annotations = archives_of("cars196", tmp_path)[1]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "data" / "cars196").symlink_to(tmp_path / "elsewhere")
+    assert run("cars196", tmp_path / "data", "--archive", annotations) == 2
+    assert "through a link; refused" in capsys.readouterr().err and not os.listdir(tmp_path / "elsewhere")
 
 
 def test_no_link_in_the_folder_is_followed_out_of_it(tmp_path, capsys):

@@ -1,6 +1,10 @@
 """timm.<name>: skipped where timm is not installed."""
 
+import http.server
+import socket
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -100,16 +104,93 @@ def test_without_timm(monkeypatch):
         build("timm.test_vit")
 
 
-def test_failed_download_names_both_flags(monkeypatch):
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A function that makes huggingface_hub ask an address, with a cache of its own; .waited are its pauses."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+    def ask(address):
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        template = address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+    ask.waited = []
+    monkeypatch.setattr(time, "sleep", ask.waited.append)
+    return ask
+
+
+def closed():
+    """An address where nobody listens."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{held.getsockname()[1]}"
+
+
+@pytest.fixture
+def served(tmp_path):
+    """(the address of a server in the manner of the hub, the weights that it has of test_vit)."""
+    safetensors = pytest.importorskip("safetensors.torch")
+    torch.manual_seed(3)
+    state = timm.create_model("test_vit").state_dict()
+    content = safetensors.save(state)
+
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            found = b"" if self.path == "/" else content if self.path.endswith("/model.safetensors") else None
+            self.send_response(404 if found is None else 200)
+            for name, value in (("ETag", '"1"'), ("X-Repo-Commit", "0" * 40), ("Content-Length", len(found or b""))):
+                self.send_header(name, str(value))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(found or b"")
+
+        do_HEAD = do_GET
+
+        def log_message(self, *words):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", state
+        server.shutdown()
+
+
+def test_offline_is_one_line_without_waiting(hub, capfd):
+    hub(closed())
+    with pytest.raises(ValueError) as problem:
+        architectures.select(parameters.parse(["--arch", "timm.test_vit"]))
+    text = str(problem.value)
+    assert text.startswith("the weights of --arch timm.test_vit cannot be had (no answer from http://127.0.0.1:")
+    assert "refused" in text and "\n" not in text and text.endswith("start from random weights with --not_pretrained")
+    assert not hub.waited and capfd.readouterr() == ("", "")
+
+
+def test_weights_come_from_the_hub_and_offline_from_its_cache(hub, served):
+    from huggingface_hub import constants
+
+    address, state = served
+    for asked in (address, closed()):
+        hub(asked)
+        own = architectures.select(parameters.parse(["--arch", "timm.test_vit"])).features.net.state_dict()
+        assert all(torch.equal(state[name], tensor) for name, tensor in own.items()) and len(own) > 10
+        assert constants.HF_HUB_OFFLINE is False and not hub.waited
+
+
+def test_failed_download_names_both_flags(hub, served, monkeypatch):
     create = timm.create_model
 
-    def offline(name, pretrained):
+    def fails(name, pretrained):
         if pretrained:
-            raise OSError("no route to host\nand more")
+            raise OSError("disk quota exceeded\nand more")
         return create(name)
 
-    monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(ValueError, match="timm.test_vit cannot be had .no route to host.: give a file with --weights PATH, .* --not_pretrained$"):
+    hub(served[0])
+    monkeypatch.setattr(timm, "create_model", fails)
+    line = "timm.test_vit cannot be had .disk quota exceeded.: give a file with --weights PATH, .* --not_pretrained$"
+    with pytest.raises(ValueError, match=line):
         architectures.select(parameters.parse(["--arch", "timm.test_vit"]))
 
 
