@@ -47,7 +47,7 @@ def build_parser():
     g.add_argument("--source_path", default=os.path.join(BESIDE, "antico_data"), help="folder that holds the data sets' folders")
     g.add_argument("--allow_partial", action="store_true", help="go on though classes or images are missing; config.json and the tables then say partial")
     g.add_argument("--skip_broken", action="store_true", help="leave out images that cannot be decoded, and count them; without it the first stops the run")
-    g.add_argument("--cache", metavar="DIR", help="keep the decoded images in one memory-mapped file there, made once (about 0.5 MB an image)")
+    g.add_argument("--cache", metavar="DIR", help="keep the decoded images in one file there, made once, checked as it is read (about 0.5 MB an image)")
     g.add_argument("--gpu_augment", action="store_true", help="crop, colour and flip on the network's device, for each image of the batch on its own")
     g.add_argument("--augmentation", default="base", choices=["base", "big", "adv", "red"], help="training augmentation, see datasets/transforms.py")
     g.add_argument("--use_tv_split", action="store_true", help="keep part of the training data apart as a validation split")

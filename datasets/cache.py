@@ -19,6 +19,8 @@ FORMAT = 2  # to be raised when what is written changes
 class DamagedCache(BrokenImage):
     """One line that names --cache and its file, which holds something else than was written."""
 
+    advice = ""  # the line has its own
+
 
 class Cache:
     """Decoded images by index: cache[i] → (uint8 pixels (h, w, 3), (height, width) of the file's image).

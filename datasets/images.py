@@ -25,6 +25,8 @@ class BrokenImage(ValueError):
     A DataLoader raises a worker's exception anew, with the worker's traceback as its text: the line is its end.
     """
 
+    advice = "repair or remove the file, or give --skip_broken"
+
     def __init__(self, text):
         line = text.split(f"{type(self).__name__}: ")[-1].strip()
         super().__init__(line.encode(errors="backslashreplace").decode())

@@ -62,7 +62,7 @@ def while_running(run, errors, save):
         after = f"Last good checkpoint: {run.checkpoints.newest}; go on from it with --resume {folder}"
         for kind, status in errors.items():
             if isinstance(problem, kind):
-                raise Stop(f"error: {problem}. {after}", status) from problem
+                raise Stop(f"error: {line_of(problem)}. {after}", status) from problem
         raise known(problem, after) or problem
 
 
@@ -88,7 +88,8 @@ def known(problem, after):
 def line_of(problem):
     if isinstance(problem, OSError) and problem.filename and problem.strerror:
         return f"{problem.filename}: {problem.strerror}"
-    return str(problem).strip() or type(problem).__name__
+    advice = getattr(problem, "advice", "")  # a broken image has some
+    return (str(problem).strip() or type(problem).__name__) + (f"; {advice}" if advice else "")
 
 
 def name(signals):
