@@ -32,7 +32,7 @@ def rank(embeddings, labels, k, deepest=0, query_embeddings=None, query_labels=N
 
     Returns `matches`, bool (n, k'): whether each of the k (cut to what there is) nearest has the query's label; and
     `first`, int (n,): the rank from 1 of the nearest match, 2^62 where there is none or it lies beyond k and `deepest`.
-    Where it is not among 64, the images nearer to float32 than it are counted, and of those as near the ones before it.
+    Where it is not among 64, it is the float32-nearest, of equally near ones the first, and what comes before is counted.
     With query_embeddings (q, d) and query_labels (q,) the embeddings are the gallery, nothing is left out, and n is q.
     """
     queries, own_labels = (embeddings, labels) if query_embeddings is None else (query_embeddings, query_labels)
@@ -47,14 +47,18 @@ def rank(embeddings, labels, k, deepest=0, query_embeddings=None, query_labels=N
         ranks = torch.where(hit.any(1), hit.int().argmax(1) + 1, NONE)
         missed = ((ranks == NONE) & (end > start)[rows]).nonzero().squeeze(1)
         for part in missed.split(BITE) if deepest > near and len(missed) else ():
-            ranks[part] = rank_of_first(space, rows[part], by_class, start[rows[part], None], end[rows[part], None])
-        first.append(torch.where(hit.any(1), ranks, ranks.clamp(min=near + 1)))
+            r = rows[part]
+            ranks[part] = rank_of_first(space, r, found[part], by_class, start[r, None], end[r, None])
+        first.append(ranks)
         matches.append(hit[:, :k])
     return torch.cat(matches).to(embeddings.device), torch.cat(first).to(embeddings.device)
 
 
-def rank_of_first(space, rows, by_class, start, end):
-    """Rank (b,) by float32 distance, ties by index, of the nearest of by_class[start:end] (b, 1); 2^62 without another."""
+def rank_of_first(space, rows, found, by_class, start, end):
+    """Rank (b,) of the nearest of by_class[start:end] (b, 1), none of which is found (b, near); 2^62 without another.
+
+    By float32 distance, ties by index, after those found.
+    """
     D = space.distances(rows)
     inside = start + torch.arange(int((end - start).max()), device=D.device)
     members = by_class[inside.clamp(max=len(by_class) - 1)]
@@ -62,9 +66,9 @@ def rank_of_first(space, rows, by_class, start, end):
     nearest, at = theirs.min(1, keepdim=True)
     rounding = space.rounding(rows, members.gather(1, at)).clamp(min=torch.finfo(D.dtype).tiny)
     first = members.masked_fill(theirs > nearest + rounding, len(by_class)).amin(1, keepdim=True)
-    before = torch.arange(len(by_class), device=D.device) < first
-    nearer = D < torch.where(before, nearest + rounding, nearest - rounding)
-    return torch.where(nearest.squeeze(1) < torch.inf, nearer.sum(1, dtype=torch.int32).long() + 1, NONE)
+    lower = torch.arange(len(by_class), device=D.device) < first
+    before = (D < torch.where(lower, nearest + rounding, nearest - rounding)).scatter_(1, found, True)
+    return torch.where(nearest.squeeze(1) < torch.inf, before.sum(1, dtype=torch.int32).long() + 1, NONE)
 
 
 def class_ranges(query_labels, labels):
