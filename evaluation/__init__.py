@@ -40,8 +40,8 @@ class Shared:
 
     def cosine(self):
         """The same of the L2-normalised embeddings."""
-        queries = None if self.queries is None else collapse.unit(self.queries)
-        return Shared(collapse.unit(self.gallery), self.gallery_labels, self.seed, self.on_cpu, queries, self.query_labels, self.search, self.restarts)
+        gallery, queries = (None if x is None else collapse.unit(x).to(x.dtype) for x in (self.gallery, self.queries))
+        return Shared(gallery, self.gallery_labels, self.seed, self.on_cpu, queries, self.query_labels, self.search, self.restarts)
 
     @cached_property
     def sizes(self):
@@ -101,7 +101,7 @@ METRICS = {
     r"mAP_lim": Metric("mAP_1023, the published faiss-gpu's limit (Roth et al., ICML 2020)",
                        lambda s: retrieval.average_precision(s.matches[:, :1023], s.published_sizes), lambda s: 1023),
     r"mAP_c": Metric("mean average precision over as many as the class has images, as published (Roth et al., ICML 2020)",
-                     lambda s: retrieval.map_c_of(s.matches, s.published_sizes), lambda s: int(s.published_sizes.max())),
+                     lambda s: retrieval.map_at_r_of(s.matches, s.published_sizes), lambda s: int(s.published_sizes.max())),
     r"nmi": Metric("normalised mutual information with k-means clusters (Manning et al. 2008, 16.3)",
                    lambda s: clustering.nmi(s.classes, s.clusters)),
     r"f1": Metric("F1 over pairs of images with k-means clusters (Manning et al. 2008, 16.3)",
@@ -138,7 +138,7 @@ def find(name):
     for pattern, metric in METRICS.items():
         match = re.fullmatch(pattern, plain(name)[0])
         if match and (pattern.startswith("rho") or all(int(number) > 0 for number in match.groups())):
-            return metric, [int(number) for number in match.groups()]
+            return metric, [max(-(1 << 62), min(int(number), 1 << 62)) for number in match.groups()]  # torch's whole numbers
     known = [re.sub(r"\(.*\)", "K", pattern) for pattern in METRICS] + ["c_recall@K", "c_nmi", "c_f1", "c_mAP_K"]
     near = difflib.get_close_matches(re.sub(r"\d+", "K", name), known, 1, 0.4)
     number = re.search(r"[1-9]\d*", name)
@@ -146,10 +146,12 @@ def find(name):
     raise ValueError(f"--evaluation_metrics {name}: unknown{hint}; known: {', '.join(known)}, K from 1 up")
 
 
-def check_names(names):
-    """ValueError, one line, if --evaluation_metrics names something unknown."""
+def check_names(names, embed_dim=None):
+    """ValueError, one line, if --evaluation_metrics names something unknown, or that embed_dim dimensions do not have."""
     for name in names:
-        find(name)
+        _, numbers = find(name)
+        if embed_dim is not None and name.startswith("rho_spectrum@") and abs(numbers[0]) > embed_dim:
+            raise ValueError(f"--evaluation_metrics {name}: {embed_dim} dimensions have only {embed_dim} singular values")
 
 
 def compute(embeddings, labels, names, seed=0, on_cpu=False, query_embeddings=None, query_labels=None, search="auto", restarts=1):
@@ -160,6 +162,7 @@ def compute(embeddings, labels, names, seed=0, on_cpu=False, query_embeddings=No
     With query_embeddings (q, d) and query_labels (q,) the embeddings are the gallery and no self-match is removed.
     Only what they need is computed: one neighbour search, as deep as the deepest, and one clustering serve them all
     (one more each for c_ names). search: a back-end of search.nearest_neighbours; restarts: of k-means.
+    No metric depends on the unit of length: embeddings of any size that their dtype holds are measured alike.
     Raises ValueError, one line, for unknown names, fewer than two images or embeddings that are not finite.
     """
     if (query_embeddings is None) != (query_labels is None):

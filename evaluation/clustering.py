@@ -8,28 +8,41 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import normalized_mutual_info_score
 from sklearn.metrics.cluster import pair_confusion_matrix
 
+from evaluation.rows import same_rows, well_scaled
 from evaluation.search import faiss_gpus, have_faiss
+
+
+def check_restarts(restarts):
+    """ValueError, one line, for a number of starts that neither library takes."""
+    if not 1 <= restarts < 2**31:
+        raise ValueError(f"--kmeans_restarts {restarts}: must be from 1 to 2^31 - 1")
 
 
 def kmeans(embeddings, n_clusters, seed=0, on_cpu=False, restarts=1):
     """Cluster of each embedding (n,), a numpy array of ints: Lloyd's algorithm, 20 iterations, all points used.
 
-    The best of `restarts` seeded starts, by the sum of squared distances.
+    The best of `restarts` seeded starts, by the sum of squared distances. Where there are no more distinct points than
+    clusters, each is one: that cannot be bettered, and a collapsed model has few.
     faiss (on the GPU if the embeddings are there), or scikit-learn where faiss is not installed. Depends on the seed,
-    and between the two on the library; within one it is deterministic.
+    any whole number, modulo 2^31, and between the two on the library; within one it is deterministic.
+    ValueError, one line, unless 1 <= restarts < 2^31.
     """
-    points = np.ascontiguousarray(torch.as_tensor(embeddings).detach().float().cpu().numpy())
-    if n_clusters >= len(points):
-        return np.arange(len(points))  # every image its own cluster
+    check_restarts(restarts)
+    embeddings, seed = torch.as_tensor(embeddings).detach(), int(seed) % 2**31  # what both libraries take
+    distinct = same_rows(embeddings)
+    if int(distinct.max()) < n_clusters:
+        return distinct.cpu().numpy()
+    points = well_scaled([embeddings])[0][0].cpu().numpy()  # squares of raw ones overflow, or cancel far from the origin
     if not have_faiss():
         from sklearn.cluster import KMeans
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than clusters: a collapsed model, not a mistake
+            warnings.simplefilter("ignore", ConvergenceWarning)  # nearly equal points: a collapsed model, not a mistake
             return KMeans(n_clusters, init="random", n_init=restarts, max_iter=20, random_state=seed).fit_predict(points)
     import faiss
-    gpu = torch.as_tensor(embeddings).is_cuda and not on_cpu and faiss_gpus() > 0
+    gpu = embeddings.is_cuda and not on_cpu and faiss_gpus() > 0
     # any number of points a centroid: no subsampling, and no warning about few
-    model = faiss.Kmeans(points.shape[1], n_clusters, niter=20, nredo=restarts, seed=seed, gpu=gpu, min_points_per_centroid=1, max_points_per_centroid=len(points))
+    model = faiss.Kmeans(points.shape[1], n_clusters, niter=20, nredo=restarts, seed=seed, gpu=gpu,
+                         min_points_per_centroid=1, max_points_per_centroid=len(points))
     model.train(points)
     return model.index.search(points, 1)[1][:, 0]
 

@@ -11,8 +11,10 @@ PAIR_BYTES = 256 * 2**20  # memory that a block of pairwise distances may take
 
 
 def unit(embeddings):
-    """L2-normalised rows in float32; a zero row stays zero."""
-    return torch.nn.functional.normalize(torch.as_tensor(embeddings).detach().float(), dim=1)
+    """L2-normalised rows in float64, whatever their lengths; a zero row stays zero."""
+    rows = torch.as_tensor(embeddings).detach().double()
+    largest = rows.abs().amax(1, keepdim=True)  # taken out first: squares of the rest do not overflow or vanish
+    return torch.nn.functional.normalize(rows / largest.masked_fill(largest == 0, 1), dim=1)
 
 
 def coding_rate_share(embeddings):
@@ -21,13 +23,12 @@ def coding_rate_share(embeddings):
     The scale is the published one of the evaluation, s = d / (0.5 n), so that values of splits of one dimension compare.
     Source: Yu et al., MCR², NeurIPS 2020, eq. 1, over its maximum (criteria/coding_rate.py).
     """
-    share = float(coding_rate.coding_rate_share(torch.as_tensor(embeddings).detach()))
-    return min(share, 1.0)  # float32 can round a full rate above its maximum
+    return min(float(coding_rate.coding_rate_share(unit(embeddings))), 1.0)  # a full rate can round above its maximum
 
 
 def coding_rate_expansion(embeddings):
     """`coding_rate@dis`: R of the L2-normalised embeddings, s = d / (0.5 n), in nats. Source: Yu et al., NeurIPS 2020, eq. 7."""
-    return float(coding_rate.coding_rate(unit(embeddings).double()))
+    return float(coding_rate.coding_rate(unit(embeddings)))
 
 
 def coding_rate_compression(embeddings, labels):
@@ -35,7 +36,7 @@ def coding_rate_compression(embeddings, labels):
 
     Source: Yu et al., NeurIPS 2020, eq. 8. `coding_rate@delta` is the expansion minus this.
     """
-    rows = unit(embeddings).double()
+    rows = unit(embeddings)
     order = torch.argsort(torch.as_tensor(labels).to(rows.device), stable=True)
     sizes = torch.as_tensor(labels).unique(return_counts=True)[1].tolist()
     return sum(len(part) / len(rows) * float(coding_rate.coding_rate(part)) for part in rows[order].split(sizes))
@@ -68,7 +69,7 @@ def rho_of(values, k):
     """rho_spectrum from singular_values."""
     left = values[max(abs(k) - 1, 0):]
     if not len(left):
-        raise ValueError(f"evaluation: rho_spectrum@{k}: the embeddings have only {len(values)} singular values")
+        raise ValueError(f"--evaluation_metrics rho_spectrum@{k}: the embeddings have only {len(values)} singular values")
     share = left / left.sum()
     logs = (share * len(share)).log()
     return max(float((share * logs).sum() if k < 0 else -logs.mean()), 0.0)
@@ -92,31 +93,39 @@ def uniformity(embeddings, t=2.0):
     rows = unit(embeddings)
     if len(rows) < 2:
         raise ValueError("evaluation: uniformity needs two images")
+    rows = rows - rows.mean(0)  # about their centre |x|² - 2 x·y + |y|² has no terms that cancel where all lie together
     squared = rows.square().sum(1)
+    block = max(1, PAIR_BYTES // (16 * len(rows)))
     total = 0.0
-    for start in range(0, len(rows), max(1, PAIR_BYTES // (8 * len(rows)))):
-        stop = min(start + max(1, PAIR_BYTES // (8 * len(rows))), len(rows))
-        rest = rows[start:]  # each pair once
-        block = torch.addmm(squared[start:], rows[start:stop], rest.T, alpha=-2).add_(squared[start:stop, None])
-        block.clamp_(min=0).mul_(-t).exp_()
-        total += float(block.triu_(1).sum(1, dtype=torch.float64).sum())
-    return math.log(total / (len(rows) * (len(rows) - 1) / 2))
+    for start in range(0, len(rows), block):
+        stop, rest = start + block, rows[start:]  # each pair once
+        distances = torch.addmm(squared[start:], rows[start:stop], rest.T, alpha=-2).add_(squared[start:stop, None])
+        total += float(distances.clamp_(min=0).mul_(-t).expm1_().triu_(1).sum())
+    return math.log1p(total / (len(rows) * (len(rows) - 1) / 2))
 
 
-def class_sums(rows, labels):
-    """Sum of the rows of each class (C, d) and the classes' sizes (C,), in float64."""
+def class_means(rows, labels):
+    """Mean of the rows of each class (C, d), in float64, the classes' sizes (C,), and the class of each row (n,)."""
+    rows = torch.as_tensor(rows).detach().double()
     _, where, sizes = torch.as_tensor(labels).to(rows.device).unique(return_inverse=True, return_counts=True)
-    return torch.zeros(len(sizes), rows.shape[1], dtype=torch.float64, device=rows.device).index_add_(0, where, rows.double()), sizes, where
+    offset = rows[0].clone()  # so that equal rows have exactly their mean
+    sums = torch.zeros(len(sizes), rows.shape[1], dtype=torch.float64, device=rows.device)
+    return sums.index_add_(0, where, rows - offset) / sizes[:, None] + offset, sizes, where
+
+
+def scatter(rows, labels):
+    """Of each class (C,): Σ |x − mean|² over its rows, their number, and how many of them are zero."""
+    means, sizes, where = class_means(rows, labels)
+    values = torch.stack([(rows - means[where]).square().sum(1), (rows == 0).all(1).double()])
+    within, zeros = values.new_zeros(2, len(sizes)).index_add_(1, where, values)
+    return within, sizes, zeros
 
 
 def alignment(embeddings, labels):
     """Mean |x − y|² over pairs of different images of one class, L2-normalised; 0 where there is no such pair. Source: Wang & Isola, ICML 2020."""
-    rows = unit(embeddings)
-    sums, sizes, where = class_sums(rows, labels)
-    # Σ over pairs |x − y|² = n_c Σ |x|² − |Σ x|²
-    energy = torch.zeros(len(sizes), dtype=torch.float64, device=rows.device).index_add_(0, where, rows.double().square().sum(1))
+    within, sizes, _ = scatter(unit(embeddings), labels)
     pairs = float((sizes * (sizes - 1)).sum()) / 2
-    return max(float((sizes * energy - sums.square().sum(1)).sum()) / pairs, 0.0) if pairs else 0.0
+    return float((sizes * within).sum()) / pairs if pairs else 0.0  # Σ over pairs |x − y|² = n_c Σ |x − mean|²
 
 
 def intra(embeddings, labels):
@@ -125,15 +134,12 @@ def intra(embeddings, labels):
     Classes of one image are left out (the published code gives them another class's value); 0 where all are.
     A zero vector has cosine 0 with everything. Source: Roth et al., ICML 2020.
     """
-    rows = unit(embeddings)
-    sums, sizes, where = class_sums(rows, labels)
-    energy = torch.zeros(len(sizes), dtype=torch.float64, device=rows.device).index_add_(0, where, rows.double().square().sum(1))
+    within, sizes, zeros = scatter(unit(embeddings), labels)
     kept = sizes > 1
     if not kept.any():
         return 0.0
-    sums, sizes, energy = sums[kept], sizes[kept].double(), energy[kept]
-    cosine = (sums.square().sum(1) - energy) / (sizes * (sizes - 1))
-    return max(float((1 - cosine).mean()), 0.0)
+    # 1 − cos(x, y) = |x − y|² / 2, to which each zero vector adds 1/2
+    return float((within / (sizes - 1) + zeros / sizes)[kept].mean())
 
 
 def inter(embeddings, labels):
@@ -141,12 +147,10 @@ def inter(embeddings, labels):
 
     The means are those of the embeddings as they come, normalised. Source: Roth et al., ICML 2020.
     """
-    sums, sizes, _ = class_sums(torch.as_tensor(embeddings).detach(), labels)
-    n = len(sizes)
-    means = torch.nn.functional.normalize(sums / sizes[:, None], dim=1)
-    return max(1 - float(means.sum(0).square().sum() - means.square().sum()) / (n * (n - 1)), 0.0) if n > 1 else 0.0
+    means, sizes, _ = class_means(embeddings, labels)
+    return intra(means, torch.zeros_like(sizes))
 
 
 def intra_over_inter(embeddings, labels):
-    """`dists@intra_over_inter`, the latter at least 1e-8 as published."""
-    return intra(embeddings, labels) / max(inter(embeddings, labels), 1e-8)
+    """`dists@intra_over_inter`; the latter is at least 1e-24, float64's rounding (published: 1e-8, float32's)."""
+    return intra(embeddings, labels) / max(inter(embeddings, labels), 1e-24)

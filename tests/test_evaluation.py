@@ -223,7 +223,7 @@ def test_degenerate_input():
     assert evaluation.compute(torch.ones(50, 8), torch.arange(50) // 5, ["coding_rate@share"])["coding_rate@share"] < 0.4
     with pytest.raises(ValueError, match="2 of 5 embeddings are not finite"):
         evaluation.compute(torch.tensor([[1.0], [float("nan")], [2.0], [float("inf")], [3.0]]), torch.zeros(5), ["e_recall@1"])
-    with pytest.raises(ValueError, match="n > 1"):
+    with pytest.raises(ValueError, match="--evaluation_metrics: 1 image"):
         evaluation.compute(torch.ones(1, 2), torch.zeros(1), ["e_recall@1"])
 
 
