@@ -43,15 +43,15 @@ def network(frozen, dropout=0.0):
     """conv4 with 4 channels instead of 64, in float64."""
     torch.manual_seed(1)
     features = nn.Sequential(conv4(4), nn.Dropout(dropout))
-    return architectures.EmbeddingNet(features, 4, 8, input_size=32, frozen=frozen).double()
+    return architectures.EmbeddingNet(features, 4, 8, input_size=16, frozen=frozen).double()
 
 
 def batch(step):
     """Images and labels of a whole batch, each image nearer to its class's than to others."""
     generator = torch.Generator().manual_seed(step)
     labels = torch.randint(CLASSES, (BS // 2,), generator=generator).repeat_interleave(2)
-    prototypes = torch.rand(CLASSES, 3, 32, 32, generator=torch.Generator().manual_seed(99))
-    images = 0.5 * prototypes[labels] + 0.5 * torch.rand(BS, 3, 32, 32, generator=generator)
+    prototypes = torch.rand(CLASSES, 3, 16, 16, generator=torch.Generator().manual_seed(99))
+    images = 0.5 * prototypes[labels] + 0.5 * torch.rand(BS, 3, 16, 16, generator=generator)
     return (255 * images).to(torch.uint8), labels
 
 
@@ -158,6 +158,15 @@ def measured():
         return error, distributed.on_first(distributed.rank), distributed.any_process(distributed.rank() == 1), result, str(problem)
 
 
+def bad_data():
+    """Data that the first process finds to be bad: the others do not wait for it to make a cache of them."""
+    try:
+        with distributed.first_process_first():
+            raise ValueError("no such folder")
+    except ValueError as problem:
+        return str(problem)
+
+
 def everything():
     torch.set_num_threads(1)
     return {
@@ -165,6 +174,7 @@ def everything():
         "batchnorm": {dtype: batchnorm(dtype) for dtype in (torch.float64, torch.float32, torch.bfloat16)},
         "embeddings": embeddings(),
         "measured": measured(),
+        "bad data": bad_data(),
         "said": [distributed.first_to_say("the same"), distributed.first_to_say(f"of {distributed.rank()}")],
     }
 
@@ -175,10 +185,10 @@ def free_port():
         return s.getsockname()[1]
 
 
-def start(world, folder):
-    """`everything` on `world` processes, written to <folder>/<rank>.pt: the processes."""
+def start(world, *argv, **how):
+    """A Python program on `world` processes, as torchrun would start them: the processes."""
     where = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
-    return [subprocess.Popen([sys.executable, os.path.abspath(__file__), str(folder)],
+    return [subprocess.Popen([sys.executable, *map(str, argv)], cwd=HERE, **how,
                              env={**os.environ, **where, "RANK": str(r), "LOCAL_RANK": str(r)}) for r in range(world)]  # fmt: skip
 
 

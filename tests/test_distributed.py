@@ -26,7 +26,7 @@ def one():
 def several(tmp_path_factory):
     """{number of processes: the results of each}."""
     folders = {world: tmp_path_factory.mktemp(f"world{world}") for world in (2, 3)}
-    started = [process for world, folder in folders.items() for process in ranks.start(world, folder)]
+    started = [process for world, folder in folders.items() for process in ranks.start(world, ranks.__file__, folder)]
     assert [process.wait(300) for process in started] == [0] * 5
     return {world: [torch.load(folder / f"{r}.pt", weights_only=True) for r in range(world)] for world, folder in folders.items()}
 
@@ -89,6 +89,7 @@ def test_one_process_measures_and_all_have_its_result_or_error(one, several):
         for error_line, first, any_set, metrics, unmeasurable in (r["measured"] for r in results):
             assert error_line == "seen by process 0" and first == 0 and any_set is True
             assert metrics == one["measured"][3] and "not finite" in unmeasurable
+        assert all(r["bad data"] == "no such folder" for r in results)
         said = [r["said"] for r in results]
         assert sum(same for same, _ in said) == 1 and all(own for _, own in said)  # the same line once, others each
 
