@@ -108,8 +108,30 @@ def batchnorm(dtype):
     (y * share(weight)).sum().backward()
     grads = [torch.stack([g]) for g in (norm.weight.grad, norm.bias.grad)]
     grads = [g.sum(0) if distributed.world() == 1 else distributed.stack(g[0]).sum(0) for g in grads]
-    whole = [distributed.gather(t.detach().float()) if dtype == torch.bfloat16 else distributed.gather(t.detach()) for t in (y, x.grad)]
+    whole = [distributed.gather(t.detach()) for t in (y, x.grad)]
     return {"class": type(norm).__name__, "dtype": str(y.dtype), "values": [*whole, *grads, norm.running_mean, norm.running_var]}
+
+
+class Maps(nn.Module):
+    """As a network of timm that gives its maps: what follows them is there and not used."""
+
+    def __init__(self):
+        super().__init__()
+        self.maps, self.net, self.head = True, conv4(4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def unused():
+    """The last layer after three steps of a network that does not use all of its parameters."""
+    torch.manual_seed(4)
+    model = architectures.EmbeddingNet(Maps(), 4, 8, input_size=16, frozen=True, pooling="double").double()
+    run = make_run("--loss proxyanchor", model)
+    main.make_net(run, warming_up=False)
+    for step in range(3):
+        main.training_step(run, *map(share, batch(step)), epoch=1)
+    return model.last_linear.weight.detach()
 
 
 class Pixels(torch.utils.data.Dataset):
@@ -172,6 +194,7 @@ def everything():
     return {
         "train": {name: train(*case) for name, case in CASES.items()},
         "batchnorm": {dtype: batchnorm(dtype) for dtype in (torch.float64, torch.float32, torch.bfloat16)},
+        "unused": unused(),
         "embeddings": embeddings(),
         "measured": measured(),
         "bad data": bad_data(),

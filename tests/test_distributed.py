@@ -76,6 +76,10 @@ def test_batchnorm_is_that_of_the_whole_batch(one, several, dtype):
             assert all(error(a, b) < TINY[dtype] for a, b in zip(found["values"], expected["values"], strict=True))
 
 
+def test_a_network_may_have_parameters_that_it_does_not_use(one, several):
+    assert all(error(r["unused"], one["unused"]) < 1e-10 for results in several.values() for r in results)
+
+
 def test_shards_of_an_evaluation_come_together_in_order(one, several):
     for n, (embeddings, labels) in one["embeddings"].items():
         assert embeddings.shape == (n, 4)
