@@ -32,7 +32,6 @@ from utilities.randomness import derive
 
 COLLAPSE = ("effective_rank", "coding_rate@share")  # measured at every evaluation, so that a collapse is said
 LOOK_EVERY = 20  # steps between looks at the loss: a look waits for the GPU
-AGREE_EVERY = 10  # steps between the processes' asking each other whether one was told to stop
 ERRORS = {criteria.NonFinite: 1, state.NotFinite: 1, evaluation.Unmeasurable: 1, datasets.BrokenImage: 2}  # exit status
 
 
@@ -233,18 +232,13 @@ def look(run):
 
 
 def stop_if_asked(run):
-    asked = run.signals.signal is not None
-    if distributed.world() > 1:
-        asked = run.progress.step % AGREE_EVERY == 0 and distributed.any_process(asked)
-    if asked:
+    if distributed.any_process(run.signals.signal is not None):
         raise interrupts.Interrupted
 
 
 def save(run, also=()):
-    """A checkpoint, by the first process: all have the same."""
     with run.signals.deferred():
-        if distributed.rank() == 0:
-            run.checkpoints.save(run.progress, also)
+        run.checkpoints.save(run.progress, also)
 
 
 # --- fit ---
@@ -349,7 +343,7 @@ def main(argv=None, opt=None):
     """The process's exit status."""
     opt = opt or parameters.parse(argv)
     if opt.list:
-        print(listing())
+        distributed.say(listing())
         return 0
     try:
         with interrupts.Interrupts() as signals:

@@ -14,6 +14,7 @@ import torch
 from evaluation import clustering, collapse, retrieval, search
 from evaluation.embedding import embed
 from evaluation.search import Unmeasurable
+from utilities import distributed
 from utilities.files import write_whole
 
 __all__ = ["METRICS", "Unmeasurable", "check_names", "compute", "compute_opt", "embed", "embed_split", "evaluate", "save_embeddings", "retrieval", "clustering", "collapse", "search"]
@@ -191,7 +192,7 @@ def save_embeddings(model, split, path, opt):
     parts = {"": split.gallery, "query_": split.query} if hasattr(split, "query") else {"": split}
     arrays = {name: values.cpu().numpy() for name, values in embed_split(model, split, opt).items()}
     arrays.update({f"{prefix}paths": np.array([str(path) for path in part.paths or ()]) for prefix, part in parts.items()})
-    write_whole(path, lambda file: np.savez(file, **arrays), "wb")
+    distributed.on_first(lambda: write_whole(path, lambda file: np.savez(file, **arrays), "wb"))
 
 
 def compute_opt(arrays, opt):
@@ -203,6 +204,8 @@ def compute_opt(arrays, opt):
 def evaluate(model, split, opt):
     """Embed `split` with `model` and compute opt.evaluation_metrics: flat {name: float}. The model's mode is restored.
 
-    A split with .query and .gallery (In-Shop) is evaluated query against gallery.
+    A split with .query and .gallery (In-Shop) is evaluated query against gallery. Several processes embed a share each,
+    the first measures, and all have its numbers, or its error.
     """
-    return compute_opt(embed_split(model, split, opt), opt)
+    arrays = embed_split(model, split, opt)
+    return distributed.on_first(lambda: compute_opt(arrays, opt))

@@ -4,6 +4,8 @@ import os
 
 import torch
 
+from utilities import distributed
+
 SMALL = 20_000_000  # pixels: a split below is embedded faster without starting worker processes
 
 
@@ -12,10 +14,16 @@ def embed(model, split, batch_size=256, workers=0, device=None):
     """Embeddings (n, d) float32 on `device` and labels (n,) of all images of a split, in order.
 
     The model runs in eval mode and float32, whatever the training's precision; its mode is restored.
-    The device is where the model is, by default that of its first parameter. Raises ValueError if the split is empty.
+    The device is where the model is, by default that of its first parameter. Of several processes each embeds every
+    world-th image, and all get all. Raises ValueError if the split is empty.
     """
+    if len(split) == 0:
+        raise ValueError("evaluation: the split has no image")
+    n, mine = len(split), range(distributed.rank(), len(split), distributed.world())
+    if distributed.world() > 1:
+        split = torch.utils.data.Subset(split, mine or [0])  # a process without images learns the dimension from one
     device = next(model.parameters()).device if device is None else torch.device(device)
-    pixels = len(split) * split[0][0].shape[-1] ** 2 if len(split) else 0
+    pixels = len(split) * split[0][0].shape[-1] ** 2
     workers = 0 if pixels < SMALL else min(workers, os.cpu_count() or 1)
     loader = torch.utils.data.DataLoader(split, batch_size=batch_size, num_workers=workers, pin_memory=device.type == "cuda",
                                          generator=torch.Generator())  # its own, or the training's random numbers would move
@@ -25,6 +33,4 @@ def embed(model, split, batch_size=256, workers=0, device=None):
         parts = [(model(images.to(device, non_blocking=True, memory_format=torch.channels_last)).float(), labels) for images, labels in loader]
     finally:
         model.train(training)
-    if not parts:
-        raise ValueError("evaluation: the split has no image")
-    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+    return tuple(distributed.gather_rows(torch.cat(column)[: len(mine)], n) for column in zip(*parts))

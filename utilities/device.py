@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import os
 
 import torch
 
@@ -14,10 +15,13 @@ def choose_device(opt):
     torch.backends.cudnn.allow_tf32 = False  # see `tf32`
     if not torch.cuda.is_available():
         return torch.device("cpu"), "CPU"
-    index, count = distributed.local_rank() if distributed.under_torchrun() else opt.gpu[0], torch.cuda.device_count()
-    if index >= count:
-        flag = "torchrun --nproc_per_node" if distributed.under_torchrun() else f"--gpu {index}"
-        raise ValueError(f"{flag}: this machine has {count} GPUs, numbered from 0")
+    index, count, here = opt.gpu[0], torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if distributed.under_torchrun():
+        index = distributed.local_rank()
+        if here > count:  # all processes of the machine stop at this
+            raise ValueError(f"torchrun --nproc_per_node={here}: this machine has {count} GPUs, one a process")
+    elif index >= count:
+        raise ValueError(f"--gpu {index}: this machine has {count} GPUs, numbered from 0")
     torch.cuda.set_device(index)
     return torch.device("cuda", index), torch.cuda.get_device_name(index)
 

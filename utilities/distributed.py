@@ -8,6 +8,7 @@ the network, and each process knows only the gradient that goes through its own 
 
 import contextlib
 import datetime
+import logging
 import os
 
 import torch
@@ -18,7 +19,10 @@ LONG = datetime.timedelta(hours=12)  # the others wait while one process measure
 
 
 def rank():
-    return dist.get_rank() if dist.is_initialized() else 0
+    """The number of this process; before the process group is there, torchrun's word for it."""
+    if dist.is_initialized():
+        return dist.get_rank()
+    return int(os.environ["RANK"]) if under_torchrun() else 0
 
 
 def world():
@@ -41,6 +45,8 @@ def processes(device):
         return
     backend = "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=LONG, device_id=device if device.type == "cuda" else None)
+    if rank() > 0:
+        logging.getLogger("antico").setLevel(logging.ERROR)  # the packages' notes are the same on all
     yield
     dist.destroy_process_group()  # not after an error: it would wait for the others
 
@@ -56,18 +62,40 @@ def first_process_first():
     """Of the processes of one machine the first goes ahead, so that what it makes (a cache) is there for the others."""
     if world() > 1 and local_rank() > 0:
         dist.barrier()
-    yield
-    if world() > 1 and local_rank() == 0:
-        dist.barrier()
+    try:
+        yield
+    finally:  # after an error too: the others then find the same one
+        if world() > 1 and local_rank() == 0:
+            dist.barrier()
 
 
-def from_first(value):
-    """The first process's value, on all: anything of tensors and plain containers."""
+def on_first(work):
+    """What the function `work` gives, or the error that it raises: called on the first process, had by all.
+
+    The others wait. It gives anything that can be pickled.
+    """
     if world() == 1:
-        return value
-    box = [value]
+        return work()
+    box = [None, None]
+    if rank() == 0:
+        try:
+            box[0] = work()
+        except Exception as problem:
+            box[1] = problem
     dist.broadcast_object_list(box)
+    if box[1] is not None:
+        raise box[1]
     return box[0]
+
+
+def first_to_say(line):
+    """Whether this process is the first of all to ask for this line: an error that all have is told once."""
+    if world() == 1:
+        return local_rank() == 0  # what goes wrong before the process group is there does so on the whole machine
+    try:
+        return dist.distributed_c10d._get_default_store().add(f"said: {line}", 1) == 1
+    except RuntimeError:  # the store has ended with the process that kept it
+        return True
 
 
 def any_process(flag):
@@ -121,10 +149,13 @@ def average_gradients(parameters):
 
 
 def replicate(net, device):
-    """`net` in DistributedDataParallel, its BatchNorm over the whole batch. Made anew when what learns changes."""
+    """`net` in DistributedDataParallel. Made anew when what learns changes."""
     if world() == 1:
         return net
-    return nn.parallel.DistributedDataParallel(net, device_ids=[device.index] if device.type == "cuda" else None)
+    device_ids = [device.index] if device.type == "cuda" else None
+    # a network of timm that gives its maps does not use what follows them
+    unused = getattr(getattr(net, "features", None), "maps", False)
+    return nn.parallel.DistributedDataParallel(net, device_ids=device_ids, find_unused_parameters=unused)
 
 
 def gradients_stay_here(net, here):
@@ -134,19 +165,29 @@ def gradients_stay_here(net, here):
 
 def synchronize_batchnorm(model):
     """BatchNorm that learns its statistics takes them from the whole batch; torch's own does so on GPUs alone."""
-    if world() == 1:
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    if world() == 1 or not norms:
         return model
     if next(model.parameters()).is_cuda:
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    for module in list(model.modules()):
-        if type(module) is nn.BatchNorm2d:
-            module.__class__ = WholeBatchNorm2d  # the parameters, statistics and settings stay
-        elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+        return with_sync_batchnorm(model)
+    for module in norms:
+        if type(module) is not nn.BatchNorm2d:
             raise ValueError(
                 f"torchrun on CPUs: the {type(module).__name__} of this network cannot take its statistics from the "
                 "whole batch; freeze it with the suffix _frozen of --arch, or train with one process"
             )
+        module.__class__ = WholeBatchNorm2d  # the parameters, statistics and settings stay
     return model
+
+
+def with_sync_batchnorm(model):
+    """The model with SyncBatchNorm for each BatchNorm."""
+    norms = {type(module) for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
+    if norms <= {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}:
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    from timm.layers import convert_sync_batchnorm  # its BatchNorm may hold an activation, which torch's would drop
+
+    return convert_sync_batchnorm(model)
 
 
 class SumOverProcesses(torch.autograd.Function):
@@ -171,6 +212,7 @@ class WholeBatchNorm2d(nn.BatchNorm2d):
     def forward(self, x):
         if not self.training:
             return super().forward(x)
+        dtype, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))  # statistics as torch's, never in bf16
         n = x.numel() // x.shape[1] * world()
         mean = SumOverProcesses.apply(x.sum((0, 2, 3))) / n
         centred = x - mean[:, None, None]
@@ -180,4 +222,4 @@ class WholeBatchNorm2d(nn.BatchNorm2d):
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * (n / (n - 1)), self.momentum)
         factor = (self.weight * (variance + self.eps).rsqrt())[:, None, None]
-        return centred * factor + self.bias[:, None, None]
+        return (centred * factor + self.bias[:, None, None]).to(dtype)

@@ -54,7 +54,8 @@ def while_running(run, errors, save):
         epoch, step = run.progress.epoch + 1, run.progress.step
         number = run.signals.signal or signal.SIGTERM  # another process was told to stop
         line = f"stopped by {signal.Signals(number).name} after step {step} of epoch {epoch}; all is saved. Go on with:"
-        line = f"{line} python main.py --resume {folder}" if distributed.rank() == 0 else ""
+        start = "torchrun ..." if distributed.world() > 1 else "python"  # with as many processes as there are then
+        line = f"{line} {start} main.py --resume {folder}" if distributed.rank() == 0 else ""
         raise Stop(line, 128 + number) from None
     except Exception as problem:
         if run.signals.signal is not None and distributed.world() > 1:  # the others have ended already
@@ -97,9 +98,9 @@ def name(signals):
 
 
 def tell(stop):
-    """Print the line of a Stop, with the number of the process where it is not the first; the exit status."""
-    which = f"process {distributed.rank()}: " if distributed.rank() > 0 else ""
-    if stop.line:
+    """Print the line of a Stop, once where several processes have the same; the exit status."""
+    which = f"process {distributed.rank()}: " if distributed.rank() > 0 and stop.status == 1 else ""
+    if stop.line and distributed.first_to_say(stop.line):
         with contextlib.suppress(OSError):
             print(which + stop.line, file=sys.stderr, flush=True)
     return stop.status

@@ -16,7 +16,8 @@ def end_at_once():
     """Until `Interrupts` is there, a signal ends the process with one line: imports take seconds."""
 
     def leave(number, _):
-        os.write(2, f"stopped by {signal.Signals(number).name} before anything began\n".encode())
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # torchrun tells all its processes
+            os.write(2, f"stopped by {signal.Signals(number).name} before anything began\n".encode())
         os._exit(128 + number)
 
     for number in SIGNALS:
@@ -45,9 +46,9 @@ class Interrupts:
 
     def handle(self, number, _):
         again, self.signal = self.signal is not None, number
-        if again:
+        if again and os.environ.get("LOCAL_RANK", "0") == "0":
             print("stopping; the run is being saved", file=sys.stderr)
-        elif not self.waits:
+        elif not again and not self.waits:
             raise Interrupted
 
     @contextlib.contextmanager

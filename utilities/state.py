@@ -137,7 +137,7 @@ def newest(folder):
 
 def load_resumed(folder):
     """The state that --resume goes on from, the same on all processes; None for a run that begins."""
-    return distributed.from_first(newest(folder) if folder and distributed.rank() == 0 else None)
+    return distributed.on_first(lambda: newest(folder)) if folder else None
 
 
 class Checkpoints:
@@ -166,18 +166,22 @@ class Checkpoints:
         return progress.seconds
 
     def save(self, progress, also=()):
-        """Write checkpoint.pt, after the files `also` (best.pt, ...); the checkpoint before it is kept."""
+        """Write checkpoint.pt, after the files `also` (best.pt, ...); the checkpoint before it is kept.
+
+        Of several processes, which all have the same state, the first writes.
+        """
         self.seconds(progress)
         state = {name: part.state_dict() for name, part in self.parts.items()}
         weights = [w for w in state["model"].values() if w.is_floating_point()]
         if not torch.stack([w.isfinite().all() for w in weights]).all():
             raise NotFinite(f"the network's weights are not finite after step {progress.step} of epoch {progress.epoch + 1}")
-        state.update(asdict(progress), **self.facts)
-        for name in (*also, NEW):
-            save(self.path(name), state)
-        if os.path.exists(self.path(LAST)):
-            os.replace(self.path(LAST), self.path(BEFORE))
-        os.replace(self.path(NEW), self.path(LAST))
+        if distributed.rank() == 0:
+            state.update(asdict(progress), **self.facts)
+            for name in (*also, NEW):
+                save(self.path(name), state)
+            if os.path.exists(self.path(LAST)):
+                os.replace(self.path(LAST), self.path(BEFORE))
+            os.replace(self.path(NEW), self.path(LAST))
         self.saved = time.monotonic()
         self.newest = f"{self.path(LAST)} (epoch {progress.epoch}" + (f", step {progress.step} of the next)" if progress.step else ")")
 

@@ -73,8 +73,8 @@ def describe(opt, without_effect, **facts):
 
 def open_folder(opt, config, progress):
     """Claim a folder for a new run, or write down that an old one goes on: (folder, Trackers on the first process)."""
-    folder = log = None
-    if distributed.rank() == 0:
+
+    def prepare(config):
         folder = opt.resume or folders.claim(opt.save_path, opt.dataset, folders.run_name(opt.savename, opt.group, opt.seed))
         folders.lock(folder)
         if opt.resume:
@@ -82,8 +82,10 @@ def open_folder(opt, config, progress):
         folders.write_config(folder, config)
         if progress.rows:  # metrics.csv may be lost, or ahead of the checkpoint
             write_rows(folder, progress.rows, opt.storage_metrics[0])
-        log = Trackers(folder, opt, config)
-    return distributed.from_first(folder), log
+        return folder, config
+
+    folder, config = distributed.on_first(lambda: prepare(config))
+    return folder, Trackers(folder, opt, config) if distributed.rank() == 0 else None
 
 
 def describe_resumed(former, new, epoch, step):

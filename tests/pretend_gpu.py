@@ -1,0 +1,66 @@
+"""A GPU that is not there: tensors that say they are on cuda:0 and keep their values on the CPU.
+
+Unlike torch's FakeTensorMode it has values, so that code which looks at them runs too; `reads` counts those looks.
+"""
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+CUDA = torch.device("cuda", 0)
+COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+
+
+class There(torch.Tensor):
+    """A tensor on the GPU that is not there, with the CPU tensor that stands for it."""
+
+    @staticmethod
+    def __new__(cls, here):
+        return torch.Tensor._make_wrapper_subclass(cls, here.shape, strides=here.stride(), storage_offset=here.storage_offset(),
+                                                   dtype=here.dtype, device=CUDA)  # fmt: skip
+
+    def __init__(self, here):
+        self.here = here
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        raise RuntimeError("used outside of PretendGpu")
+
+
+class PretendGpu(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.reads = []  # operations that gave values of the GPU to the CPU
+
+    def __enter__(self):
+        self.start, torch.cuda._lazy_init = torch.cuda._lazy_init, lambda: None  # there is nothing to start
+        torch._C._ensureCUDADeviceGuardSet()
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        torch.cuda._lazy_init = self.start
+        return super().__exit__(*error)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        there = [x for x in tensors if isinstance(x, There)]
+        # numbers (tensors of no dimension) of the CPU go with all
+        if there and function not in COPIES and any(x.dim() > 0 for x in tensors if not isinstance(x, There)):
+            raise RuntimeError(f"{function}: at least two devices, cuda and cpu")
+        wanted = kwargs.get("device")
+        to_gpu = torch.device(wanted).type == "cuda" if wanted is not None else bool(there)
+        if function is torch.ops.aten.copy_.default:
+            to_gpu = isinstance(args[0], There)
+        if wanted is not None:
+            kwargs["device"] = torch.device("cpu")
+            kwargs.pop("pin_memory", None)
+        result = function(*tree_map(unwrap, args), **tree_map(unwrap, kwargs))
+        if there and (not to_gpu or function is torch.ops.aten._local_scalar_dense.default):
+            self.reads.append(str(function))
+        known = {id(x.here): x for x in there}  # what works in place gives its own argument back
+        return tree_map(lambda x: known.get(id(x), There(x)) if to_gpu and isinstance(x, torch.Tensor) else x, result)
+
+
+def unwrap(x):
+    return x.here if isinstance(x, There) else x

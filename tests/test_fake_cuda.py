@@ -1,0 +1,179 @@
+"""What a GPU would refuse or wait for, without a GPU: shapes, devices and reads of values under torch's FakeTensorMode.
+
+No operation may mix devices, and a training step's forward reads nothing back to the host: under the mode a read value
+raises. Backward does not run there.
+"""
+
+import importlib.util
+
+import pytest
+import torch
+from torch._subclasses import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+
+import architectures
+import criteria
+import evaluation
+import parameters
+from criteria.base import Criterion
+from datasets.transforms import AREA, OnDevice
+from evaluation import search
+from pretend_gpu import PretendGpu
+
+pytestmark = pytest.mark.skipif(torch.version.cuda is None, reason="this torch is built without CUDA")
+CLASSES, BS, DIMENSIONS = 10, 24, 16
+MINED = ("contrastive", "triplet", "margin")
+# contrastive with the miner "all" takes every pair of the batch and mines nothing
+LOSSES = [(name, miner) for name in criteria.CRITERIA for miner in (criteria.MINERS if name in MINED else ["distance"])]
+WAITING = [(name, miner) for name, miner in LOSSES if name in MINED and (name, miner) != ("contrastive", "all")]
+
+
+@pytest.fixture
+def cuda():
+    """Everything is made on a GPU that is not there."""
+    with FakeTensorMode(), torch.device("cuda"):
+        yield
+
+
+@pytest.fixture
+def number_of_triplets(monkeypatch):
+    """The one thing that a step may wait for: how many triplets a miner found (nonzero), on which all shapes depend."""
+    def nonzero(mask, as_tuple=False):
+        found = torch.zeros(7, mask.dim(), dtype=torch.long, device=mask.device)
+        return found.unbind(1) if as_tuple else found
+
+    monkeypatch.setattr(torch.Tensor, "nonzero", nonzero)
+
+
+def on_gpu(tensor):
+    return isinstance(tensor, FakeTensor) and tensor.device.type == "cuda"
+
+
+def make(loss, miner="distance", *more):
+    """A criterion between two looks at its values (Criterion.check_values: the first call and every 100th after it)."""
+    for start, package in (("nir", "FrEIA"), ("pml.", "pytorch_metric_learning")):
+        if loss.startswith(start) and importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
+    argv = ["--loss", loss, "--batch_mining", miner, "--embed_dim", str(DIMENSIONS), "--evaluation_metrics", "mAP@R", *more]
+    criterion = criteria.select(parameters.parse(argv), CLASSES)
+    for module in criterion.modules():
+        if isinstance(module, Criterion):
+            module.calls = 1
+    return criterion
+
+
+def inputs(dtype=torch.float32):
+    return torch.randn(BS, DIMENSIONS, dtype=dtype).requires_grad_(), torch.randint(CLASSES, (BS,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("loss, miner", LOSSES)
+def test_a_criterion_stays_on_the_device_and_reads_nothing(cuda, number_of_triplets, loss, miner, dtype):
+    criterion = make(loss, miner)
+    value = criterion(*inputs(dtype))
+    assert on_gpu(value) and value.dtype == torch.float32 and value.dim() == 0
+    assert all(on_gpu(p) for p in criterion.parameters() if p.requires_grad)  # FrEIA's permutations are made by numpy, and moved
+    assert all(on_gpu(term) or isinstance(term, (int, float)) for term in criterion.terms.values())
+
+
+@pytest.mark.parametrize("form", ["exp", "neg", "normalized"])
+@pytest.mark.parametrize("scale", ["published", "mcr2"])
+@pytest.mark.parametrize("variant", ["pair", "batch_proxy", "all_proxy"])
+def test_every_form_of_antico(cuda, variant, scale, form):
+    assert on_gpu(make(f"antico_{variant}", "distance", "--antico_form", form, "--antico_scale", scale)(*inputs()))
+
+
+@pytest.mark.parametrize("loss, miner", WAITING)
+def test_miners_wait_for_the_number_of_triplets_alone(cuda, loss, miner):
+    with pytest.raises(DynamicOutputShapeException, match="nonzero"):
+        make(loss, miner)(*inputs())
+
+
+@pytest.mark.parametrize("loss", ["proxyanchor", "antico_pair"])
+def test_the_mode_finds_what_it_is_here_for(cuda, loss):
+    """A look at the values, and two devices in one operation, do raise."""
+    criterion = make(loss)
+    criterion.calls = 100
+    with pytest.raises(DataDependentOutputException):
+        criterion(*inputs())
+    with pytest.raises(RuntimeError, match="at least two devices"):
+        make(loss)(inputs()[0], torch.randint(CLASSES, (BS,), device="cpu"))
+
+
+def network(arch):
+    return architectures.select(parameters.parse(["--arch", arch, "--not_pretrained", "--embed_dim", str(DIMENSIONS)]))
+
+
+@pytest.mark.parametrize("suffixes", ["", "_frozen_normalize_double"])
+@pytest.mark.parametrize("name", [name for name in architectures.BACKBONES if "<" not in name])
+def test_a_network_stays_on_the_device(cuda, name, suffixes):
+    net = network(name + suffixes)
+    assert all(map(on_gpu, [*net.parameters(), *net.buffers()]))
+    for images in (torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8), torch.rand(2, 3, 64, 64)):
+        images = images.contiguous(memory_format=torch.channels_last)
+        assert on_gpu(net.train()(images)) and on_gpu(net.eval()(images))
+
+
+def test_a_network_of_timm_stays_on_the_device():
+    """Made on the CPU, as timm's constructor looks at numbers, and then given fake tensors for its own."""
+    pytest.importorskip("timm")
+    for arch in ("timm.test_vit_normalize", "timm.test_resnet_frozen_double"):
+        net = network(arch)
+        with FakeTensorMode(), torch.device("cuda"):
+            for module in net.modules():
+                for name, value in [*module._parameters.items(), *module._buffers.items()]:
+                    if value is not None:
+                        there = torch.empty(value.shape, dtype=value.dtype)
+                        module._parameters.pop(name, None)
+                        module._buffers.pop(name, None)
+                        module.register_buffer(name, there)
+            assert on_gpu(net(torch.randint(256, (2, 3, net.input_size, net.input_size), dtype=torch.uint8)))
+
+
+@pytest.mark.parametrize("name", AREA)
+def test_augmentation_of_the_device(name):
+    """What is drawn is drawn on the CPU and copied to the device; nothing comes back."""
+    squares = torch.randint(256, (4, 3, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    aspects, seeds = torch.tensor([0.5, 1, 1.5, 2]), torch.arange(4)
+    expected = OnDevice(name, 32)(squares, aspects, seeds)
+    with PretendGpu() as gpu:
+        images = OnDevice(name, 32)(squares.to("cuda"), aspects, seeds)
+        assert images.is_cuda and gpu.reads == []
+        assert torch.equal(images.cpu(), expected)
+
+
+@pytest.mark.parametrize("n_queries", [0, 50])
+def test_search_of_torch(n_queries):
+    """It looks at values, so it runs on a device that pretends: ties, duplicates and a query/gallery search among it."""
+    torch.manual_seed(0)
+    gallery = torch.randn(300, 8).round()  # of few values: many ties
+    queries = torch.randn(n_queries, 8).round() if n_queries else gallery
+    how = dict(k=5, exclude_self=not n_queries, backend="torch")
+    expected = search.nearest_neighbours(queries, gallery, **how)
+    with PretendGpu():
+        there = gallery.to("cuda")
+        found = search.nearest_neighbours(queries.to("cuda") if n_queries else there, there, **how)
+        assert found.is_cuda and torch.equal(found.cpu(), expected)
+
+
+METRICS = ["e_recall@1", "mAP@R", "R-precision", "mAP_10", "mAP_c", "nmi", "f1", "c_recall@1", "dists@intra", "dists@inter",
+           "rho_spectrum@1", "effective_rank", "uniformity", "alignment"]  # fmt: skip
+
+
+@pytest.mark.parametrize("metric", METRICS)  # but the coding rate's, whose autograd.Function needs a GPU's streams: see the criteria
+def test_a_metric_of_embeddings_on_the_device(metric):
+    torch.manual_seed(0)
+    labels = torch.arange(60) % 6
+    embeddings = torch.randn(6, 8)[labels] + 0.5 * torch.randn(60, 8)
+    expected = evaluation.compute(embeddings, labels, [metric], search="torch")
+    with PretendGpu():
+        assert evaluation.compute(embeddings.to("cuda"), labels, [metric], search="torch") == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_pretending_device_refuses_what_a_gpu_does():
+    with PretendGpu() as gpu:
+        a, b = torch.ones(3).to("cuda"), torch.ones(3)
+        for wrong in (lambda: a + b, lambda: torch.cat([a, b]), lambda: torch.where(a > 0, a, b), lambda: a[b.long()], lambda: a.add_(b)):
+            with pytest.raises(RuntimeError, match="two devices"):
+                wrong()
+        assert gpu.reads == [] and float((a * 2 + torch.tensor(1.0)).sum()) == 9 and len(gpu.reads) == 1
