@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import sys
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -11,12 +10,16 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 class Interrupted(BaseException):
     """A signal that arrived where the run can stop at once; no Exception, so that nothing on the way catches it."""
 
+    def __init__(self, number=signal.SIGTERM):
+        super().__init__(number)
+        self.number = number
+
 
 def end_at_once():
     """Until `Interrupts` is there, a signal ends the process with one line: imports take seconds."""
 
     def leave(number, _):
-        os.write(2, f"stopped by {signal.Signals(number).name} before anything began\n".encode())
+        os.write(2, f"stopped by {signal.Signals(number).name}; no run was under way\n".encode())
         os._exit(128 + number)
 
     for number in SIGNALS:
@@ -33,7 +36,7 @@ class Interrupts:
     """Signals raise `Interrupted`, but inside `deferred()` only set `.signal`. Used as a context manager."""
 
     def __init__(self):
-        self.signal, self.waits = None, False
+        self.signal, self.waits, self.process = None, False, os.getpid()
 
     def __enter__(self):
         self.former = {number: signal.signal(number, self.handle) for number in SIGNALS}
@@ -44,11 +47,13 @@ class Interrupts:
             signal.signal(number, handler)
 
     def handle(self, number, _):
+        if os.getpid() != self.process:  # a data worker: Ctrl-C reaches it as well, the main process will end it
+            return
         again, self.signal = self.signal is not None, number
         if again:
-            print("stopping; the run is being saved", file=sys.stderr)
+            os.write(2, b"stopping; the run is being saved\n")  # print may be at work already
         elif not self.waits:
-            raise Interrupted
+            raise Interrupted(number)
 
     @contextlib.contextmanager
     def deferred(self):

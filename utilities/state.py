@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 
 import torch
 
-from utilities import distributed
+from utilities import distributed, folders
 from utilities.files import write_whole
 
 LAST, BEFORE, NEW = "checkpoint.pt", "checkpoint_before.pt", "checkpoint_new.pt"
@@ -137,6 +137,8 @@ def newest(folder):
 
 def load_resumed(folder):
     """The state that --resume goes on from, the same on all processes; None for a run that begins."""
+    if folder and distributed.rank() == 0:
+        folders.lock(folder)  # first, or another process might still be writing what is loaded here
     return distributed.from_first(newest(folder) if folder and distributed.rank() == 0 else None)
 
 

@@ -11,7 +11,7 @@ import sys
 import time
 
 from utilities import distributed, folders
-from utilities.files import write_whole
+from utilities.files import remove_unfinished, write_whole
 
 PACKAGES = ("torch", "torchvision", "numpy", "faiss-gpu", "faiss-cpu", "scikit-learn", "pillow", "matplotlib")
 SECRET = "wandb_key"
@@ -75,8 +75,11 @@ def open_folder(opt, config, progress):
     """Claim a folder for a new run, or write down that an old one goes on: (folder, Trackers on the first process)."""
     folder = log = None
     if distributed.rank() == 0:
-        folder = opt.resume or folders.claim(opt.save_path, opt.dataset, folders.run_name(opt.savename, opt.group, opt.seed))
-        folders.lock(folder)
+        folder = opt.resume
+        if not folder:
+            folder = folders.claim(opt.save_path, opt.dataset, folders.run_name(opt.savename, opt.group, opt.seed))
+            folders.lock(folder)
+        remove_unfinished(folder)
         if opt.resume:
             config = describe_resumed(folders.read_config(folder), config, progress.epoch, progress.step)
         folders.write_config(folder, config)
