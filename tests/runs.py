@@ -16,6 +16,8 @@ import tempfile
 import time
 import traceback
 
+from utilities import interrupts
+
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SMALL = ["--arch", "conv4_normalize", "--embed_dim", "16", "--bs", "32", "--samples_per_class", "4", "--lr", "1e-3",
          "--loss", "antico_pair", "--antico_base", "margin", "--batch_mining", "distance", "--n_epochs", "3", "--tau", "2",
@@ -73,6 +75,7 @@ def run_here(run, argv, log):
     os.dup2(nothing, 0), os.dup2(handle, 1), os.dup2(handle, 2)
     sys.argv = ["main.py", *argv]
     status = 99
+    interrupts.end_at_once()  # as `python main.py` does
     try:
         status = run(argv)
     except SystemExit as end:

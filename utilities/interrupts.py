@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -40,11 +41,18 @@ class Interrupts:
 
     def __enter__(self):
         self.former = {number: signal.signal(number, self.handle) for number in SIGNALS}
+        self.former_hook, sys.unraisablehook = sys.unraisablehook, self.unraisable
         return self
 
     def __exit__(self, *_):
         for number, handler in self.former.items():
             signal.signal(number, handler)
+        sys.unraisablehook = self.former_hook
+
+    def unraisable(self, problem):
+        """What cannot be raised, in a __del__, is told as ever; `Interrupted` there has set `.signal`, which is looked at."""
+        if problem.exc_type is not Interrupted:
+            self.former_hook(problem)
 
     def handle(self, number, _):
         if os.getpid() != self.process:  # a data worker: Ctrl-C reaches it as well, the main process will end it
