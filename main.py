@@ -287,7 +287,9 @@ def evaluate(run, epoch):
     found = {name: evaluation.evaluate(run.model, split, wanted) for name, split in run.evaluated.items()}
     metrics = {f"{name}/{metric}": found[name][metric] for name in found for metric in run.opt.evaluation_metrics}
     rank, share = (found[run.best_split][metric] for metric in COLLAPSE)
-    return metrics, trackers.collapse_line(rank, share, run.opt.embed_dim) if epoch > 0 else ""
+    split = run.evaluated[run.best_split]
+    dimensions = min(run.opt.embed_dim, len(getattr(split, "gallery", split)))  # few images span no more
+    return metrics, trackers.collapse_line(rank, share, dimensions) if epoch > 0 else ""
 
 
 def finish_epoch(run, row):

@@ -253,15 +253,18 @@ def flags_of_run(given, defaults):
             return {}, None
         flags = folders.all_flags(folders.read_config(folder))
         return {name: value for name, value in flags.items() if name not in OF_THIS_EVALUATION}, None
-    if not given.get("resume"):
+    folder = given.get("resume", False)
+    if folder is False:
         return {}, None
-    folder = given["resume"]
     if folder is True:
         name = {**defaults, **given}
         folder = folders.find(name["save_path"], name["dataset"], folders.run_name(name["savename"], name["group"], name["seed"]))
         if folder is None:
             return {}, None
-    saved = folders.all_flags(folders.read_config(folder))
+    try:
+        saved = folders.all_flags(folders.read_config(folder))
+    except ValueError as problem:
+        raise ValueError(f"--resume {problem}") from problem
     for name, value in given.items():
         if name not in MAY_CHANGE and name in saved and saved[name] != value:
             raise ValueError(f"--resume {folder}: that run has --{name} {shown(saved[name])}, not {shown(value)}; "

@@ -25,7 +25,7 @@ def read_config(folder):
         if not isinstance(config["flags"], dict):
             raise TypeError("flags")
         return config
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{folder}: no run there (a folder with config.json and checkpoint.pt)") from None
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise ValueError(f"{path}: damaged ({type(problem).__name__})") from problem

@@ -111,7 +111,7 @@ def fill(model, weights, flag):
     try:
         model.load_state_dict(weights)
     except RuntimeError as problem:
-        raise ValueError(f"{flag}: does not fit the network as it is here ({str(problem).splitlines()[-1].strip()})") from problem
+        raise ValueError(f"{flag}: does not fit what is built here ({str(problem).splitlines()[-1].strip()})") from problem
 
 
 def newest(folder):
@@ -142,6 +142,11 @@ def load_resumed(folder):
     return distributed.from_first(newest(folder) if folder and distributed.rank() == 0 else None)
 
 
+def place(progress):
+    step = f", step {progress.step} of the next" if progress.step else ""
+    return f"epoch {progress.epoch}{step}" if progress.epoch >= 0 else "before epoch 0"
+
+
 class Checkpoints:
     """The checkpoints of a run's folder: the last two, and the best.
 
@@ -152,7 +157,7 @@ class Checkpoints:
     def __init__(self, parts, facts):
         self.folder, self.parts, self.facts = None, parts, facts
         self.saved, self.counted = time.monotonic(), time.monotonic()
-        self.newest = "none yet"
+        self.newest = "none"
 
     def path(self, name):
         return os.path.join(self.folder, name)
@@ -171,9 +176,9 @@ class Checkpoints:
         """Write checkpoint.pt, after the files `also` (best.pt, ...); the checkpoint before it is kept."""
         self.seconds(progress)
         state = {name: part.state_dict() for name, part in self.parts.items()}
-        weights = [w for w in state["model"].values() if w.is_floating_point()]
+        weights = [w for part in ("model", "criterion") for w in state[part].values() if w.is_floating_point()]
         if not torch.stack([w.isfinite().all() for w in weights]).all():
-            raise NotFinite(f"the network's weights are not finite after step {progress.step} of epoch {progress.epoch + 1}")
+            raise NotFinite(f"the weights are not finite after step {progress.step} of epoch {progress.epoch + 1}")
         state.update(asdict(progress), **self.facts)
         for name in (*also, NEW):
             save(self.path(name), state)
@@ -181,7 +186,7 @@ class Checkpoints:
             os.replace(self.path(LAST), self.path(BEFORE))
         os.replace(self.path(NEW), self.path(LAST))
         self.saved = time.monotonic()
-        self.newest = f"{self.path(LAST)} (epoch {progress.epoch}" + (f", step {progress.step} of the next)" if progress.step else ")")
+        self.newest = place(progress)
 
     def restore(self, state, folder, device):
         """Put a loaded state into the parts; its Progress, or that of a run that begins where the state is None.
@@ -190,17 +195,22 @@ class Checkpoints:
         """
         if state is None:
             return Progress()
+        missing = {*self.facts, *self.parts, *(f.name for f in fields(Progress))} - set(state)
+        if missing:
+            raise ValueError(f"--resume {folder}: its checkpoint is of another version of this program and has no "
+                             f"{', '.join(sorted(missing))}; start a new run without --resume")
         for name, value in self.facts.items():
-            if state.get(name, value) != value:
+            if state[name] != value:
                 raise ValueError(f"--resume {folder}: that run has {name} {state[name]}, here it is {value}; "
                                  "give it the data and flags that it began with")
         for name, part in self.parts.items():
-            if name == "model":
+            if isinstance(part, torch.nn.Module):
                 fill(part, state[name], f"--resume {folder}")
             else:
                 part.load_state_dict(state[name])
         progress = Progress(**{f.name: state[f.name] for f in fields(Progress)})
         progress.sums = {name: value.to(device) for name, value in progress.sums.items()}
+        self.newest = place(progress)
         return progress
 
 
