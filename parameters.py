@@ -240,9 +240,12 @@ def parse(argv=None):
 
 
 def note(opt):
-    """A line on the flags that were given and do nothing; empty where there are none."""
+    """A line each on the flags that were given and do nothing, and on --resume without a run; empty where there are none."""
     idle = [name for name in opt.given if name in without_effect(opt)]
-    return f"note: {', '.join('--' + name for name in idle)}: no effect on a run of --loss {opt.loss} with these flags" if idle else ""
+    lines = [f"note: {', '.join('--' + name for name in idle)}: no effect on a run of --loss {opt.loss} with these flags"] if idle else []
+    if "resume" in opt.given and opt.resume is None:
+        lines.append("note: --resume: there is no run of this name yet; a new one begins")
+    return "\n".join(lines)
 
 
 def flags_of_run(given, defaults):
@@ -269,7 +272,10 @@ def flags_of_run(given, defaults):
         if name not in MAY_CHANGE and name in saved and saved[name] != value:
             raise ValueError(f"--resume {folder}: that run has --{name} {shown(saved[name])}, not {shown(value)}; "
                              "leave the flag out, or start a new run without --resume")
-    return {name: value for name, value in saved.items() if name not in ("save_path", "list")}, folder
+    kept = {name: value for name, value in saved.items() if name != "list"}
+    if not set(kept.get("storage_metrics", ())) <= set(given.get("evaluation_metrics", kept.get("evaluation_metrics", ()))):
+        del kept["storage_metrics"]  # best.pt goes by another metric from now on
+    return kept, folder
 
 
 def shown(value):

@@ -27,8 +27,8 @@ SMALL = ["--arch", "conv4_normalize", "--embed_dim", "16", "--bs", "32", "--samp
 def start(argv, **more):
     """A process of its own, from the first import on."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **more.pop("env", {})}
-    return subprocess.Popen([sys.executable, "main.py", *map(str, argv)], cwd=HERE, text=True, env=environment,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
+    more = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more}
+    return subprocess.Popen([sys.executable, "main.py", *map(str, argv)], cwd=HERE, text=True, env=environment, **more)
 
 
 class Server:
@@ -46,10 +46,16 @@ class Server:
 
     def run(self, argv, log, meanwhile=None):
         """(exit status, what it printed); meanwhile(process id, log) is called while it runs. Killed by signal n: -n."""
+        open(log, "w").close()  # there for `meanwhile`
         print(json.dumps([list(map(str, argv)), str(log)]), file=self.process.stdin, flush=True)
         number = int(self.process.stdout.readline())
-        if meanwhile:
-            meanwhile(number, log)
+        try:
+            if meanwhile:
+                meanwhile(number, log)
+        except BaseException:
+            os.kill(number, signal.SIGKILL)
+            self.process.stdout.readline()
+            raise
         status = os.waitstatus_to_exitcode(int(self.process.stdout.readline()))
         with open(log, encoding="utf-8") as file:
             return status, file.read()

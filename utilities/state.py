@@ -30,7 +30,7 @@ class Progress:
     epoch: int = -1  # the last whole one; 0 is the evaluation of the untrained network, -1 is before that
     step: int = 0  # steps done of the epoch after it
     sums: dict = field(default_factory=dict)  # {loss term: its sum over these steps}, 0-dimensional tensors
-    best: dict = field(default_factory=dict)  # {metric: its highest value}
+    best: dict = field(default_factory=dict)  # {storage metric: its highest value}
     rows: list = field(default_factory=list)  # of metrics.csv
     seconds: float = 0.0  # of training and evaluation, over all starts
 
@@ -61,14 +61,17 @@ class Progress:
         best.pt is of the first of the metrics, as measured on `split`, best_<metric>.pt of each further one; with
         `all_better` every epoch that improves the first has a file of its own.
         """
-        self.rows.append(row)
-        self.epoch, self.step, self.sums, self.bad_step = self.epoch + 1, 0, {}, None
+        def highest(name):
+            return max((r[name] for r in self.rows if r.get(name) is not None), default=float("-inf"))
+
         files = []
         for metric in metrics:
-            value = row.get(f"{split}/{metric}")
-            if value is not None and value > self.best.get(metric, float("-inf")):
-                self.best[metric] = value
+            name = f"{split}/{metric}"
+            if row.get(name) is not None and row[name] > highest(name):  # rows know the split, which --resume may change
+                self.best[metric] = row[name]
                 files.append("best.pt" if metric == metrics[0] else f"best_{metric}.pt")
+        self.rows.append(row)
+        self.epoch, self.step, self.sums, self.bad_step = self.epoch + 1, 0, {}, None
         if all_better and "best.pt" in files:
             files.append(f"improved_epoch{self.epoch:04d}.pt")
         return files
