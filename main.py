@@ -2,11 +2,12 @@
 
 import sys
 
-import parameters
 from utilities import interrupts
 
 if __name__ == "__main__":  # a wrong flag is answered before the seconds that torch's import takes
     interrupts.end_at_once()
+    import parameters
+
     OPT = parameters.parse()
 
 # ruff: noqa: E402
@@ -25,6 +26,7 @@ import criteria
 import datasampler
 import datasets
 import evaluation
+import parameters
 from utilities import device as devices
 from utilities import distributed, failures, folders, state, trackers
 from utilities.profile import NoProfile, Profile
@@ -208,7 +210,6 @@ def train_epoch(run, epoch):
             if progress.step % LOOK_EVERY == 0:
                 bar.set_postfix(loss=f"{look(run)['loss']:.3f}")
             if run.checkpoints.minutes() > run.opt.checkpoint_minutes:
-                look(run)
                 save(run)
             stop_if_asked(run)
     return {"lr": lr, **look(run)}
@@ -238,6 +239,7 @@ def stop_if_asked(run):
 
 def save(run, also=()):
     with run.signals.deferred():
+        look(run)  # a run that has diverged keeps its last good one
         run.checkpoints.save(run.progress, also)
 
 
@@ -253,6 +255,7 @@ def fit(run):
         run.profile = Profile(opt.profile, run.checkpoints.path("profile.json"), run.device)
     start, before = time.monotonic(), progress.epoch
     for epoch in range(progress.epoch + 1, opt.n_epochs + 1):
+        stop_if_asked(run)
         row = {"epoch": epoch}
         if epoch > 0:
             row |= train_epoch(run, epoch)
@@ -278,7 +281,9 @@ def evaluate(run, epoch):
     found = {name: evaluation.evaluate(run.model, split, wanted) for name, split in run.evaluated.items()}
     metrics = {f"{name}/{metric}": found[name][metric] for name in found for metric in run.opt.evaluation_metrics}
     rank, share = (found[run.best_split][metric] for metric in COLLAPSE)
-    return metrics, trackers.collapse_line(rank, share, run.opt.embed_dim) if epoch > 0 else ""
+    split = run.evaluated[run.best_split]
+    dimensions = min(run.opt.embed_dim, len(getattr(split, "gallery", split)))  # few images span no more
+    return metrics, trackers.collapse_line(rank, share, dimensions) if epoch > 0 else ""
 
 
 def finish_epoch(run, row):
@@ -342,12 +347,12 @@ def listing():
 def main(argv=None, opt=None):
     """The process's exit status."""
     opt = opt or parameters.parse(argv)
-    if opt.list:
-        distributed.say(listing())
-        return 0
     try:
         with interrupts.Interrupts() as signals:
             with failures.bad_input(signals):
+                if opt.list:
+                    distributed.say(listing())
+                    return 0
                 device, device_name = devices.choose_device(opt)
             with distributed.processes(device):
                 with failures.bad_input(signals):
@@ -356,7 +361,7 @@ def main(argv=None, opt=None):
                     with failures.while_running(run, ERRORS, save):
                         fit(run)
         return 0
-    except failures.Stop as stop:
+    except (failures.Stop, interrupts.Interrupted) as stop:
         return failures.tell(stop)
     finally:
         folders.release()

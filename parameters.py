@@ -240,9 +240,12 @@ def parse(argv=None):
 
 
 def note(opt):
-    """A line on the flags that were given and do nothing; empty where there are none."""
+    """A line each on the flags that were given and do nothing, and on --resume without a run; empty where there are none."""
     idle = [name for name in opt.given if name in without_effect(opt)]
-    return f"note: {', '.join('--' + name for name in idle)}: no effect on a run of --loss {opt.loss} with these flags" if idle else ""
+    lines = [f"note: {', '.join('--' + name for name in idle)}: no effect on a run of --loss {opt.loss} with these flags"] if idle else []
+    if "resume" in opt.given and opt.resume is None:
+        lines.append("note: --resume: there is no run of this name yet; a new one begins")
+    return "\n".join(lines)
 
 
 def flags_of_run(given, defaults):
@@ -253,20 +256,26 @@ def flags_of_run(given, defaults):
             return {}, None
         flags = folders.all_flags(folders.read_config(folder))
         return {name: value for name, value in flags.items() if name not in OF_THIS_EVALUATION}, None
-    if not given.get("resume"):
+    folder = given.get("resume", False)
+    if folder is False:
         return {}, None
-    folder = given["resume"]
     if folder is True:
         name = {**defaults, **given}
         folder = folders.find(name["save_path"], name["dataset"], folders.run_name(name["savename"], name["group"], name["seed"]))
         if folder is None:
             return {}, None
-    saved = folders.all_flags(folders.read_config(folder))
+    try:
+        saved = folders.all_flags(folders.read_config(folder))
+    except ValueError as problem:
+        raise ValueError(f"--resume {problem}") from problem
     for name, value in given.items():
         if name not in MAY_CHANGE and name in saved and saved[name] != value:
             raise ValueError(f"--resume {folder}: that run has --{name} {shown(saved[name])}, not {shown(value)}; "
                              "leave the flag out, or start a new run without --resume")
-    return {name: value for name, value in saved.items() if name not in ("save_path", "list")}, folder
+    kept = {name: value for name, value in saved.items() if name != "list"}
+    if not set(kept.get("storage_metrics", ())) <= set(given.get("evaluation_metrics", kept.get("evaluation_metrics", ()))):
+        del kept["storage_metrics"]  # best.pt goes by another metric from now on
+    return kept, folder
 
 
 def shown(value):

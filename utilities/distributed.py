@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+STANDARD_OUTPUT = "standard output"
 LONG = datetime.timedelta(hours=12)  # the others wait while one process measures; that one has died is torchrun's to see
 
 
@@ -52,9 +53,12 @@ def processes(device):
 
 
 def say(*words, **how):
-    """print, on the first process alone."""
+    """print, on the first process alone. Raises OSError that names the standard output."""
     if rank() == 0:
-        print(*words, flush=True, **how)
+        try:
+            print(*words, flush=True, **how)
+        except OSError as problem:
+            raise OSError(problem.errno, problem.strerror, STANDARD_OUTPUT) from problem
 
 
 @contextlib.contextmanager

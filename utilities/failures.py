@@ -8,6 +8,7 @@ import sys
 import torch
 
 from utilities import distributed
+from utilities.distributed import STANDARD_OUTPUT
 from utilities.interrupts import Interrupted
 
 
@@ -37,6 +38,8 @@ def bad_input(signals):
         yield
     except Interrupted:
         raise Stop(f"stopped by {name(signals)} before training began", 128 + signals.signal) from None
+    except BrokenPipeError as problem:
+        raise known(problem, "Nothing was trained") from problem
     except (ValueError, OSError) as problem:
         raise Stop(f"error: {line_of(problem)}", 2) from problem
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as problem:
@@ -48,15 +51,13 @@ def while_running(run, errors, save):
     """While a run trains. errors : {exception class: exit status} of the packages; save : function of the run."""
     folder = run.checkpoints.folder
     try:
-        yield
-    except Interrupted:
-        save(run)
-        epoch, step = run.progress.epoch + 1, run.progress.step
-        number = run.signals.signal or signal.SIGTERM  # another process was told to stop
-        line = f"stopped by {signal.Signals(number).name} after step {step} of epoch {epoch}; all is saved. Go on with:"
-        start = "torchrun ..." if distributed.world() > 1 else "python"  # with as many processes as there are then
-        line = f"{line} {start} main.py --resume {folder}" if distributed.rank() == 0 else ""
-        raise Stop(line, 128 + number) from None
+        try:
+            yield
+        except Interrupted:
+            save(run)  # what goes wrong here is told below
+            raise stopped(run) from None
+    except Stop:
+        raise
     except Exception as problem:
         if run.signals.signal is not None and distributed.world() > 1:  # the others have ended already
             raise Stop("", 128 + run.signals.signal) from problem
@@ -67,6 +68,16 @@ def while_running(run, errors, save):
         raise known(problem, after) or problem
 
 
+def stopped(run):
+    """The Stop of a run that a signal ended and that is saved."""
+    epoch, step = run.progress.epoch + 1, run.progress.step
+    number = run.signals.signal or signal.SIGTERM  # another process was told to stop
+    where = f"after step {step} of epoch {epoch}" if step else f"before epoch {epoch}"
+    start = "torchrun ..." if distributed.world() > 1 else "python"  # with as many processes as there are then
+    line = f"stopped by {signal.Signals(number).name} {where}; all is saved. Go on with: {start} main.py --resume "
+    return Stop(line + run.checkpoints.folder if distributed.rank() == 0 else "", 128 + number)
+
+
 def known(problem, after):
     """The Stop for what goes wrong on machines, None for what must be a bug."""
     text = str(problem)
@@ -74,11 +85,11 @@ def known(problem, after):
         advice = "lower --bs, embed it in parts with --grad_cache CHUNK, or give --amp bf16"
         return Stop(f"error: memory ran out; {advice}. {after}", 1)
     if isinstance(problem, BrokenPipeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python's own last flush would complain
+        silence()
         return Stop(f"error: nobody reads the output any more (a closed pipe). {after}", 128 + signal.SIGPIPE)
     if isinstance(problem, OSError):
         return Stop(f"error: {line_of(problem)}; what was written before is whole. {after}", 1)
-    if isinstance(problem, RuntimeError) and "DataLoader worker" in text and "killed by signal" in text:
+    if isinstance(problem, RuntimeError) and "DataLoader worker" in text and ("killed by" in text or "exited" in text):
         advice = "as the system does when memory runs out; lower --kernels or --bs"
         return Stop(f"error: a data loading process was killed, {advice}. {after}", 1)
     if distributed.world() > 1 and any(word in text for word in ("Connection", "NCCL", "gloo", "peer")):
@@ -86,7 +97,14 @@ def known(problem, after):
     return None
 
 
+def silence():
+    """Nothing more to standard output, or Python's own last flush would complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def line_of(problem):
+    if isinstance(problem, OSError) and problem.filename == STANDARD_OUTPUT:
+        silence()
     if isinstance(problem, OSError) and problem.filename and problem.strerror:
         return f"{problem.filename}: {problem.strerror}"
     advice = getattr(problem, "advice", "")  # a broken image has some
@@ -99,6 +117,8 @@ def name(signals):
 
 def tell(stop):
     """Print the line of a Stop, once where several processes have the same; the exit status."""
+    if isinstance(stop, Interrupted):  # outside of building and training, which tell more
+        stop = Stop(f"stopped by {signal.Signals(stop.number).name}; nothing was lost", 128 + stop.number)
     which = f"process {distributed.rank()}: " if distributed.rank() > 0 and stop.status == 1 else ""
     if stop.line and distributed.first_to_say(stop.line):
         with contextlib.suppress(OSError):

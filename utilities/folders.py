@@ -4,7 +4,7 @@ import glob
 import json
 import os
 
-from utilities.files import remove_unfinished, write_whole
+from utilities.files import write_whole
 
 try:
     import fcntl
@@ -25,7 +25,7 @@ def read_config(folder):
         if not isinstance(config["flags"], dict):
             raise TypeError("flags")
         return config
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{folder}: no run there (a folder with config.json and checkpoint.pt)") from None
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise ValueError(f"{path}: damaged ({type(problem).__name__})") from problem
@@ -77,19 +77,21 @@ HELD = []  # open files that hold a lock
 
 
 def lock(folder):
-    """Keep other processes from going on with the same run. Raises ValueError, one line, if one does already."""
+    """Keep other processes from going on with the same run. Raises ValueError, one line, if one does already.
+
+    The lock is POSIX's: data workers do not inherit it, and hold it no longer than the process that was killed.
+    """
     if fcntl is None:
         return
-    handle = open(os.path.join(folder, ".lock"), "w")
+    handle = open(os.path.join(folder, ".lock"), "a")
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
         handle.close()
         raise ValueError(f"--resume {folder}: another process is training this run now") from None
     except OSError:
         pass  # a file system without locks
     HELD.append(handle)
-    remove_unfinished(folder)
 
 
 def release():

@@ -11,13 +11,21 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 class Interrupted(BaseException):
     """A signal that arrived where the run can stop at once; no Exception, so that nothing on the way catches it."""
 
+    def __init__(self, number=signal.SIGTERM):
+        super().__init__(number)
+        self.number = number
+
+
+def first_of_machine():
+    return os.environ.get("LOCAL_RANK", "0") == "0"  # torchrun tells all its processes
+
 
 def end_at_once():
     """Until `Interrupts` is there, a signal ends the process with one line: imports take seconds."""
 
     def leave(number, _):
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # torchrun tells all its processes
-            os.write(2, f"stopped by {signal.Signals(number).name} before anything began\n".encode())
+        if first_of_machine():
+            os.write(2, f"stopped by {signal.Signals(number).name}; no run was under way\n".encode())
         os._exit(128 + number)
 
     for number in SIGNALS:
@@ -34,22 +42,31 @@ class Interrupts:
     """Signals raise `Interrupted`, but inside `deferred()` only set `.signal`. Used as a context manager."""
 
     def __init__(self):
-        self.signal, self.waits = None, False
+        self.signal, self.waits, self.process = None, False, os.getpid()
 
     def __enter__(self):
         self.former = {number: signal.signal(number, self.handle) for number in SIGNALS}
+        self.former_hook, sys.unraisablehook = sys.unraisablehook, self.unraisable
         return self
 
     def __exit__(self, *_):
         for number, handler in self.former.items():
             signal.signal(number, handler)
+        sys.unraisablehook = self.former_hook
+
+    def unraisable(self, problem):
+        """What cannot be raised, in a __del__, is told as ever; `Interrupted` there has set `.signal`, which is looked at."""
+        if problem.exc_type is not Interrupted:
+            self.former_hook(problem)
 
     def handle(self, number, _):
+        if os.getpid() != self.process:  # a data worker: Ctrl-C reaches it as well, the main process will end it
+            return
         again, self.signal = self.signal is not None, number
-        if again and os.environ.get("LOCAL_RANK", "0") == "0":
-            print("stopping; the run is being saved", file=sys.stderr)
+        if again and first_of_machine():
+            os.write(2, b"stopping; the run is being saved\n")  # print may be at work already
         elif not again and not self.waits:
-            raise Interrupted
+            raise Interrupted(number)
 
     @contextlib.contextmanager
     def deferred(self):

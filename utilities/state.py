@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 
 import torch
 
-from utilities import distributed
+from utilities import distributed, folders
 from utilities.files import write_whole
 
 LAST, BEFORE, NEW = "checkpoint.pt", "checkpoint_before.pt", "checkpoint_new.pt"
@@ -30,7 +30,7 @@ class Progress:
     epoch: int = -1  # the last whole one; 0 is the evaluation of the untrained network, -1 is before that
     step: int = 0  # steps done of the epoch after it
     sums: dict = field(default_factory=dict)  # {loss term: its sum over these steps}, 0-dimensional tensors
-    best: dict = field(default_factory=dict)  # {metric: its highest value}
+    best: dict = field(default_factory=dict)  # {storage metric: its highest value}
     rows: list = field(default_factory=list)  # of metrics.csv
     seconds: float = 0.0  # of training and evaluation, over all starts
 
@@ -61,14 +61,17 @@ class Progress:
         best.pt is of the first of the metrics, as measured on `split`, best_<metric>.pt of each further one; with
         `all_better` every epoch that improves the first has a file of its own.
         """
-        self.rows.append(row)
-        self.epoch, self.step, self.sums, self.bad_step = self.epoch + 1, 0, {}, None
+        def highest(name):
+            return max((r[name] for r in self.rows if r.get(name) is not None), default=float("-inf"))
+
         files = []
         for metric in metrics:
-            value = row.get(f"{split}/{metric}")
-            if value is not None and value > self.best.get(metric, float("-inf")):
-                self.best[metric] = value
+            name = f"{split}/{metric}"
+            if row.get(name) is not None and row[name] > highest(name):  # rows know the split, which --resume may change
+                self.best[metric] = row[name]
                 files.append("best.pt" if metric == metrics[0] else f"best_{metric}.pt")
+        self.rows.append(row)
+        self.epoch, self.step, self.sums, self.bad_step = self.epoch + 1, 0, {}, None
         if all_better and "best.pt" in files:
             files.append(f"improved_epoch{self.epoch:04d}.pt")
         return files
@@ -111,7 +114,7 @@ def fill(model, weights, flag):
     try:
         model.load_state_dict(weights)
     except RuntimeError as problem:
-        raise ValueError(f"{flag}: does not fit the network as it is here ({str(problem).splitlines()[-1].strip()})") from problem
+        raise ValueError(f"{flag}: does not fit what is built here ({str(problem).splitlines()[-1].strip()})") from problem
 
 
 def newest(folder):
@@ -137,7 +140,17 @@ def newest(folder):
 
 def load_resumed(folder):
     """The state that --resume goes on from, the same on all processes; None for a run that begins."""
-    return distributed.on_first(lambda: newest(folder)) if folder else None
+
+    def read():
+        folders.lock(folder)  # first, or another process might still be writing what is loaded here
+        return newest(folder)
+
+    return distributed.on_first(read) if folder else None
+
+
+def place(progress):
+    step = f", step {progress.step} of the next" if progress.step else ""
+    return f"epoch {progress.epoch}{step}" if progress.epoch >= 0 else "before epoch 0"
 
 
 class Checkpoints:
@@ -150,7 +163,7 @@ class Checkpoints:
     def __init__(self, parts, facts):
         self.folder, self.parts, self.facts = None, parts, facts
         self.saved, self.counted = time.monotonic(), time.monotonic()
-        self.newest = "none yet"
+        self.newest = "none"
 
     def path(self, name):
         return os.path.join(self.folder, name)
@@ -172,9 +185,9 @@ class Checkpoints:
         """
         self.seconds(progress)
         state = {name: part.state_dict() for name, part in self.parts.items()}
-        weights = [w for w in state["model"].values() if w.is_floating_point()]
+        weights = [w for part in ("model", "criterion") for w in state[part].values() if w.is_floating_point()]
         if not torch.stack([w.isfinite().all() for w in weights]).all():
-            raise NotFinite(f"the network's weights are not finite after step {progress.step} of epoch {progress.epoch + 1}")
+            raise NotFinite(f"the weights are not finite after step {progress.step} of epoch {progress.epoch + 1}")
         if distributed.rank() == 0:
             state.update(asdict(progress), **self.facts)
             for name in (*also, NEW):
@@ -183,7 +196,7 @@ class Checkpoints:
                 os.replace(self.path(LAST), self.path(BEFORE))
             os.replace(self.path(NEW), self.path(LAST))
         self.saved = time.monotonic()
-        self.newest = f"{self.path(LAST)} (epoch {progress.epoch}" + (f", step {progress.step} of the next)" if progress.step else ")")
+        self.newest = place(progress)
 
     def restore(self, state, folder, device):
         """Put a loaded state into the parts; its Progress, or that of a run that begins where the state is None.
@@ -192,17 +205,22 @@ class Checkpoints:
         """
         if state is None:
             return Progress()
+        missing = {*self.facts, *self.parts, *(f.name for f in fields(Progress))} - set(state)
+        if missing:
+            raise ValueError(f"--resume {folder}: its checkpoint is of another version of this program and has no "
+                             f"{', '.join(sorted(missing))}; start a new run without --resume")
         for name, value in self.facts.items():
-            if state.get(name, value) != value:
+            if state[name] != value:
                 raise ValueError(f"--resume {folder}: that run has {name} {state[name]}, here it is {value}; "
                                  "give it the data and flags that it began with")
         for name, part in self.parts.items():
-            if name == "model":
+            if isinstance(part, torch.nn.Module):
                 fill(part, state[name], f"--resume {folder}")
             else:
                 part.load_state_dict(state[name])
         progress = Progress(**{f.name: state[f.name] for f in fields(Progress)})
         progress.sums = {name: value.to(device) for name, value in progress.sums.items()}
+        self.newest = place(progress)
         return progress
 
 

@@ -11,7 +11,7 @@ import sys
 import time
 
 from utilities import distributed, folders
-from utilities.files import write_whole
+from utilities.files import remove_unfinished, write_whole
 
 PACKAGES = ("torch", "torchvision", "numpy", "faiss-gpu", "faiss-cpu", "scikit-learn", "pillow", "matplotlib")
 SECRET = "wandb_key"
@@ -75,8 +75,11 @@ def open_folder(opt, config, progress):
     """Claim a folder for a new run, or write down that an old one goes on: (folder, Trackers on the first process)."""
 
     def prepare(config):
-        folder = opt.resume or folders.claim(opt.save_path, opt.dataset, folders.run_name(opt.savename, opt.group, opt.seed))
-        folders.lock(folder)
+        folder = opt.resume
+        if not folder:
+            folder = folders.claim(opt.save_path, opt.dataset, folders.run_name(opt.savename, opt.group, opt.seed))
+            folders.lock(folder)
+        remove_unfinished(folder)
         if opt.resume:
             config = describe_resumed(folders.read_config(folder), config, progress.epoch, progress.step)
         folders.write_config(folder, config)
@@ -150,7 +153,7 @@ def tensorboard(folder, opt, config):
 def weights_and_biases(folder, opt, config):
     """(function that logs a row, function that ends). The key goes to the library through this process's environment
     alone: its own login would write it to a file, and its record of the command line would hold it."""
-    if opt.wandb_key != "<your_wandb_key>":
+    if opt.wandb_key not in ("", "<your_wandb_key>"):
         os.environ["WANDB_API_KEY"] = opt.wandb_key
     sys.argv[1:] = command(sys.argv[1:])
     import wandb
@@ -175,7 +178,8 @@ class Trackers:
             action()
         except Exception as problem:  # whatever a foreign library says; a missing one was told before the run
             self.open.pop(flag, None)
-            reason = (str(problem) or type(problem).__name__).splitlines()[0].replace(self.secret, "(key)")
+            reason = (str(problem) or type(problem).__name__).splitlines()[0]
+            reason = reason.replace(self.secret, "(key)") if self.secret else reason
             print(f"note: {flag}: {reason}; the run goes on without it", file=sys.stderr)
 
     def log(self, row):
@@ -232,7 +236,8 @@ def epoch_line(run, row, left):
 def collapse_line(rank, share, dimensions):
     """A line that says a collapse, empty where there is none: an effective rank under 5% of the dimensions, or a coding
     rate under a tenth of its maximum."""
-    if rank >= 0.05 * dimensions and share >= 0.1:
+    least = max(0.05 * dimensions, 1.1 if dimensions > 2 else 0)  # one direction is a collapse in few dimensions too
+    if rank >= least and share >= 0.1:
         return ""
     return (
         f"\nthe embeddings have collapsed: effective rank {rank:.1f} of {dimensions}, coding rate {share:.0%} of its "
