@@ -315,6 +315,7 @@ def evaluate_only(opt, device):
     check_names(opt)
     saved = state.load_model(opt.checkpoint)
     opt.arch, opt.embed_dim, opt.not_pretrained, opt.weights = saved["arch"], saved["embed_dim"], True, None
+    opt.input_size = opt.input_size or saved.get("input_size")
     model = architectures.select(opt).to(device, memory_format=torch.channels_last)
     state.fill(model, saved["model"], f"--checkpoint {opt.checkpoint}")
     with distributed.first_process_first():
