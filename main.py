@@ -27,7 +27,7 @@ import datasets
 import evaluation
 from utilities import device as devices
 from utilities import distributed, failures, folders, state, trackers
-from utilities.profile import NoProfile, Profile
+from utilities.profile import NoProfile, Profile, check_steps
 from utilities.randomness import derive
 
 COLLAPSE = ("effective_rank", "coding_rate@share")  # measured at every evaluation, so that a collapse is said
@@ -115,6 +115,7 @@ def build(opt, device, device_name, signals):
     facts = dict(dataset=opt.dataset, n_classes=n_classes, n_images=len(splits.train), input_size=model.input_size)
     checkpoints = state.Checkpoints(parts, {**facts, "arch": opt.arch, "embed_dim": opt.embed_dim})
     progress = checkpoints.restore(saved, opt.resume, device)
+    check_steps(opt.profile, (opt.n_epochs - max(progress.epoch, 0)) * sampler.n_batches - progress.step)
     config = trackers.describe(
         opt, parameters.without_effect(opt), partial=splits.partial, skipped_broken=list(splits.skipped),
         device=device_name, processes=distributed.world(), data=facts,
@@ -255,8 +256,9 @@ def fit(run):
     opt, progress = run.opt, run.progress
     compiles = opt.compile == "on" or (opt.compile == "auto" and run.device.type == "cuda")
     run.compiled = torch.compile(run.model) if compiles else run.model  # evaluation has other sizes, and is not
-    if opt.profile and distributed.rank() == 0:
-        run.profile = Profile(opt.profile, run.checkpoints.path("profile.json"), run.device)
+    if opt.profile:
+        path = run.checkpoints.path("profile.json") if distributed.rank() == 0 else None
+        run.profile = Profile(opt.profile, path, run.device)
     start, before = time.monotonic(), progress.epoch
     for epoch in range(progress.epoch + 1, opt.n_epochs + 1):
         row = {"epoch": epoch}

@@ -266,7 +266,7 @@ def flags_of_run(given, defaults):
         if name not in MAY_CHANGE and name in saved and saved[name] != value:
             raise ValueError(f"--resume {folder}: that run has --{name} {shown(saved[name])}, not {shown(value)}; "
                              "leave the flag out, or start a new run without --resume")
-    return {name: value for name, value in saved.items() if name not in ("save_path", "list")}, folder
+    return {name: value for name, value in saved.items() if name not in ("save_path", "list", "profile")}, folder
 
 
 def shown(value):
