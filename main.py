@@ -147,7 +147,7 @@ def make_optimizer(opt, model, criterion):
 
 def embed(run, images, seed):
     """Embeddings of this process's images; `seed` is that of the network's dropout."""
-    torch.manual_seed(seed)
+    devices.seed(seed, run.device)
     with devices.tf32(run.opt.tf32), torch.autocast(run.device.type, dtype=run.dtype, enabled=run.dtype is not None):
         return run.net(images)
 
@@ -166,7 +166,7 @@ def training_step(run, images, labels, epoch):
         embeddings = torch.cat([embed(run, chunk, s) for chunk, s in zip(chunks, seeds)])
 
     with run.profile.phase("loss"):  # of a leaf: its gradient is all that the network needs to know
-        torch.manual_seed(seed)  # mining draws alike on all processes
+        devices.seed(seed, run.device)  # mining draws alike on all processes
         leaf = embeddings.detach().requires_grad_()
         loss = run.criterion(distributed.gather(leaf), distributed.gather(labels))
         run.optimizer.zero_grad(set_to_none=True)
