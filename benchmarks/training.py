@@ -25,6 +25,7 @@ import parameters
 from benchmarks import input as inputs
 from utilities import device as devices
 from utilities import folders, interrupts, state
+from utilities.randomness import derive
 
 
 def build(folder, *flags):
@@ -51,18 +52,27 @@ def ours(run, steps):
     return epoch
 
 
-def plain(run, steps, tuned=False):
-    """A function that trains as many steps of a network like the run's by the plain loop."""
-    opt, device, dtype = run.opt, run.device, run.dtype
+def network_of(run, tuned):
+    """(model, criterion, Adam) that begin as the run's did."""
+    opt = run.opt
     torch.manual_seed(opt.seed)
-    model = architectures.select(opt).to(device, memory_format=torch.channels_last if tuned else torch.contiguous_format)
-    criterion = criteria.select(opt, run.criterion.n_classes).to(device)
+    model = architectures.select(opt).to(run.device)
+    torch.manual_seed(derive(opt.seed, "criterion"))
+    criterion = criteria.select(opt, run.criterion.n_classes).to(run.device)
     groups = model.param_groups(opt.lr) + criterion.param_groups(opt.lr)
-    optimizer = torch.optim.Adam(groups, lr=opt.lr, weight_decay=opt.decay, **({"fused": True} if tuned else {}))
-    split = run.loader.dataset
-    sampler = datasampler.select(opt, split.labels)
+    how = {"fused": True} if tuned else {}
+    if tuned:
+        model.to(memory_format=torch.channels_last)
+    return model, criterion, torch.optim.Adam(groups, lr=opt.lr, weight_decay=opt.decay, **how)
+
+
+def plain(run, steps, network, tuned=False):
+    """A function that trains `network` on the run's images for that many steps by the plain loop."""
+    model, criterion, optimizer = network
+    device, split, workers = run.device, run.loader.dataset, run.loader.num_workers
+    sampler = datasampler.select(run.opt, split.labels)
     sampler.n_batches = steps
-    workers = run.loader.num_workers
+    sampler.set_epoch(1)
     loader = torch.utils.data.DataLoader(
         split, batch_sampler=sampler, num_workers=workers, persistent_workers=workers > 0, pin_memory=device.type == "cuda"
     )
@@ -73,7 +83,7 @@ def plain(run, steps, tuned=False):
             images, labels = images.to(device), labels.to(device)
             if tuned:
                 images = images.contiguous(memory_format=torch.channels_last)
-            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            with torch.autocast(device.type, dtype=run.dtype, enabled=run.dtype is not None):
                 embeddings = model(images)
             loss = criterion(embeddings, labels)
             optimizer.zero_grad()
@@ -81,6 +91,12 @@ def plain(run, steps, tuned=False):
             optimizer.step()
 
     return epoch
+
+
+def three(run, steps):
+    """{"ours", "plain", "plain, tuned": function that trains so many steps}."""
+    loops = {name: plain(run, steps, network_of(run, tuned), tuned) for name, tuned in (("plain", False), ("plain, tuned", True))}
+    return {"ours": ours(run, steps), **loops}
 
 
 def in_turns(epochs, turns, device):
@@ -110,10 +126,10 @@ def workloads(folder, quick):
            ["--dataset", "glyphs", "--arch", "conv4_normalize", "--kernels", "0", *small], 2 if quick else 12)  # fmt: skip
     size, bs, network = (32, 8, "conv4_normalize") if quick else (224, 16, "resnet18_frozen_normalize")
     inputs.make(os.path.join(folder, "images"), "CUB's, 500 x 375", 16 if quick else 180)
-    for workers in (0,) if quick else (0, 2):
-        yield (f"{network.split('_')[0]} at {size} px, JPEGs of 500 x 375, {workers} workers", bs,
-               ["--dataset", "folder", "--source_path", os.path.join(folder, "images"), "--arch", network, "--not_pretrained",
-                "--input_size", size, "--kernels", workers, *small], 2 if quick else 3)  # fmt: skip
+    workers = 0 if quick else 2
+    yield (f"{network.split('_')[0]} at {size} px, JPEGs of 500 x 375, {workers} workers", bs,
+           ["--dataset", "folder", "--source_path", os.path.join(folder, "images"), "--arch", network, "--not_pretrained",
+            "--input_size", size, "--kernels", workers, *small], 2 if quick else 3)  # fmt: skip
 
 
 def main(argv=None):
@@ -130,8 +146,7 @@ def main(argv=None):
                 print(f"{name}; torch {torch.__version__}; {turns} turns\n")
                 print("| workload | ours, ms a step | peer | ms a step | ratio of the fastest | median ratio | wanted |")
                 print("|---|---:|---|---:|---:|---:|---:|")
-            epochs = {"ours": ours(run, steps), "plain": plain(run, steps), "plain, tuned": plain(run, steps, tuned=True)}
-            times = in_turns(epochs, turns, run.device)
+            times = in_turns(three(run, steps), turns, run.device)
             for peer in ("plain", "plain, tuned"):
                 fastest, median = ratios(times, peer)
                 mine, other = (1e3 * min(times[name]) / steps for name in ("ours", peer))
