@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import os
 import time
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -255,6 +256,7 @@ def fit(run):
     """Train and evaluate to the last epoch; epoch 0 evaluates the network as it comes."""
     opt, progress = run.opt, run.progress
     compiles = opt.compile == "on" or (opt.compile == "auto" and run.device.type == "cuda")
+    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")  # the compiler's advice; --tf32 is the user's choice
     run.compiled = torch.compile(run.model) if compiles else run.model  # evaluation has other sizes, and is not
     if opt.profile:
         path = run.checkpoints.path("profile.json") if distributed.rank() == 0 else None
