@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import os
 import time
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +30,7 @@ import evaluation
 import parameters
 from utilities import device as devices
 from utilities import distributed, failures, folders, state, trackers
-from utilities.profile import NoProfile, Profile
+from utilities.profile import NoProfile, Profile, check_steps
 from utilities.randomness import derive
 
 COLLAPSE = ("effective_rank", "coding_rate@share")  # measured at every evaluation, so that a collapse is said
@@ -116,6 +117,7 @@ def build(opt, device, device_name, signals):
     facts = dict(dataset=opt.dataset, n_classes=n_classes, n_images=len(splits.train), input_size=model.input_size)
     checkpoints = state.Checkpoints(parts, {**facts, "arch": opt.arch, "embed_dim": opt.embed_dim})
     progress = checkpoints.restore(saved, opt.resume, device)
+    check_steps(opt.profile, (opt.n_epochs - max(progress.epoch, 0)) * sampler.n_batches - progress.step)
     config = trackers.describe(
         opt, parameters.without_effect(opt), partial=splits.partial, skipped_broken=list(splits.skipped),
         device=device_name, processes=distributed.world(), data=facts,
@@ -147,7 +149,7 @@ def make_optimizer(opt, model, criterion):
 
 def embed(run, images, seed):
     """Embeddings of this process's images; `seed` is that of the network's dropout."""
-    torch.manual_seed(seed)
+    devices.seed(seed, run.device)
     with devices.tf32(run.opt.tf32), torch.autocast(run.device.type, dtype=run.dtype, enabled=run.dtype is not None):
         return run.net(images)
 
@@ -166,7 +168,7 @@ def training_step(run, images, labels, epoch):
         embeddings = torch.cat([embed(run, chunk, s) for chunk, s in zip(chunks, seeds)])
 
     with run.profile.phase("loss"):  # of a leaf: its gradient is all that the network needs to know
-        torch.manual_seed(seed)  # mining draws alike on all processes
+        devices.seed(seed, run.device)  # mining draws alike on all processes
         leaf = embeddings.detach().requires_grad_()
         loss = run.criterion(distributed.gather(leaf), distributed.gather(labels))
         run.optimizer.zero_grad(set_to_none=True)
@@ -250,9 +252,11 @@ def fit(run):
     """Train and evaluate to the last epoch; epoch 0 evaluates the network as it comes."""
     opt, progress = run.opt, run.progress
     compiles = opt.compile == "on" or (opt.compile == "auto" and run.device.type == "cuda")
+    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")  # the compiler's advice; --tf32 is the user's choice
     run.compiled = torch.compile(run.model) if compiles else run.model  # evaluation has other sizes, and is not
-    if opt.profile and distributed.rank() == 0:
-        run.profile = Profile(opt.profile, run.checkpoints.path("profile.json"), run.device)
+    if opt.profile:
+        path = run.checkpoints.path("profile.json") if distributed.rank() == 0 else None
+        run.profile = Profile(opt.profile, path, run.device)
     start, before = time.monotonic(), progress.epoch
     for epoch in range(progress.epoch + 1, opt.n_epochs + 1):
         stop_if_asked(run)
@@ -314,6 +318,7 @@ def evaluate_only(opt, device):
     check_names(opt)
     saved = state.load_model(opt.checkpoint)
     opt.arch, opt.embed_dim, opt.not_pretrained, opt.weights = saved["arch"], saved["embed_dim"], True, None
+    opt.input_size = opt.input_size or saved.get("input_size")
     model = architectures.select(opt).to(device, memory_format=torch.channels_last)
     state.fill(model, saved["model"], f"--checkpoint {opt.checkpoint}")
     with distributed.first_process_first():

@@ -272,7 +272,7 @@ def flags_of_run(given, defaults):
         if name not in MAY_CHANGE and name in saved and saved[name] != value:
             raise ValueError(f"--resume {folder}: that run has --{name} {shown(saved[name])}, not {shown(value)}; "
                              "leave the flag out, or start a new run without --resume")
-    kept = {name: value for name, value in saved.items() if name != "list"}
+    kept = {name: value for name, value in saved.items() if name not in ("list", "profile")}
     if not set(kept.get("storage_metrics", ())) <= set(given.get("evaluation_metrics", kept.get("evaluation_metrics", ()))):
         del kept["storage_metrics"]  # best.pt goes by another metric from now on
     return kept, folder

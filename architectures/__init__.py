@@ -13,7 +13,7 @@ from typing import Callable
 
 from architectures.bninception import BNInception
 from architectures.conv4 import conv4
-from architectures.embedding import POOLINGS, EmbeddingNet
+from architectures.embedding import POOLINGS, EmbeddingNet, features_of_one
 from architectures.from_timm import check_name, timm_backbone
 from architectures.googlenet import googlenet
 from architectures.resnet import resnet
@@ -86,7 +86,7 @@ def parse_arch(arch):
 def select(opt):
     """The network that --arch names, with its published weights unless --not_pretrained, or those of --weights.
 
-    RGB images (B, 3, H, W), uint8 or float in 0..1 → embeddings (B, embed_dim).
+    RGB images (B, 3, H, W), uint8 or float in 0..1 → embeddings (B, embed_dim); H = W = --input_size, or the network's own.
     """
     if opt.weights == "":
         raise ValueError("--weights: is empty; give a file or an address, or leave the flag away")
@@ -96,12 +96,15 @@ def select(opt):
     pooling = next((s for s in suffixes if s in POOLINGS), "avg")
     pretrained = not opt.weights and not opt.not_pretrained
     if name.startswith("timm."):
-        spec = Backbone(**timm_backbone(opt.arch, name.removeprefix("timm."), maps=pooling != "avg", pretrained=pretrained))
+        spec = Backbone(**timm_backbone(opt.arch, name.removeprefix("timm."), maps=pooling != "avg", pretrained=pretrained,
+                                       input_size=opt.input_size))
     else:
         spec = BACKBONES[name]
     features = spec.build()
+    if opt.input_size:
+        features_of_one(features, opt.input_size, opt.arch)
     source = opt.weights or (spec.address if pretrained else "")
     if source:
         load_backbone(getattr(features, "net", features), source, spec.not_in_backbone)  # .net: timm's, which knows no prefix
-    return EmbeddingNet(features, spec.width, opt.embed_dim, input_size=spec.input_size, mean=spec.mean, std=spec.std, channels=spec.channels,
+    return EmbeddingNet(features, spec.width, opt.embed_dim, input_size=opt.input_size or spec.input_size, mean=spec.mean, std=spec.std, channels=spec.channels,
                         input_range=spec.input_range, frozen="frozen" in suffixes, normalize="normalize" in suffixes, pooling=pooling)

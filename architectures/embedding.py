@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
+from architectures.weights import first_line
+
 BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)  # and what derives from them, as in timm
 
 
@@ -30,6 +32,22 @@ def generalised_mean(maps, p):
 
 
 POOLINGS = {"avg": average, "double": double, "lp2": partial(generalised_mean, p=2), "lp3": partial(generalised_mean, p=3)}
+
+
+def features_of_one(features, size, arch):
+    """What a backbone gives for one black image; ValueError, one line, if it does not take images of this size."""
+    training = features.training
+    try:
+        with torch.no_grad():
+            return features.eval()(torch.zeros(1, 3, size, size))
+    except (RuntimeError, AssertionError, IndexError, ValueError) as problem:  # sizes of maps that do not fit, or are 0
+        raise refused(arch, size, problem) from problem
+    finally:
+        features.train(training)
+
+
+def refused(arch, size, problem):
+    return ValueError(f"--input_size {size} --arch {arch}: this network cannot be had for images of that size ({first_line(problem)})")
 
 
 class EmbeddingNet(nn.Module):

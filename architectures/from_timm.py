@@ -6,6 +6,7 @@ import difflib
 import torch
 from torch import nn
 
+from architectures.embedding import features_of_one, refused
 from architectures.weights import first_line
 
 SECONDS = 10  # to wait for an answer; huggingface_hub's own limit for a file's header
@@ -65,18 +66,23 @@ def quick_hub():
         constants.HF_HUB_OFFLINE = offline
 
 
-def timm_backbone(arch, name, maps, pretrained):
+def timm_backbone(arch, name, maps, pretrained, input_size=None):
     """The fields of a Backbone for timm's `name`: mean, std and size from its pretrained_cfg, the width from what it gives for one image.
 
     `maps`: give feature maps to pool, not what the network pools itself; ValueError for one that has tokens.
+    `input_size`: of the images instead of its own; a network made for one size is made for this one, its position
+    embedding resampled. ValueError if that cannot be.
     """
     import timm
 
+    made_for = {"img_size": input_size} if input_size and timm.get_pretrained_cfg(name).fixed_input_size else {}
     with quick_hub() if pretrained else contextlib.nullcontext() as unreachable:
         try:
             # made with its classifier, so that timm compares every key of its download
-            net = timm.create_model(name, pretrained=pretrained)
+            net = timm.create_model(name, pretrained=pretrained, **made_for)
         except Exception as problem:
+            if made_for and isinstance(problem, (TypeError, AssertionError)):
+                raise refused(arch, input_size, problem) from problem
             if not pretrained:
                 raise
             reason = unreachable or first_line(problem)
@@ -88,9 +94,9 @@ def timm_backbone(arch, name, maps, pretrained):
     _, height, size = config["input_size"]
     if height != size:
         raise ValueError(f"--arch {arch}: takes images of {height} x {size} pixels; the data sets here give square ones")
-    features = TimmFeatures(net, maps).eval()
-    with torch.no_grad():
-        shape = getattr(features(torch.zeros(1, 3, size, size)), "shape", ())  # some give a list of token maps
+    size = input_size or size
+    features = TimmFeatures(net, maps)
+    shape = getattr(features_of_one(features, size, arch), "shape", ())  # some give a list of token maps
     if maps and len(shape) != 4:
         raise ValueError(f"--arch {arch}: {name} gives tokens, not a feature map to pool; leave the pooling suffix away for its own pooling")
     classifier = config["classifier"] or ()
