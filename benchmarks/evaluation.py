@@ -16,6 +16,7 @@ from benchmarks.memory import in_a_process_of_its_own
 from evaluation import clustering
 
 OURS = ["e_recall@1", "e_recall@10", "e_recall@100", "e_recall@1000", "mAP@R", "R-precision"]
+THEIRS = ["e_recall@1", "mAP@R", "R-precision"]  # what AccuracyCalculator is asked for
 SOP = (60_502, 11_316)  # images and classes of the test split
 
 
@@ -83,6 +84,7 @@ def main(argv=None):
     collapsed, long = embeddings[:1].repeat(n, 1), embeddings.clone()
     long[n // 2] *= 1e6
     runs = [lambda: evaluation.compute(embeddings, labels, OURS), lambda: theirs.get_accuracy(embeddings, labels),
+            lambda: evaluation.compute(embeddings, labels, THEIRS),
             lambda: evaluation.compute(embeddings, labels, OURS, search=other),
             lambda: evaluation.compute(collapsed, labels, OURS), lambda: evaluation.compute(long, labels, OURS)]
     times, (ours, their, *_, far) = fastest(runs, args.repeats, args.device)
@@ -95,11 +97,12 @@ def main(argv=None):
     print(f"{n:,} x 512, {n_classes:,} classes: Recall@1, 10, 100, 1000, mAP@R, R-precision ({', '.join(f'{v:.4f}' for v in ours.values())})\n")
     print("| | seconds | ratio | wanted |\n|---|---:|---:|---:|")
     print(f"| ours | {times[0]:.2f} | | |")
-    print(f"| ours, --search {other} | {times[2]:.2f} | {times[2] / times[0]:.2f} | |")
+    print(f"| ours, --search {other} | {times[3]:.2f} | {times[3] / times[0]:.2f} | |")
     print(f"| AccuracyCalculator: precision@1, mAP@R, R-precision | {times[1]:.2f} | {times[1] / times[0]:.2f} | ≥ 1 |")
+    print(f"| ours, these three | {times[2]:.2f} | {times[2] / times[0]:.2f} | |")
     print(f"| a numpy loop over the queries ({len(part):,} of them, scaled) | {looped:.1f} | {looped / times[0]:.1f} | ≥ 5 |")
-    print(f"| ours, all rows identical | {times[3]:.2f} | {times[3] / times[0]:.2f} | ≤ 2 |")
-    print(f"| ours, one row a million times longer | {times[4]:.2f} | {times[4] / times[0]:.2f} | ≤ 2 |", flush=True)
+    print(f"| ours, all rows identical | {times[4]:.2f} | {times[4] / times[0]:.2f} | ≤ 2 |")
+    print(f"| ours, one row a million times longer | {times[5]:.2f} | {times[5] / times[0]:.2f} | ≤ 2 |", flush=True)
 
     clusters = np.random.default_rng(0).integers(n_classes, size=n)
     classes = labels.cpu().numpy()

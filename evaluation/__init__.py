@@ -139,7 +139,8 @@ def find(name):
     for pattern, metric in METRICS.items():
         match = re.fullmatch(pattern, plain(name)[0])
         if match and (pattern.startswith("rho") or all(int(number) > 0 for number in match.groups())):
-            return metric, [max(-(1 << 62), min(int(number), 1 << 62)) for number in match.groups()]  # torch's whole numbers
+            limit = 1 << 62  # of torch's whole numbers; no data set has as many images
+            return metric, [max(-limit, min(int(number), limit)) for number in match.groups()]
     known = [re.sub(r"\(.*\)", "K", pattern) for pattern in METRICS] + ["c_recall@K", "c_nmi", "c_f1", "c_mAP_K"]
     near = difflib.get_close_matches(re.sub(r"\d+", "K", name), known, 1, 0.4)
     number = re.search(r"[1-9]\d*", name)
@@ -148,11 +149,11 @@ def find(name):
 
 
 def check_names(names, embed_dim=None):
-    """ValueError, one line, if --evaluation_metrics names something unknown, or that embed_dim dimensions do not have."""
+    """ValueError, one line, if --evaluation_metrics names something unknown, or that embed_dim dimensions lack."""
     for name in names:
         _, numbers = find(name)
         if embed_dim is not None and name.startswith("rho_spectrum@") and abs(numbers[0]) > embed_dim:
-            raise ValueError(f"--evaluation_metrics {name}: {embed_dim} dimensions have only {embed_dim} singular values")
+            raise ValueError(f"--evaluation_metrics {name}: --embed_dim {embed_dim} has only {embed_dim} singular values")
 
 
 def compute(embeddings, labels, names, seed=0, on_cpu=False, query_embeddings=None, query_labels=None, search="auto", restarts=1):

@@ -47,13 +47,14 @@ def main(argv=None):
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.add_argument("--search", default="auto", choices=["auto", "faiss", "torch", "ivf"], help="search back-end; ivf is approximate")
     parser.add_argument("--seed", type=int, default=0, help="seed of k-means")
-    parser.add_argument("--restarts", type=int, default=1, help="starts of k-means, 1 or more, of which the best counts")
+    parser.add_argument("--restarts", type=int, default=1, help="starts of k-means (1 or more): the best counts")
     given = parser.parse_args(argv)
     try:
         evaluation.check_names(given.metrics)
         evaluation.search.check_backend(given.search)
         evaluation.clustering.check_restarts(given.restarts)
-        values = evaluation.compute(**load(given.file), names=given.metrics, seed=given.seed, search=given.search, restarts=given.restarts)
+        values = evaluation.compute(**load(given.file), names=given.metrics, seed=given.seed, search=given.search,
+                                    restarts=given.restarts)
         broken = [name for name, value in values.items() if not math.isfinite(value)]
         if broken:
             raise ValueError(f"{given.file}: {broken[0]} is not finite")

@@ -32,7 +32,7 @@ def kmeans(embeddings, n_clusters, seed=0, on_cpu=False, restarts=1):
     distinct = same_rows(embeddings)
     if int(distinct.max()) < n_clusters:
         return distinct.cpu().numpy()
-    points = well_scaled([embeddings])[0][0].cpu().numpy()  # squares of raw ones overflow, or cancel far from the origin
+    points = well_scaled([embeddings])[0][0].cpu().numpy()  # raw squares overflow, or cancel far from the origin
     if not have_faiss():
         from sklearn.cluster import KMeans
         with warnings.catch_warnings():

@@ -69,7 +69,8 @@ def rho_of(values, k):
     """rho_spectrum from singular_values."""
     left = values[max(abs(k) - 1, 0):]
     if not len(left):
-        raise ValueError(f"--evaluation_metrics rho_spectrum@{k}: the embeddings have only {len(values)} singular values")
+        raise ValueError(f"--evaluation_metrics rho_spectrum@{k}: "
+                         f"the embeddings have only {len(values)} singular values")
     share = left / left.sum()
     logs = (share * len(share)).log()
     return max(float((share * logs).sum() if k < 0 else -logs.mean()), 0.0)
@@ -122,7 +123,10 @@ def scatter(rows, labels):
 
 
 def alignment(embeddings, labels):
-    """Mean |x − y|² over pairs of different images of one class, L2-normalised; 0 where there is no such pair. Source: Wang & Isola, ICML 2020."""
+    """Mean |x − y|² over pairs of different images of one class, L2-normalised; 0 where there is no such pair.
+
+    Source: Wang & Isola, ICML 2020.
+    """
     within, sizes, _ = scatter(unit(embeddings), labels)
     pairs = float((sizes * (sizes - 1)).sum()) / 2
     return float((sizes * within).sum()) / pairs if pairs else 0.0  # Σ over pairs |x − y|² = n_c Σ |x − mean|²

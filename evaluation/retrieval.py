@@ -32,7 +32,7 @@ def rank(embeddings, labels, k, deepest=0, query_embeddings=None, query_labels=N
 
     Returns `matches`, bool (n, k'): whether each of the k (cut to what there is) nearest has the query's label; and
     `first`, int (n,): the rank from 1 of the nearest match, 2^62 where there is none or it lies beyond k and `deepest`.
-    Where it is not among 64, it is the float32-nearest, of equally near ones the first, and what comes before is counted.
+    Beyond 64 that is the nearest in float32, of equally near ones the first, and what comes before it is counted.
     With query_embeddings (q, d) and query_labels (q,) the embeddings are the gallery, nothing is left out, and n is q.
     """
     queries, own_labels = (embeddings, labels) if query_embeddings is None else (query_embeddings, query_labels)
@@ -126,7 +126,7 @@ def map_at_r_of(matches, sizes):
 
 
 def r_precision(embeddings, labels, **search):
-    """R-precision: mean over images of the share of matches among their R nearest others, R and source as in map_at_r."""
+    """R-precision: mean over images of the share of matches among their R nearest others; R, source as in map_at_r."""
     embeddings, labels = as_tensors(embeddings, labels)
     sizes = class_sizes(labels)
     return r_precision_of(rank(embeddings, labels, max(int(sizes.max()), 1), **search)[0], sizes)

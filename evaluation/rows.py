@@ -1,4 +1,4 @@
-"""Rows of embeddings before they are searched or clustered: scaled so that float32 can tell them apart, and equal ones found."""
+"""Rows of embeddings before search and clustering: scaled so that float32 can tell them apart; equal ones found."""
 
 import math
 

@@ -101,12 +101,12 @@ class Space:
         return D.scatter_(1, rows[:, None], torch.inf) if self.exclude_self else D
 
     def rounding(self, rows, columns):
-        """By how much the `distances` of queries (b,) to gallery rows (b, j) may differ where the true ones are equal."""
+        """By how much `distances` of queries (b,) to gallery rows (b, j) may differ where the true ones are equal."""
         g = self.g_norm[columns]
         return 4 * torch.finfo(g.dtype).eps * g * (g + 2 * self.q_norm[rows, None])
 
     def exact(self, rows, columns):
-        """Squared distances (p,) of pairs in float64, in the unit of `distances`. Those of equal rows are computed once."""
+        """Squared distances (p,) of pairs in float64, in the unit of `distances`; of equal pairs computed once."""
         if self.ids is None:
             self.ids = same_rows(self.sets[0] if self.exclude_self else torch.cat([self.sets[0], self.sets[-1]]))
         n, own = len(self.ids), self.ids[rows - len(self.q)]  # the queries come last
@@ -135,7 +135,7 @@ def in_exact_order(space, rows, d, found):
 
 
 def torch_search(space, k, block):
-    """A function of queries' numbers (b,), b ≤ block, that gives distances, ascending, and indices of their nearest (b, k)."""
+    """A function: queries' numbers (b,), b ≤ block → distances, ascending, and indices of their nearest (b, k)."""
     buffer = space.q.new_empty(min(block, len(space.q)), len(space.g))  # fresh memory costs as much as topk
     return lambda rows: space.distances(rows, out=buffer[: len(rows)]).topk(k, largest=False)
 

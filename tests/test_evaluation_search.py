@@ -66,16 +66,17 @@ def one_long(n, seed=0, times=1e6):
     return x
 
 
-SETS = {"random": lambda n: torch.randn(n, 12, generator=drawn(1)), "triples": triples, "mirrored": mirrored, "one long": one_long,
-        "far from the origin": lambda n: torch.randn(n, 12, generator=drawn(2)) + 100, "lattice": lattice, "copies": copies,
-        "nearly": nearly, "all equal": lambda n: torch.full((n, 3), 0.7)}
+SETS = {"random": lambda n: torch.randn(n, 12, generator=drawn(1)), "triples": triples, "mirrored": mirrored,
+        "far from the origin": lambda n: torch.randn(n, 12, generator=drawn(2)) + 100, "one long": one_long,
+        "lattice": lattice, "copies": copies, "nearly": nearly, "all equal": lambda n: torch.full((n, 3), 0.7)}
 FIT = ("random", "triples", "one long", "far from the origin")  # their ties are all within k + 8
 
 
 def hold_against(found, queries, gallery, exclude_self):
-    """Rows whose tie at the last place ends within k + 8 are those of the stable sort; of longer ties only the distances.
+    """Rows whose tie at the last place ends within k + 8 are those of the stable sort; of longer ties the distances.
 
-    Returns the share of rows of the first kind."""
+    Returns the share of rows of the first kind.
+    """
     n, k = found.shape
     distances, order = float64_distances(queries, gallery, exclude_self), exact_order(queries, gallery, exclude_self)
     expected = np.take_along_axis(distances, order.numpy(), 1)
@@ -104,7 +105,8 @@ def test_neighbours_are_those_of_a_stable_sort(name, backend, k):
 def test_query_against_gallery_with_ties(name, backend):
     gallery = SETS[name](300)
     queries = gallery[torch.randperm(300, generator=drawn(3))[:50]]
-    assert hold_against(search.nearest_neighbours(queries, gallery, 20, backend=backend), queries, gallery, False) > 0.95 or name not in FIT
+    found = search.nearest_neighbours(queries, gallery, 20, backend=backend)
+    assert hold_against(found, queries, gallery, False) > 0.95 or name not in FIT
 
 
 @pytest.mark.parametrize("times", [1e3, 1e6, 1e12])
@@ -139,12 +141,14 @@ def test_float64_embeddings_keep_their_digits():
 
 def test_numpy_arrays_and_bad_arguments():
     points = np.random.default_rng(0).normal(size=(60, 5)).astype(np.float32)
-    assert torch.equal(search.nearest_neighbours(points, points, 4, exclude_self=True), exact_order(points, points, True)[:, :4])
+    found = search.nearest_neighbours(points, points, 4, exclude_self=True)
+    assert torch.equal(found, exact_order(points, points, True)[:, :4])
     assert torch.equal(search.nearest_neighbours(points[:9], points, 4), exact_order(points[:9], points, False)[:, :4])
     broken = points.copy()
     broken[3, 2] = np.nan
-    for arguments, message in (((points, points, 0), "k must be at least 1, got 0"), ((points[:0], points, 1), "needs queries"),
-                               ((points, points[:, :3], 1), "needs queries"), ((points, broken, 1), "not finite")):
+    for arguments, message in (((points, points, 0), "k must be at least 1, got 0"),
+                               ((points[:0], points, 1), "needs queries"), ((points, broken, 1), "not finite"),
+                               ((points, points[:, :3], 1), "needs queries")):
         with pytest.raises(ValueError, match=message):
             search.nearest_neighbours(*arguments)
     with pytest.raises(ValueError, match="with others"):
