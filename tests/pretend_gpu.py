@@ -16,8 +16,9 @@ class There(torch.Tensor):
 
     @staticmethod
     def __new__(cls, here):
-        return torch.Tensor._make_wrapper_subclass(cls, here.shape, strides=here.stride(), storage_offset=here.storage_offset(),
-                                                   dtype=here.dtype, device=CUDA)  # fmt: skip
+        return torch.Tensor._make_wrapper_subclass(
+            cls, here.shape, strides=here.stride(), storage_offset=here.storage_offset(), dtype=here.dtype, device=CUDA
+        )
 
     def __init__(self, here):
         self.here = here

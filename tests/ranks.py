@@ -57,12 +57,26 @@ def batch(step):
 
 def make_run(flags, model, optim="adam", dtype=None, scaler=None, **more):
     """The parts of main.Run that a training step takes, in the model's precision."""
-    opt = parameters.parse([*flags.split(), "--embed_dim", "8", "--lr", "1e-3", "--optim", optim, "--loss_oproxy_lrmulti", "10"])
+    opt = parameters.parse(
+        [*flags.split(), "--embed_dim", "8", "--lr", "1e-3", "--optim", optim, "--loss_oproxy_lrmulti", "10"]
+    )
     torch.manual_seed(2)
     criterion = criteria.select(opt, CLASSES).to(next(model.parameters()).dtype)
     scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
-    run = SimpleNamespace(opt=opt, device=CPU, dtype=dtype, model=model, compiled=model, net=None, warming_up=None, criterion=criterion,
-                          scaler=scaler, progress=state.Progress(0), profile=NoProfile(), **more)  # fmt: skip
+    run = SimpleNamespace(
+        opt=opt,
+        device=CPU,
+        dtype=dtype,
+        model=model,
+        compiled=model,
+        net=None,
+        warming_up=None,
+        criterion=criterion,
+        scaler=scaler,
+        progress=state.Progress(0),
+        profile=NoProfile(),
+        **more,
+    )
     run.optimizer = main.make_optimizer(opt, model, criterion)
     return run
 
@@ -109,7 +123,11 @@ def batchnorm(dtype):
     grads = [torch.stack([g]) for g in (norm.weight.grad, norm.bias.grad)]
     grads = [g.sum(0) if distributed.world() == 1 else distributed.stack(g[0]).sum(0) for g in grads]
     whole = [distributed.gather(t.detach()) for t in (y, x.grad)]
-    return {"class": type(norm).__name__, "dtype": str(y.dtype), "values": [*whole, *grads, norm.running_mean, norm.running_var]}
+    return {
+        "class": type(norm).__name__,
+        "dtype": str(y.dtype),
+        "values": [*whole, *grads, norm.running_mean, norm.running_var],
+    }
 
 
 class Maps(nn.Module):
@@ -161,6 +179,7 @@ class ToFloat(nn.Module):
 
 def measured():
     """What the first process's error is on all, and its result."""
+
     def fail():
         raise evaluation.Unmeasurable(f"seen by process {distributed.rank()}")
 
@@ -170,14 +189,28 @@ def measured():
         error = str(problem)
     split, model = Pixels(11), nn.Sequential(nn.Flatten(), ToFloat(), nn.Linear(48, 4)).requires_grad_(False)
     nn.init.eye_(model[2].weight)
-    opt = argparse.Namespace(bs=4, kernels=0, evaluation_metrics=["e_recall@1", "nmi"], seed=0, evaluate_on_cpu=False, search="auto", kmeans_restarts=1)
+    opt = argparse.Namespace(
+        bs=4,
+        kernels=0,
+        evaluation_metrics=["e_recall@1", "nmi"],
+        seed=0,
+        evaluate_on_cpu=False,
+        search="auto",
+        kmeans_restarts=1,
+    )
     result = evaluation.evaluate(model, split, opt)
     with torch.no_grad():
         model[2].weight.fill_(float("nan"))
     try:
         evaluation.evaluate(model, split, opt)
     except evaluation.Unmeasurable as problem:
-        return error, distributed.on_first(distributed.rank), distributed.any_process(distributed.rank() == 1), result, str(problem)
+        return (
+            error,
+            distributed.on_first(distributed.rank),
+            distributed.any_process(distributed.rank() == 1),
+            result,
+            str(problem),
+        )
 
 
 def bad_data():
@@ -210,9 +243,21 @@ def free_port():
 
 def start(world, *argv, **how):
     """A Python program on `world` processes, as torchrun would start them: the processes."""
-    where = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
-    return [subprocess.Popen([sys.executable, *map(str, argv)], cwd=HERE, **how,
-                             env={**os.environ, **where, "RANK": str(r), "LOCAL_RANK": str(r)}) for r in range(world)]  # fmt: skip
+    where = {
+        "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "OMP_NUM_THREADS": "1",
+    }
+    return [
+        subprocess.Popen(
+            [sys.executable, *map(str, argv)],
+            cwd=HERE,
+            **how,
+            env={**os.environ, **where, "RANK": str(r), "LOCAL_RANK": str(r)},
+        )
+        for r in range(world)
+    ]
 
 
 if __name__ == "__main__":

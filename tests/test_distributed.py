@@ -28,7 +28,10 @@ def several(tmp_path_factory):
     folders = {world: tmp_path_factory.mktemp(f"world{world}") for world in (2, 3)}
     started = [process for world, folder in folders.items() for process in ranks.start(world, ranks.__file__, folder)]
     assert [process.wait(300) for process in started] == [0] * 5
-    return {world: [torch.load(folder / f"{r}.pt", weights_only=True) for r in range(world)] for world, folder in folders.items()}
+    return {
+        world: [torch.load(folder / f"{r}.pt", weights_only=True) for r in range(world)]
+        for world, folder in folders.items()
+    }
 
 
 def error(ours, theirs):

@@ -38,6 +38,7 @@ def cuda():
 @pytest.fixture
 def number_of_triplets(monkeypatch):
     """The one thing that a step may wait for: how many triplets a miner found (nonzero), on which all shapes depend."""
+
     def nonzero(mask, as_tuple=False):
         found = torch.zeros(7, mask.dim(), dtype=torch.long, device=mask.device)
         return found.unbind(1) if as_tuple else found
@@ -54,7 +55,17 @@ def make(loss, miner="distance", *more):
     for start, package in (("nir", "FrEIA"), ("pml.", "pytorch_metric_learning")):
         if loss.startswith(start) and importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
-    argv = ["--loss", loss, "--batch_mining", miner, "--embed_dim", str(DIMENSIONS), "--evaluation_metrics", "mAP@R", *more]
+    argv = [
+        "--loss",
+        loss,
+        "--batch_mining",
+        miner,
+        "--embed_dim",
+        str(DIMENSIONS),
+        "--evaluation_metrics",
+        "mAP@R",
+        *more,
+    ]
     criterion = criteria.select(parameters.parse(argv), CLASSES)
     for module in criterion.modules():
         if isinstance(module, Criterion):
@@ -72,7 +83,8 @@ def test_a_criterion_stays_on_the_device_and_reads_nothing(cuda, number_of_tripl
     criterion = make(loss, miner)
     value = criterion(*inputs(dtype))
     assert on_gpu(value) and value.dtype == torch.float32 and value.dim() == 0
-    assert all(on_gpu(p) for p in criterion.parameters() if p.requires_grad)  # FrEIA's permutations are made by numpy, and moved
+    # FrEIA's permutations, which do not learn, are made by numpy and moved
+    assert all(on_gpu(p) for p in criterion.parameters() if p.requires_grad)
     assert all(on_gpu(term) or isinstance(term, (int, float)) for term in criterion.terms.values())
 
 
@@ -144,7 +156,7 @@ def test_augmentation_of_the_device(name):
 
 @pytest.mark.parametrize("n_queries", [0, 50])
 def test_search_of_torch(n_queries):
-    """It looks at values, so it runs on a device that pretends: ties, duplicates and a query/gallery search among it."""
+    """It looks at values, so it runs on a device that pretends; ties and duplicates are among them."""
     torch.manual_seed(0)
     gallery = torch.randn(300, 8).round()  # of few values: many ties
     queries = torch.randn(n_queries, 8).round() if n_queries else gallery
@@ -156,24 +168,47 @@ def test_search_of_torch(n_queries):
         assert found.is_cuda and torch.equal(found.cpu(), expected)
 
 
-METRICS = ["e_recall@1", "mAP@R", "R-precision", "mAP_10", "mAP_c", "nmi", "f1", "c_recall@1", "dists@intra", "dists@inter",
-           "rho_spectrum@1", "effective_rank", "uniformity", "alignment"]  # fmt: skip
+METRICS = [
+    "e_recall@1",
+    "mAP@R",
+    "R-precision",
+    "mAP_10",
+    "mAP_c",
+    "nmi",
+    "f1",
+    "c_recall@1",
+    "dists@intra",
+    "dists@inter",
+    "rho_spectrum@1",
+    "effective_rank",
+    "uniformity",
+    "alignment",
+]
 
 
-@pytest.mark.parametrize("metric", METRICS)  # but the coding rate's, whose autograd.Function needs a GPU's streams: see the criteria
+# not the coding rate's, whose autograd.Function asks for a GPU's streams; the criteria above have it
+@pytest.mark.parametrize("metric", METRICS)
 def test_a_metric_of_embeddings_on_the_device(metric):
     torch.manual_seed(0)
     labels = torch.arange(60) % 6
     embeddings = torch.randn(6, 8)[labels] + 0.5 * torch.randn(60, 8)
     expected = evaluation.compute(embeddings, labels, [metric], search="torch")
     with PretendGpu():
-        assert evaluation.compute(embeddings.to("cuda"), labels, [metric], search="torch") == pytest.approx(expected, rel=1e-6)
+        assert evaluation.compute(embeddings.to("cuda"), labels, [metric], search="torch") == pytest.approx(
+            expected, rel=1e-6
+        )
 
 
 def test_the_pretending_device_refuses_what_a_gpu_does():
     with PretendGpu() as gpu:
         a, b = torch.ones(3).to("cuda"), torch.ones(3)
-        for wrong in (lambda: a + b, lambda: torch.cat([a, b]), lambda: torch.where(a > 0, a, b), lambda: a[b.long()], lambda: a.add_(b)):
+        for wrong in (
+            lambda: a + b,
+            lambda: torch.cat([a, b]),
+            lambda: torch.where(a > 0, a, b),
+            lambda: a[b.long()],
+            lambda: a.add_(b),
+        ):
             with pytest.raises(RuntimeError, match="two devices"):
                 wrong()
         assert gpu.reads == [] and float((a * 2 + torch.tensor(1.0)).sum()) == 9 and len(gpu.reads) == 1

@@ -34,7 +34,17 @@ def difference(a, b):
     return max(float((a[name] - b[name]).norm() / b[name].norm()) for name in b)
 
 
-@pytest.mark.parametrize("loss", ["margin --batch_mining distance", "proxyanchor", "antico", "antico_pair", "antico_batch_proxy", "antico_all_proxy"])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "margin --batch_mining distance",
+        "proxyanchor",
+        "antico",
+        "antico_pair",
+        "antico_batch_proxy",
+        "antico_all_proxy",
+    ],
+)
 @pytest.mark.parametrize("chunk", [1, 5, 8, 100])  # of 24: two that divide it, one that does not, one larger
 def test_gradient_is_that_of_the_whole_batch(loss, chunk):
     expected = step(f"--loss {loss}", ranks.network(frozen=True))
@@ -91,15 +101,47 @@ def test_main_trains_with_it_to_the_same_weights_and_refuses_batchnorm_that_is_n
     for part, classes in (("train", 4), ("test", 2)):
         for n in range(4 * classes):
             miniatures.noise(tmp_path / "images" / part / f"{part}{n % classes}" / f"{n}.png", seed=n, size=(40, 36))
-    flags = ["--dataset", "folder", "--source_path", str(tmp_path / "images"), "--embed_dim", "8", "--bs", "8", "--kernels", "0",
-             "--loss", "proxyanchor", "--no_train_metrics", "--evaluation_metrics", "e_recall@1", "--n_epochs", "2"]  # fmt: skip
+    flags = [
+        "--dataset",
+        "folder",
+        "--source_path",
+        str(tmp_path / "images"),
+        "--embed_dim",
+        "8",
+        "--bs",
+        "8",
+        "--kernels",
+        "0",
+        "--loss",
+        "proxyanchor",
+        "--no_train_metrics",
+        "--evaluation_metrics",
+        "e_recall@1",
+        "--n_epochs",
+        "2",
+    ]
     weights = []
     for name, more in (("whole", []), ("chunks", ["--grad_cache", "3"])):
-        assert main.main([*flags, *more, "--arch", "conv4_frozen_normalize", "--save_path", str(tmp_path), "--savename", name]) == 0
+        assert (
+            main.main(
+                [*flags, *more, "--arch", "conv4_frozen_normalize", "--save_path", str(tmp_path), "--savename", name]
+            )
+            == 0
+        )
         weights.append(state.load(tmp_path / "folder" / name / "checkpoint.pt")["model"])
     assert all(torch.allclose(weights[0][name], weights[1][name], rtol=1e-5, atol=1e-5) for name in weights[0])
     capsys.readouterr()
-    argv = [*flags, "--grad_cache", "3", "--arch", "conv4_normalize", "--save_path", str(tmp_path), "--savename", "refused"]
+    argv = [
+        *flags,
+        "--grad_cache",
+        "3",
+        "--arch",
+        "conv4_normalize",
+        "--save_path",
+        str(tmp_path),
+        "--savename",
+        "refused",
+    ]
     assert main.main(argv) == 2 and not (tmp_path / "folder" / "refused").exists()
     text = capsys.readouterr().err
     assert text.startswith("error: --grad_cache 3: needs BatchNorm with frozen statistics") and text.count("\n") == 1

@@ -20,7 +20,9 @@ def one_thread():
 
 def make(dtype=None, init_scale=2.0**10, growth_interval=3, flags="--loss antico_pair", optim="adam"):
     """A run in float32 whose network computes in `dtype`."""
-    scaler = torch.amp.GradScaler("cpu", init_scale=init_scale, growth_interval=growth_interval, enabled=dtype == torch.float16)
+    scaler = torch.amp.GradScaler(
+        "cpu", init_scale=init_scale, growth_interval=growth_interval, enabled=dtype == torch.float16
+    )
     run = ranks.make_run(flags, ranks.network(frozen=False).float(), optim=optim, dtype=dtype, scaler=scaler)
     main.make_net(run, warming_up=False)
     run.model.train()
@@ -38,7 +40,11 @@ def steps(run, first, n):
 
 
 def weights(run):
-    return {name: value.clone() for name, value in run.model.state_dict().items() if "tracked" not in name and "running" not in name}
+    return {
+        name: value.clone()
+        for name, value in run.model.state_dict().items()
+        if "tracked" not in name and "running" not in name
+    }
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float16, 2e-3), (torch.bfloat16, 2e-2)])
@@ -78,7 +84,10 @@ def test_an_infinite_gradient_skips_the_step_and_training_goes_on():
     loss = steps(run, 2, 1)
     handle.remove()
     assert math.isfinite(loss[0]) and run.scaler.get_scale() == 2.0**9  # halved
-    assert all(torch.equal(before[name], value) for name, value in weights(run).items()) and state_of(run.optimizer) == moments
+    assert (
+        all(torch.equal(before[name], value) for name, value in weights(run).items())
+        and state_of(run.optimizer) == moments
+    )
     steps(run, 3, 2)
     assert not any(torch.equal(before[name], value) for name, value in weights(run).items())
     assert all(value.isfinite().all() for value in weights(run).values())
@@ -93,7 +102,10 @@ def test_a_scale_that_is_too_large_finds_its_way_down():
     run = make(torch.float16, init_scale=2.0**40)
     before = weights(run)
     steps(run, 0, 1)
-    assert all(torch.equal(before[name], value) for name, value in weights(run).items()) and run.scaler.get_scale() == 2.0**39
+    assert (
+        all(torch.equal(before[name], value) for name, value in weights(run).items())
+        and run.scaler.get_scale() == 2.0**39
+    )
     run.scaler.load_state_dict({**run.scaler.state_dict(), "scale": 2.0**10})
     steps(run, 1, 1)
     assert not any(torch.equal(before[name], value) for name, value in weights(run).items())
@@ -109,7 +121,9 @@ def test_resume_keeps_the_scale(tmp_path):
 
     again = make(torch.float16, init_scale=1.0)
     progress = keep(again, tmp_path).restore(state.newest(tmp_path), str(tmp_path), ranks.CPU)
-    assert again.scaler.get_scale() == 2.0**11 and again.scaler.state_dict()["_growth_tracker"] == 2 and progress.step == 5
+    assert (
+        again.scaler.get_scale() == 2.0**11 and again.scaler.state_dict()["_growth_tracker"] == 2 and progress.step == 5
+    )
     again.progress = progress
     assert steps(again, 5, 5) == expected and again.scaler.get_scale() == run.scaler.get_scale() == 2.0**13
     assert all(torch.equal(value, weights(run)[name]) for name, value in weights(again).items())

@@ -15,9 +15,30 @@ import miniatures
 import ranks
 from utilities import state
 
-FLAGS = ["--dataset", "folder", "--arch", "conv4_normalize", "--embed_dim", "8", "--bs", "12", "--kernels", "0", "--lr", "1e-4",
-         "--data_sampler", "class_balanced", "--loss", "antico_pair", "--antico_base", "margin", "--no_train_metrics",
-         "--evaluation_metrics", "e_recall@1", "mAP@R"]  # fmt: skip
+FLAGS = [
+    "--dataset",
+    "folder",
+    "--arch",
+    "conv4_normalize",
+    "--embed_dim",
+    "8",
+    "--bs",
+    "12",
+    "--kernels",
+    "0",
+    "--lr",
+    "1e-4",
+    "--data_sampler",
+    "class_balanced",
+    "--loss",
+    "antico_pair",
+    "--antico_base",
+    "margin",
+    "--no_train_metrics",
+    "--evaluation_metrics",
+    "e_recall@1",
+    "mAP@R",
+]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +48,11 @@ def images(tmp_path_factory):
     for part, classes, n in (("train", 6, 8), ("test", 5, 5)):
         for c in range(classes):
             for i in range(n):
-                miniatures.noise(root / part / f"{part}{c}" / f"{i}.png", seed=1000 * (part == "test") + 50 * c + i // 2, size=(40, 36))
+                miniatures.noise(
+                    root / part / f"{part}{c}" / f"{i}.png",
+                    seed=1000 * (part == "test") + 50 * c + i // 2,
+                    size=(40, 36),
+                )
     return root
 
 
@@ -40,9 +65,23 @@ def whole(images, tmp_path_factory):
 
 
 def torchrun(world, *argv):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}", "main.py", *map(str, argv)]
-    return subprocess.Popen(command, cwd=ranks.HERE, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={world}",
+        "main.py",
+        *map(str, argv),
+    ]
+    return subprocess.Popen(
+        command,
+        cwd=ranks.HERE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def rows(folder):
@@ -60,7 +99,12 @@ def test_two_processes_then_one_give_the_numbers_of_one(images, whole, tmp_path)
     out, err = begun.communicate(timeout=300)
     assert begun.returncode == 0, err
     assert "CPU x 2 processes" in out and out.count("training images") == 1
-    assert [line.split("/")[0].split()[-1] for line in out.splitlines() if line.startswith("epoch ")] == ["0", "1", "2", "3"]
+    assert [line.split("/")[0].split()[-1] for line in out.splitlines() if line.startswith("epoch ")] == [
+        "0",
+        "1",
+        "2",
+        "3",
+    ]
     assert out.count("last: epoch 3") == 1 and "warn" not in err.lower()
     folder = tmp_path / "folder" / "Sample_Run_s0"
     assert os.listdir(folder.parent) == [folder.name]
@@ -79,7 +123,7 @@ def test_sigterm_to_torchrun_saves_and_the_run_can_go_on(images, whole, tmp_path
     lines = iter(begun.stdout.readline, "")
     assert any(line.startswith("epoch   0/") for line in lines)
     begun.send_signal(signal.SIGTERM)
-    out, err = begun.communicate(timeout=120)
+    _, err = begun.communicate(timeout=120)
     assert begun.returncode != 0 and err.count("stopped by SIGTERM after step") == 1 and "main.py --resume" in err, err
     folder = tmp_path / "folder" / "Sample_Run_s0"
     saved = state.load(folder / "checkpoint.pt")
@@ -108,7 +152,10 @@ def test_a_process_that_fails_ends_all_with_its_message(images, tmp_path):
     ends = finish(ranks.start(2, *argv, text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL))
     text = "".join(err for err, _ in ends)
     assert text.count("5.png: cannot be decoded") == 1 and "Traceback" not in text
-    assert text.count("another process ended; its own message says why") == 1 and sorted(code for _, code in ends) == [1, 2]
+    assert text.count("another process ended; its own message says why") == 1 and sorted(code for _, code in ends) == [
+        1,
+        2,
+    ]
 
 
 def test_bad_input_is_one_line_of_all_processes(images, tmp_path):

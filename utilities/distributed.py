@@ -84,7 +84,7 @@ def on_first(work):
     if rank() == 0:
         try:
             box[0] = work()
-        except Exception as problem:
+        except Exception as problem:  # of whatever kind: it is raised on all
             box[1] = problem
     dist.broadcast_object_list(box)
     if box[1] is not None:
