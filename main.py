@@ -77,7 +77,8 @@ def check_names(opt):
     datasets.check_name(opt)
     criteria.check_names(opt)
     architectures.parse_arch(opt.arch)
-    evaluation.check_names(opt.evaluation_metrics)
+    evaluation.check_names(opt.evaluation_metrics, opt.embed_dim)
+    evaluation.search.check_backend(opt.search)
     trackers.check(opt)
 
 

@@ -164,7 +164,7 @@ def build_parser():
     g.add_argument("--evaltypes", nargs="+", default=["embeds"], choices=["embeds"], help="what is evaluated: the embeddings")
     g.add_argument("--storage_metrics", nargs="+", default=["e_recall@1"], help="best.pt is the epoch with the highest first one (unless given, the first of --evaluation_metrics where e_recall@1 is not among them); each further one gets its own best_<metric>.pt")
     g.add_argument("--store_improvements", action="store_true", help="also keep a file of every epoch that improved the first storage metric")
-    g.add_argument("--search", default="auto", choices=["auto", "faiss", "torch", "ivf"], help="neighbour search, exact but for ivf (faiss, for galleries past memory); auto: torch")
+    g.add_argument("--search", default="auto", choices=["auto", "faiss", "torch", "ivf"], help="neighbour search, exact but for ivf (faiss, for galleries past memory); auto: faiss where it is installed, else torch")
     g.add_argument("--kmeans_restarts", type=number(int, 1, 1000), default=1, help="starts of k-means for nmi and f1, of which the best by distance counts")
     g.add_argument("--evaluate_only", action="store_true", help="no training: evaluate --checkpoint with the flags of its run (config.json beside it) unless given, print and write evaluation_<name>.json beside it")
     g.add_argument("--checkpoint", metavar="PATH", help="of --evaluate_only: a run's checkpoint.pt or best.pt")
