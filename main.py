@@ -135,7 +135,11 @@ def evaluated_splits(opt, splits):
     evaluated = {} if opt.no_train_metrics else {"train": splits.train.unaugmented()}
     if splits.val is not None:
         evaluated["val"] = splits.val
-    return evaluated if opt.no_test_metrics else {**evaluated, "test": splits.tested}
+    evaluated |= {} if opt.no_test_metrics else {"test": splits.tested}
+    for name, split in evaluated.items():
+        if not hasattr(split, "query") and len(split) < 2:
+            raise ValueError(f"--dataset {opt.dataset}: the {name} split has one image; its metrics need at least two")
+    return evaluated
 
 
 def make_optimizer(opt, model, criterion):
