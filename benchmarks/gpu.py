@@ -72,15 +72,17 @@ GLYPHS = ["--dataset", "glyphs", "--arch", "conv4_normalize", "--bs", "112", "--
 
 @contextlib.contextmanager
 def little_data(bench):
-    """Within it, in a small bench, data sets are cut to 400 images a split."""
+    """Within it, in a small bench, data sets are cut to 400 images a split, and made once."""
     select = program.datasets.select
 
     def cut(split):
         return split.subset(range(min(400, len(split))))
 
-    def few(*words, **named):
-        splits = select(*words, **named)
-        return program.datasets.Splits(train=cut(splits.train), test=cut(splits.test))
+    def few(opt, input_size):
+        if (opt.dataset, input_size) not in bench.data:
+            splits = select(opt, input_size)
+            bench.data[opt.dataset, input_size] = program.datasets.Splits(train=cut(splits.train), test=cut(splits.test))
+        return bench.data[opt.dataset, input_size]
 
     program.datasets.select = few if bench.small else select
     try:
@@ -428,10 +430,10 @@ def make_bench(device, quick, folder):
     def images():
         if not made:
             made.append(os.path.join(folder, "images"))
-            inputs.make(made[0], "CUB's, 500 x 375", 24 if small else 360)
+            inputs.make(made[0], "CUB's, 500 x 375", 16 if small else 360)
         return made[0]
 
-    return SimpleNamespace(device=device, gpu=gpu, small=small, folder=os.path.join(folder, "runs"), images=images)
+    return SimpleNamespace(device=device, gpu=gpu, small=small, folder=os.path.join(folder, "runs"), images=images, data={})
 
 
 def attempt(function, bench):

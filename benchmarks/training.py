@@ -122,10 +122,10 @@ def ratios(times, peer):
 def workloads(folder, quick):
     """(what, images of a batch, flags, steps of a turn)."""
     small = ["--loss", "antico_batch_proxy", "--lr", "1e-3", "--loss_oproxy_lrmulti", "10", "--evaluation_metrics", "e_recall@1"]
-    yield ("conv4 at 32 px, glyphs, in memory", 112,
+    yield ("conv4 at 32 px, glyphs, in memory", 32 if quick else 112,
            ["--dataset", "glyphs", "--arch", "conv4_normalize", "--kernels", "0", *small], 2 if quick else 12)  # fmt: skip
     size, bs, network = (32, 8, "conv4_normalize") if quick else (224, 16, "resnet18_frozen_normalize")
-    inputs.make(os.path.join(folder, "images"), "CUB's, 500 x 375", 16 if quick else 180)
+    inputs.make(os.path.join(folder, "images"), "CUB's, 500 x 375", 8 if quick else 180)
     workers = 0 if quick else 2
     yield (f"{network.split('_')[0]} at {size} px, JPEGs of 500 x 375, {workers} workers", bs,
            ["--dataset", "folder", "--source_path", os.path.join(folder, "images"), "--arch", network, "--not_pretrained",
