@@ -15,9 +15,26 @@ from utilities import device, folders, state
 def run(tmp_path):
     """A function (flags) → exit status of a run on two classes of ten small JPEGs, five batches, and its folder."""
     miniatures.class_folders(tmp_path / "images", ["a", "b", "c", "d"], n=10)
-    flags = ["--dataset", "folder", "--source_path", tmp_path / "images", "--arch", "conv4_normalize", "--embed_dim", "8",
-             "--bs", "4", "--kernels", "0", "--loss", "antico_pair", "--evaluation_metrics", "e_recall@1",
-             "--save_path", tmp_path / "runs"]  # fmt: skip
+    flags = [
+        "--dataset",
+        "folder",
+        "--source_path",
+        tmp_path / "images",
+        "--arch",
+        "conv4_normalize",
+        "--embed_dim",
+        "8",
+        "--bs",
+        "4",
+        "--kernels",
+        "0",
+        "--loss",
+        "antico_pair",
+        "--evaluation_metrics",
+        "e_recall@1",
+        "--save_path",
+        tmp_path / "runs",
+    ]
 
     def start(*more):
         return main.main([str(word) for word in (*flags, *more)])
@@ -52,8 +69,10 @@ def test_a_profile_names_each_phase_and_writes_a_trace_and_ends_the_run(run, cap
 def test_a_profile_of_more_steps_than_the_run_has_is_one_line(run, capsys):
     assert run("--n_epochs", 1, "--profile", 40) == 2
     text = capsys.readouterr().err
-    assert text == ("error: --profile 40: takes 45 steps (5 of them to warm up), this run has 5 to go; lower it or raise "
-                    "--n_epochs\n")
+    assert text == (
+        "error: --profile 40: takes 45 steps (5 of them to warm up), this run has 5 to go; lower it or raise "
+        "--n_epochs\n"
+    )
     assert not run.folder.exists()
 
 
