@@ -257,7 +257,7 @@ def fit(run):
     """Train and evaluate to the last epoch; epoch 0 evaluates the network as it comes."""
     opt, progress = run.opt, run.progress
     compiles = opt.compile == "on" or (opt.compile == "auto" and run.device.type == "cuda")
-    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")  # the compiler's advice; --tf32 is the user's choice
+    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")  # advice of the compiler; that is --tf32
     run.compiled = torch.compile(run.model) if compiles else run.model  # evaluation has other sizes, and is not
     if opt.profile:
         path = run.checkpoints.path("profile.json") if distributed.rank() == 0 else None

@@ -86,7 +86,8 @@ def parse_arch(arch):
 def select(opt):
     """The network that --arch names, with its published weights unless --not_pretrained, or those of --weights.
 
-    RGB images (B, 3, H, W), uint8 or float in 0..1 → embeddings (B, embed_dim); H = W = --input_size, or the network's own.
+    RGB images (B, 3, H, W), uint8 or float in 0..1 → embeddings (B, embed_dim). H = W = --input_size, or the
+    network's own.
     """
     if opt.weights == "":
         raise ValueError("--weights: is empty; give a file or an address, or leave the flag away")

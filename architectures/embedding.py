@@ -47,7 +47,8 @@ def features_of_one(features, size, arch):
 
 
 def refused(arch, size, problem):
-    return ValueError(f"--input_size {size} --arch {arch}: this network cannot be had for images of that size ({first_line(problem)})")
+    reason = first_line(problem)
+    return ValueError(f"--input_size {size} --arch {arch}: this network cannot be had for images of that size ({reason})")
 
 
 class EmbeddingNet(nn.Module):

@@ -1,7 +1,7 @@
 """All that never ran on a GPU, in one command: python -m benchmarks.gpu [--quick] [--only WORD ...]
 
-One line a row: what, its result, seconds, ok or the error. A row that fails does not stop the others; the exit status is
-then 1. On a CPU the rows that need a GPU say that they are skipped, the others run in a small size. With a GPU it takes
+One line a row: what, its result, seconds, ok or the error. A row that fails does not stop the others; the exit
+status is then 1. On a CPU the rows that need a GPU say that they are skipped, the others run in a small size. With a GPU it takes
 under 9 minutes: what is not begun after 8 is skipped.
 """
 
@@ -72,15 +72,19 @@ GLYPHS = ["--dataset", "glyphs", "--arch", "conv4_normalize", "--bs", "112", "--
 
 @contextlib.contextmanager
 def little_data(bench):
-    """Within it, in a small bench, data sets are cut to 400 images a split."""
+    """Within it, in a small bench, data sets are cut to 400 images a split, and made once."""
     select = program.datasets.select
 
     def cut(split):
         return split.subset(range(min(400, len(split))))
 
-    def few(*words, **named):
-        splits = select(*words, **named)
-        return program.datasets.Splits(train=cut(splits.train), test=cut(splits.test))
+    def few(opt, input_size):
+        if (opt.dataset, input_size) not in bench.data:
+            splits = select(opt, input_size)
+            bench.data[opt.dataset, input_size] = program.datasets.Splits(
+                train=cut(splits.train), test=cut(splits.test)
+            )
+        return bench.data[opt.dataset, input_size]
 
     program.datasets.select = few if bench.small else select
     try:
@@ -142,7 +146,9 @@ def resume(bench):
         program.training_step = step
     folder = os.path.join(bench.folder, "glyphs", "stopped")
     saved = state.load(os.path.join(folder, "checkpoint.pt"))
-    expect((saved["epoch"], saved["step"]) == (0, 2), f"it was saved after epoch {saved['epoch']}, step {saved['step']}")
+    expect(
+        (saved["epoch"], saved["step"]) == (0, 2), f"it was saved after epoch {saved['epoch']}, step {saved['step']}"
+    )
     resumed, _ = run(bench, "stopped", *flags, "--resume", folder)
     apart = max(abs(float(a["loss"]) / float(b["loss"]) - 1) for a, b in zip(whole[1:], resumed[1:], strict=True))
     expect(apart < 1e-3, f"the losses differ by {apart:.1e} of their size from the undisturbed run's")
@@ -173,8 +179,26 @@ def profile(bench):
 
 @row("torchrun --nproc_per_node=1")
 def torchrun(bench):
-    flags = [*GLYPHS, "--n_epochs", 0 if bench.small else 1, "--input_size", 16, "--save_path", bench.folder, "--savename", "torchrun"]
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1", "main.py", *map(str, flags)]
+    flags = [
+        *GLYPHS,
+        "--n_epochs",
+        0 if bench.small else 1,
+        "--input_size",
+        16,
+        "--save_path",
+        bench.folder,
+        "--savename",
+        "torchrun",
+    ]
+    words = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=1",
+        "main.py",
+        *map(str, flags),
+    ]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=240)
     lines = (done.stderr + done.stdout).strip().splitlines() or [""]
     expect(done.returncode == 0, f"exit status {done.returncode}: {lines[-1]}")
@@ -239,7 +263,9 @@ def loss_values(bench):
         exact = criteria.select(opt, 12)
         there = copy.deepcopy(exact).to(bench.device)
         value, gradient = value_and_gradient(exact.double(), embeddings, labels)
-        value_there, gradient_there = value_and_gradient(there, embeddings.float().to(bench.device), labels.to(bench.device))
+        value_there, gradient_there = value_and_gradient(
+            there, embeddings.float().to(bench.device), labels.to(bench.device)
+        )
         apart = float(max((value_there - value).abs() / value.abs().clamp(min=1e-3),
                           (gradient_there - gradient).norm() / gradient.norm().clamp(min=1e-6)))  # fmt: skip
         expect(apart < 1e-3, f"{name}: value or gradient differ by {apart:.1e} of their size")
@@ -251,7 +277,9 @@ def searched(bench, backend):
     n = 500 if bench.small else 20_000
     embeddings, labels = evaluations.data(n, n // 5, device=bench.device)
     (seconds,), (found,) = evaluations.fastest(
-        [lambda: search.nearest_neighbours(embeddings, embeddings, 10, exclude_self=True, backend=backend)], 2, bench.device.type
+        [lambda: search.nearest_neighbours(embeddings, embeddings, 10, exclude_self=True, backend=backend)],
+        2,
+        bench.device.type,
     )
     some = torch.arange(0, n, max(1, n // 200))
     exact = torch.cdist(embeddings[some].cpu().double(), embeddings.cpu().double())
@@ -281,7 +309,10 @@ def clustered(bench):
     seconds = time.perf_counter() - start
     again = clustering.kmeans(embeddings, k, seed=0)
     same = float((clusters == again).mean())
-    expect(clusters.shape == (n,) and 0 <= clusters.min() and clusters.max() < k, f"clusters {clusters.min()} to {clusters.max()}")
+    expect(
+        clusters.shape == (n,) and 0 <= clusters.min() and clusters.max() < k,
+        f"clusters {clusters.min()} to {clusters.max()}",
+    )
     points, number = embeddings.cpu().double(), torch.from_numpy(clusters).long()
     sums = torch.zeros(k, points.shape[1], dtype=torch.float64).index_add_(0, number, points)
     means = sums / torch.bincount(number, minlength=k).clamp(min=1)[:, None]
@@ -402,7 +433,9 @@ def compile_and_amp(bench):
     steps, found = 1 if bench.small else 10, []
     for number, (name, flags) in enumerate(ways.items()):
         for compiled in ("off", "on") if bench.gpu and number < 2 else ("off",):
-            built = network_run(bench, f"ways{number}{compiled}", 8 if bench.small else 90, *flags, "--compile", compiled)
+            built = network_run(
+                bench, f"ways{number}{compiled}", 8 if bench.small else 90, *flags, "--compile", compiled
+            )
             ms = 1e3 * seconds_of(bench, on_the_device(bench, built, steps)) / steps
             found.append(f"{name}{' compiled' if compiled == 'on' else ''} {ms:.1f}")
             del built
@@ -428,10 +461,12 @@ def make_bench(device, quick, folder):
     def images():
         if not made:
             made.append(os.path.join(folder, "images"))
-            inputs.make(made[0], "CUB's, 500 x 375", 24 if small else 360)
+            inputs.make(made[0], "CUB's, 500 x 375", 16 if small else 360)
         return made[0]
 
-    return SimpleNamespace(device=device, gpu=gpu, small=small, folder=os.path.join(folder, "runs"), images=images)
+    return SimpleNamespace(
+        device=device, gpu=gpu, small=small, folder=os.path.join(folder, "runs"), images=images, data={}
+    )
 
 
 def attempt(function, bench):
@@ -458,13 +493,17 @@ def main(argv=None):
     args = parser.parse_args(argv)
     rows = [(name, function) for name, function in ROWS if not args.only or any(word in name for word in args.only)]
     if not rows:
-        parser.error(f"--only {' '.join(args.only)}: no row has that in its name; rows: {'; '.join(name for name, _ in ROWS)}")
+        parser.error(
+            f"--only {' '.join(args.only)}: no row has that in its name; rows: {'; '.join(name for name, _ in ROWS)}"
+        )
     start, failed = time.monotonic(), 0
     with tempfile.TemporaryDirectory() as folder:
         device, name = devices.choose_device(parameters.parse([]))
         bench = make_bench(device, args.quick, folder)
         faiss = "with" if search.have_faiss() else "without"
-        print(f"{name}; torch {torch.__version__}, {os.cpu_count()} cores, {faiss} faiss{'; small sizes' if bench.small else ''}\n")
+        print(
+            f"{name}; torch {torch.__version__}, {os.cpu_count()} cores, {faiss} faiss{'; small sizes' if bench.small else ''}\n"
+        )
         print("| what | result | seconds | |\n|---|---|---:|---|", flush=True)
         for what, function in rows:
             began = time.monotonic()

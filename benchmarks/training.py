@@ -30,7 +30,16 @@ from utilities.randomness import derive
 
 def build(folder, *flags):
     """A Run of main.py with these flags, built and not trained, in a folder of its own."""
-    flags = ["--save_path", folder, "--checkpoint_minutes", "1000000", "--no_train_metrics", "--n_epochs", "1", *map(str, flags)]
+    flags = [
+        "--save_path",
+        folder,
+        "--checkpoint_minutes",
+        "1000000",
+        "--no_train_metrics",
+        "--n_epochs",
+        "1",
+        *map(str, flags),
+    ]
     opt = parameters.parse(flags)
     device, name = devices.choose_device(opt)
     with contextlib.redirect_stdout(io.StringIO()):  # its opening line
@@ -74,7 +83,11 @@ def plain(run, steps, network, tuned=False):
     sampler.n_batches = steps
     sampler.set_epoch(1)
     loader = torch.utils.data.DataLoader(
-        split, batch_sampler=sampler, num_workers=workers, persistent_workers=workers > 0, pin_memory=device.type == "cuda"
+        split,
+        batch_sampler=sampler,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",
     )
 
     def epoch():
@@ -95,7 +108,10 @@ def plain(run, steps, network, tuned=False):
 
 def three(run, steps):
     """{"ours", "plain", "plain, tuned": function that trains so many steps}."""
-    loops = {name: plain(run, steps, network_of(run, tuned), tuned) for name, tuned in (("plain", False), ("plain, tuned", True))}
+    loops = {
+        name: plain(run, steps, network_of(run, tuned), tuned)
+        for name, tuned in (("plain", False), ("plain, tuned", True))
+    }
     return {"ours": ours(run, steps), **loops}
 
 
@@ -121,23 +137,58 @@ def ratios(times, peer):
 
 def workloads(folder, quick):
     """(what, images of a batch, flags, steps of a turn)."""
-    small = ["--loss", "antico_batch_proxy", "--lr", "1e-3", "--loss_oproxy_lrmulti", "10", "--evaluation_metrics", "e_recall@1"]
-    yield ("conv4 at 32 px, glyphs, in memory", 112,
-           ["--dataset", "glyphs", "--arch", "conv4_normalize", "--kernels", "0", *small], 2 if quick else 12)  # fmt: skip
+    small = [
+        "--loss",
+        "antico_batch_proxy",
+        "--lr",
+        "1e-3",
+        "--loss_oproxy_lrmulti",
+        "10",
+        "--evaluation_metrics",
+        "e_recall@1",
+    ]
+    yield (
+        "conv4 at 32 px, glyphs, in memory",
+        32 if quick else 112,
+        ["--dataset", "glyphs", "--arch", "conv4_normalize", "--kernels", "0", *small],
+        2 if quick else 12,
+    )
     size, bs, network = (32, 8, "conv4_normalize") if quick else (224, 16, "resnet18_frozen_normalize")
-    inputs.make(os.path.join(folder, "images"), "CUB's, 500 x 375", 16 if quick else 180)
+    inputs.make(os.path.join(folder, "images"), "CUB's, 500 x 375", 8 if quick else 180)
     workers = 0 if quick else 2
-    yield (f"{network.split('_')[0]} at {size} px, JPEGs of 500 x 375, {workers} workers", bs,
-           ["--dataset", "folder", "--source_path", os.path.join(folder, "images"), "--arch", network, "--not_pretrained",
-            "--input_size", size, "--kernels", workers, *small], 2 if quick else 3)  # fmt: skip
+    yield (
+        f"{network.split('_')[0]} at {size} px, JPEGs of 500 x 375, {workers} workers",
+        bs,
+        [
+            "--dataset",
+            "folder",
+            "--source_path",
+            os.path.join(folder, "images"),
+            "--arch",
+            network,
+            "--not_pretrained",
+            "--input_size",
+            size,
+            "--kernels",
+            workers,
+            *small,
+        ],
+        2 if quick else 3,
+    )
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=5, help="timed turns of each")
-    parser.add_argument("--quick", action="store_true", help="two turns of two steps on small images: whether it runs, not how fast")
-    parser.add_argument("--cpu_time", action="store_true", help="processor time of the main process instead of the wall clock's: "
-                        "steady on a machine that others use; not for a GPU")  # fmt: skip
+    parser.add_argument(
+        "--quick", action="store_true", help="two turns of two steps on small images: whether it runs, not how fast"
+    )
+    parser.add_argument(
+        "--cpu_time",
+        action="store_true",
+        help="processor time of the main process instead of the wall clock's: "
+        "steady on a machine that others use; not for a GPU",
+    )
     args = parser.parse_args(argv)
     clock = time.process_time if args.cpu_time else time.perf_counter
     turns = 2 if args.quick else args.turns
@@ -145,15 +196,26 @@ def main(argv=None):
         for number, (what, bs, flags, steps) in enumerate(workloads(folder, args.quick)):
             run = build(os.path.join(folder, "runs"), *flags, "--bs", bs)
             if number == 0:
-                name = torch.cuda.get_device_name() if run.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-                print(f"{name}; torch {torch.__version__}; {turns} turns{'; processor time' if args.cpu_time else ''}\n")
-                print("| workload | ours, ms a step | peer | ms a step | ratio of the fastest | median ratio | wanted |")
+                name = (
+                    torch.cuda.get_device_name()
+                    if run.device.type == "cuda"
+                    else f"CPU, {torch.get_num_threads()} threads"
+                )
+                print(
+                    f"{name}; torch {torch.__version__}; {turns} turns{'; processor time' if args.cpu_time else ''}\n"
+                )
+                print(
+                    "| workload | ours, ms a step | peer | ms a step | ratio of the fastest | median ratio | wanted |"
+                )
                 print("|---|---:|---|---:|---:|---:|---:|")
             times = in_turns(three(run, steps), turns, run.device, clock)
             for peer in ("plain", "plain, tuned"):
                 fastest, median = ratios(times, peer)
                 mine, other = (1e3 * min(times[name]) / steps for name in ("ours", peer))
-                print(f"| {what}, batch {bs} | {mine:.1f} | {peer} | {other:.1f} | {fastest:.2f} | {median:.2f} | ≥ 1 |", flush=True)
+                print(
+                    f"| {what}, batch {bs} | {mine:.1f} | {peer} | {other:.1f} | {fastest:.2f} | {median:.2f} | ≥ 1 |",
+                    flush=True,
+                )
     return 0
 
 

@@ -11,12 +11,34 @@ from benchmarks import gpu, training
 from utilities import device
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small sizes take longer with more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def built(tmp_path):
     return training.build(
-        str(tmp_path), "--dataset", "glyphs", "--arch", "conv4_normalize", "--kernels", "0", "--bs", "8", "--embed_dim", "8",
-        "--loss", "multisimilarity", "--evaluation_metrics", "e_recall@1",
-    )  # fmt: skip
+        str(tmp_path),
+        "--dataset",
+        "glyphs",
+        "--arch",
+        "conv4_normalize",
+        "--kernels",
+        "0",
+        "--bs",
+        "8",
+        "--embed_dim",
+        "8",
+        "--loss",
+        "multisimilarity",
+        "--evaluation_metrics",
+        "e_recall@1",
+    )
 
 
 def weights(model):
@@ -65,17 +87,22 @@ def test_training_in_miniature(capsys):
 
 
 def test_what_never_ran_on_a_gpu_runs_here_in_a_small_size(capsys, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    # torchrun takes a process of its own: tests/test_torchrun.py
+    monkeypatch.setattr(gpu, "ROWS", [(name, function) for name, function in gpu.ROWS if "torchrun" not in name])
     status = gpu.main(["--quick"])
     text = capsys.readouterr().out
-    rows = {line.split("|")[1].strip(): line.split("|")[-2].strip() for line in text.splitlines() if line.startswith("| ")}
+    rows = {
+        line.split("|")[1].strip(): line.split("|")[-2].strip() for line in text.splitlines() if line.startswith("| ")
+    }
     assert status == 0, text
     names = {name for name, _ in gpu.ROWS}
     assert names == set(rows) - {"what"}
     skipped = {name for name in names if rows[name] == "skipped"}
     assert all(rows[name] == "ok" for name in names - skipped)
     if not torch.cuda.is_available():
-        assert {"--amp fp16 with its scaler", "out of memory is one line that names --bs"} <= skipped and len(skipped) <= 6
+        assert {"--amp fp16 with its scaler", "out of memory is one line that names --bs"} <= skipped and len(
+            skipped
+        ) <= 6
 
 
 def test_a_failing_row_is_one_line_and_the_others_run(capsys, monkeypatch):
@@ -85,17 +112,24 @@ def test_a_failing_row_is_one_line_and_the_others_run(capsys, monkeypatch):
     monkeypatch.setattr(gpu, "ROWS", [("first", fails), ("second", lambda bench: "4 of 4")])
     assert gpu.main(["--quick"]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert any(line.startswith("| first | RuntimeError: CUDA error: no such thing |") and line.endswith("| FAILED |") for line in lines)
+    assert any(
+        line.startswith("| first | RuntimeError: CUDA error: no such thing |") and line.endswith("| FAILED |")
+        for line in lines
+    )
     assert any(line.startswith("| second | 4 of 4 |") and line.endswith("| ok |") for line in lines)
     assert lines[-1].endswith("1 failed")
 
 
-@pytest.mark.parametrize("broken, word", [("prefetch", "prefetch"), ("nearest_neighbours", "search by torch"), ("kmeans", "k-means without")])
+@pytest.mark.parametrize(
+    "broken, word", [("prefetch", "prefetch"), ("nearest_neighbours", "search by torch"), ("kmeans", "k-means without")]
+)
 def test_rows_notice_what_is_wrong(broken, word, capsys, monkeypatch):
     """A row that could not fail would be worth nothing."""
     if broken == "prefetch":
         right = device.prefetch
-        monkeypatch.setattr(device, "prefetch", lambda *a: ((images.flip(1) // 2, labels) for images, labels in right(*a)))
+        monkeypatch.setattr(
+            device, "prefetch", lambda *a: ((images.flip(1) // 2, labels) for images, labels in right(*a))
+        )
     elif broken == "nearest_neighbours":
         right = gpu.search.nearest_neighbours
         monkeypatch.setattr(gpu.search, "nearest_neighbours", lambda q, g, k, **how: right(q, g, k + 1, **how)[:, 1:])
@@ -116,9 +150,32 @@ def test_the_network_is_compiled_once_and_once_more_after_the_warm_up(tmp_path, 
     step = main.training_step
     monkeypatch.setattr(main, "training_step", lambda *a: (step(*a), seen.append(counter.frame_count))[0])
     miniatures.class_folders(tmp_path / "images", ["a", "b", "c", "d"], n=5)
-    flags = ["--dataset", "folder", "--source_path", tmp_path / "images", "--arch", "conv4_normalize", "--embed_dim", "8", "--bs", "4",
-             "--kernels", "0", "--loss", "antico_pair", "--evaluation_metrics", "e_recall@1", "--n_epochs", "3", "--warmup", "1",
-             "--compile", "on", "--save_path", tmp_path / "runs"]  # fmt: skip
+    flags = [
+        "--dataset",
+        "folder",
+        "--source_path",
+        tmp_path / "images",
+        "--arch",
+        "conv4_normalize",
+        "--embed_dim",
+        "8",
+        "--bs",
+        "4",
+        "--kernels",
+        "0",
+        "--loss",
+        "antico_pair",
+        "--evaluation_metrics",
+        "e_recall@1",
+        "--n_epochs",
+        "3",
+        "--warmup",
+        "1",
+        "--compile",
+        "on",
+        "--save_path",
+        tmp_path / "runs",
+    ]
     assert main.main([str(flag) for flag in flags]) == 0
     assert len(seen) == 6 and seen[:2] == [seen[0]] * 2 and seen[2:] == [seen[2]] * 4
     assert 0 < seen[0] and seen[2] == 2 * seen[0]

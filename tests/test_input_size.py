@@ -16,13 +16,22 @@ import parameters
 
 def build(arch, *more):
     torch.manual_seed(0)
-    return architectures.select(parameters.parse(["--arch", arch, "--not_pretrained", "--embed_dim", "16", *map(str, more)]))
+    return architectures.select(
+        parameters.parse(["--arch", arch, "--not_pretrained", "--embed_dim", "16", *map(str, more)])
+    )
 
 
-@pytest.mark.parametrize("arch, own, size", [
-    ("conv4", 32, 48), ("resnet18", 224, 64), ("bninception", 224, 64),
-    ("timm.test_vit", 160, 96), ("timm.test_resnet_double", 160, 72), ("timm.test_convnext", 160, 96),
-])
+@pytest.mark.parametrize(
+    "arch, own, size",
+    [
+        ("conv4", 32, 48),
+        ("resnet18", 224, 64),
+        ("bninception", 224, 64),
+        ("timm.test_vit", 160, 96),
+        ("timm.test_resnet_double", 160, 72),
+        ("timm.test_convnext", 160, 96),
+    ],
+)
 def test_a_network_embeds_images_of_that_size_and_learns(arch, own, size):
     if arch.startswith("timm."):
         pytest.importorskip("timm")
@@ -42,7 +51,9 @@ def test_its_own_size_changes_nothing():
 
 def test_a_transformer_has_a_position_for_each_patch_of_that_size():
     pytest.importorskip("timm")
-    tokens = {size: build("timm.test_vit", "--input_size", size).features.net.pos_embed.shape[1] for size in (64, 128, 160)}
+    tokens = {
+        size: build("timm.test_vit", "--input_size", size).features.net.pos_embed.shape[1] for size in (64, 128, 160)
+    }
     assert tokens[128] - tokens[64] == 8**2 - 4**2  # patches of 16 pixels
     assert tokens[160] == build("timm.test_vit").features.net.pos_embed.shape[1]
 
@@ -67,9 +78,16 @@ def test_published_weights_of_a_transformer_are_resampled_to_that_size(monkeypat
     assert torch.equal(own["blocks.0.attn.qkv.weight"], published["blocks.0.attn.qkv.weight"])
 
 
-@pytest.mark.parametrize("arch, size", [
-    ("conv4", 15), ("bninception", 72), ("timm.test_vit", 100), ("timm.twins_pcpvt_small", 112), ("timm.gcvit_xxtiny", 112),
-])
+@pytest.mark.parametrize(
+    "arch, size",
+    [
+        ("conv4", 15),
+        ("bninception", 72),
+        ("timm.test_vit", 100),
+        ("timm.twins_pcpvt_small", 112),
+        ("timm.gcvit_xxtiny", 112),
+    ],
+)
 def test_a_size_that_a_network_does_not_take_is_one_line(arch, size):
     if arch.startswith("timm."):
         pytest.importorskip("timm")
@@ -93,7 +111,9 @@ def photographs(tmp_path):
     """Four classes of four noisy JPEGs of 160 x 120 pixels."""
     for c in range(4):
         for i in range(4):
-            miniatures.noise(tmp_path / "photographs" / f"class{c}" / f"{i}.jpg", size=(160, 120), seed=4 * c + i, quality=95)
+            miniatures.noise(
+                tmp_path / "photographs" / f"class{c}" / f"{i}.jpg", size=(160, 120), seed=4 * c + i, quality=95
+            )
     return tmp_path / "photographs"
 
 
@@ -111,7 +131,16 @@ def test_a_run_its_checkpoint_and_its_evaluation_have_that_size(photographs, tmp
     seen = []
     select = datasets.select
     monkeypatch.setattr(datasets, "select", lambda opt, input_size: seen.append(input_size) or select(opt, input_size))
-    flags = ["--dataset", "folder", "--source_path", str(photographs), "--kernels", "0", "--evaluation_metrics", "e_recall@1"]
+    flags = [
+        "--dataset",
+        "folder",
+        "--source_path",
+        str(photographs),
+        "--kernels",
+        "0",
+        "--evaluation_metrics",
+        "e_recall@1",
+    ]
     run = ["--arch", "conv4_normalize", "--embed_dim", "8", "--bs", "4", "--loss", "multisimilarity", "--n_epochs", "1"]
     assert main.main([*flags, *run, "--input_size", "48", "--save_path", str(tmp_path)]) == 0
     folder = tmp_path / "folder" / "Sample_Run_s0"

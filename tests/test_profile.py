@@ -8,16 +8,33 @@ import torch
 
 import main
 import miniatures
-from utilities import device, folders, profile, state
+from utilities import device, folders, state
 
 
 @pytest.fixture
 def run(tmp_path):
-    """A function (flags) → exit status of a run on four classes of three small JPEGs, and its folder."""
-    miniatures.class_folders(tmp_path / "images", ["a", "b", "c", "d"])
-    flags = ["--dataset", "folder", "--source_path", tmp_path / "images", "--arch", "conv4_normalize", "--embed_dim", "8",
-             "--bs", "4", "--kernels", "0", "--loss", "antico_pair", "--evaluation_metrics", "e_recall@1",
-             "--save_path", tmp_path / "runs"]  # fmt: skip
+    """A function (flags) → exit status of a run on two classes of ten small JPEGs, five batches, and its folder."""
+    miniatures.class_folders(tmp_path / "images", ["a", "b", "c", "d"], n=10)
+    flags = [
+        "--dataset",
+        "folder",
+        "--source_path",
+        tmp_path / "images",
+        "--arch",
+        "conv4_normalize",
+        "--embed_dim",
+        "8",
+        "--bs",
+        "4",
+        "--kernels",
+        "0",
+        "--loss",
+        "antico_pair",
+        "--evaluation_metrics",
+        "e_recall@1",
+        "--save_path",
+        tmp_path / "runs",
+    ]
 
     def start(*more):
         return main.main([str(word) for word in (*flags, *more)])
@@ -28,7 +45,7 @@ def run(tmp_path):
 
 def test_a_profile_names_each_phase_and_writes_a_trace_and_ends_the_run(run, capsys):
     steps = 3
-    assert run("--n_epochs", 100, "--profile", steps) == 0
+    assert run("--n_epochs", 3, "--profile", steps) == 0
     out = capsys.readouterr()
     (line,) = [line for line in out.out.splitlines() if line.startswith("profile of 3 steps, ")]
     shares = {name: float(share) for name, share in re.findall(r"(\w+) ([\d.]+)%", line)}
@@ -37,23 +54,25 @@ def test_a_profile_names_each_phase_and_writes_a_trace_and_ends_the_run(run, cap
     assert line.endswith(f"trace: {run.folder / 'profile.json'}") and out.err == ""
     events = json.loads((run.folder / "profile.json").read_text())["traceEvents"]
     found = {name: sum(e["name"] == name and e.get("cat") == "user_annotation" for e in events) for name in shares}
-    # of the N steps, and none of those before; each epoch's end asks for input once more, and here has a single step
-    assert found == {"input": 2 * steps, "forward": steps, "loss": steps, "backward": steps, "optimizer": steps}
+    # of the N steps and none of those before; the end of the first epoch asks for input once more
+    assert found == {"input": steps + 1, "forward": steps, "loss": steps, "backward": steps, "optimizer": steps}
     assert "aten::convolution" in {event["name"] for event in events}
     assert not list(run.folder.glob("*.part*"))
     # the run stands where it stood, and goes on without another profile
-    assert state.load(run.folder / "checkpoint.pt")["epoch"] <= profile.WARM_UP + steps
+    assert state.load(run.folder / "checkpoint.pt")["epoch"] == 1  # the last whole one
     (run.folder / "profile.json").unlink()
-    assert run("--resume", run.folder, "--n_epochs", 12) == 0
-    assert state.load(run.folder / "checkpoint.pt")["epoch"] == 12 and not (run.folder / "profile.json").exists()
+    assert run("--resume", run.folder, "--n_epochs", 2) == 0
+    assert state.load(run.folder / "checkpoint.pt")["epoch"] == 2 and not (run.folder / "profile.json").exists()
     assert folders.read_config(run.folder)["flags"]["profile"] is None
 
 
 def test_a_profile_of_more_steps_than_the_run_has_is_one_line(run, capsys):
-    assert run("--n_epochs", 1, "--profile", 40) == 2  # three images of two classes are one batch of four an epoch
+    assert run("--n_epochs", 1, "--profile", 40) == 2
     text = capsys.readouterr().err
-    assert text == ("error: --profile 40: takes 45 steps (5 of them to warm up), this run has 1 to go; lower it or raise "
-                    "--n_epochs\n")
+    assert text == (
+        "error: --profile 40: takes 45 steps (5 of them to warm up), this run has 5 to go; lower it or raise "
+        "--n_epochs\n"
+    )
     assert not run.folder.exists()
 
 

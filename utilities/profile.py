@@ -71,5 +71,7 @@ class Profile:
 def check_steps(steps, left):
     """ValueError, one line, if a run with `left` steps to go ends before --profile has measured `steps` of them."""
     if steps and left < WARM_UP + steps:
-        raise ValueError(f"--profile {steps}: takes {WARM_UP + steps} steps ({WARM_UP} of them to warm up), this run has "
-                         f"{left} to go; lower it or raise --n_epochs")
+        raise ValueError(
+            f"--profile {steps}: takes {WARM_UP + steps} steps ({WARM_UP} of them to warm up), this run has "
+            f"{left} to go; lower it or raise --n_epochs"
+        )
