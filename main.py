@@ -295,7 +295,7 @@ def finish_epoch(run, row):
     with run.signals.deferred():
         if row["epoch"] > 0:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # torch's, where an epoch resumed at its end has no step here
+                warnings.simplefilter("ignore", UserWarning)  # an epoch resumed at its end has no step here
                 run.scheduler.step()
         row["seconds"] = round(run.checkpoints.seconds(run.progress), 2)
         better = run.progress.end_epoch(row, run.best_split, run.opt.storage_metrics, run.opt.store_improvements)

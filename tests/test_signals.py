@@ -76,9 +76,11 @@ def test_a_signal_in_a_destructor_is_no_traceback(capfd, monkeypatch):
 
 
 def test_a_wrong_flag_is_answered_before_torch_is_imported():
-    code = ("import sys, runpy; sys.argv = ['main.py', '--lr', 'fast']\n"
-            "try: runpy.run_path('main.py', run_name='__main__')\n"
-            "except SystemExit as end: print(end.code, 'torch' in sys.modules)")
+    code = (
+        "import sys, runpy; sys.argv = ['main.py', '--lr', 'fast']\n"
+        "try: runpy.run_path('main.py', run_name='__main__')\n"
+        "except SystemExit as end: print(end.code, 'torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, timeout=LONG)
     assert done.stdout == "2 False\n" and "--lr: 'fast'" in done.stderr and done.stderr.count("\n") == 1
 
@@ -92,14 +94,27 @@ def test_a_signal_at_each_part_of_a_run(tmp_path, monkeypatch, capsys, moment):
 
     import main
 
-    argv = [*SMALL, *image_folder(tmp_path / "images"), "--kernels", "0", "--n_epochs", "1", "--checkpoint_minutes", "0"]
+    argv = [
+        *SMALL,
+        *image_folder(tmp_path / "images"),
+        "--kernels",
+        "0",
+        "--n_epochs",
+        "1",
+        "--checkpoint_minutes",
+        "0",
+    ]
     before, interrupted = torch.get_num_threads(), []
     torch.set_num_threads(1)
     try:
         assert main.main([*argv, "--save_path", str(tmp_path / "whole")]) == 0
         capsys.readouterr()
-        owner, name, at = {"build": (main.criteria, "select", 1), "step": (main, "embed", 2), "save": (main.state, "save", 3),
-                           "evaluation": (main.evaluation, "evaluate", 2)}[moment]
+        owner, name, at = {
+            "build": (main.criteria, "select", 1),
+            "step": (main, "embed", 2),
+            "save": (main.state, "save", 3),
+            "evaluation": (main.evaluation, "evaluate", 2),
+        }[moment]
         real = getattr(owner, name)
 
         def act(*args, **more):
@@ -112,10 +127,16 @@ def test_a_signal_at_each_part_of_a_run(tmp_path, monkeypatch, capsys, moment):
             patch.setattr(owner, name, act)
             assert main.main([*argv, "--save_path", str(tmp_path / "b")]) == 143
         text = capsys.readouterr().err
-        where = {"build": "before training began", "step": "after step 2 of epoch 1", "evaluation": "after step 3 of epoch 1",
-                 "save": "after step 1 of epoch 1"}[moment]  # files: best.pt and the checkpoint of epoch 0, then that of step 1
+        where = {
+            "build": "before training began",
+            "step": "after step 2 of epoch 1",
+            "evaluation": "after step 3 of epoch 1",
+            "save": "after step 1 of epoch 1",
+        }[moment]  # files: best.pt and the checkpoint of epoch 0, then that of step 1
         assert text.startswith(f"stopped by SIGTERM {where}") and text.count("\n") == 1
         assert main.main([*argv, "--save_path", str(tmp_path / "b"), "--resume"]) == 0
     finally:
         torch.set_num_threads(before)
-    assert same(outcome(tmp_path / "whole" / "folder" / "Sample_Run_s0"), outcome(tmp_path / "b" / "folder" / "Sample_Run_s0"))
+    assert same(
+        outcome(tmp_path / "whole" / "folder" / "Sample_Run_s0"), outcome(tmp_path / "b" / "folder" / "Sample_Run_s0")
+    )

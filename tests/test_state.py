@@ -23,7 +23,16 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def argv(tmp_path_factory):
-    return [*SMALL, *image_folder(tmp_path_factory.mktemp("images")), "--kernels", "0", "--n_epochs", "1", "--checkpoint_minutes", "10"]
+    return [
+        *SMALL,
+        *image_folder(tmp_path_factory.mktemp("images")),
+        "--kernels",
+        "0",
+        "--n_epochs",
+        "1",
+        "--checkpoint_minutes",
+        "10",
+    ]
 
 
 def parts():
@@ -143,7 +152,11 @@ def test_means_and_the_first_bad_step():
 def test_best_follows_the_split_that_is_evaluated():
     progress = state.Progress()
     assert progress.end_epoch({"epoch": 0, "train/m": 0.9}, "train", ["m"]) == ["best.pt"]
-    assert progress.end_epoch({"epoch": 1, "test/m": 0.5, "test/k": 1}, "test", ["m", "k"], True) == ["best.pt", "best_k.pt", "improved_epoch0001.pt"]
+    assert progress.end_epoch({"epoch": 1, "test/m": 0.5, "test/k": 1}, "test", ["m", "k"], True) == [
+        "best.pt",
+        "best_k.pt",
+        "improved_epoch0001.pt",
+    ]
     assert progress.end_epoch({"epoch": 2, "test/m": 0.5}, "test", ["m"]) == []  # the first of equals
 
 
@@ -163,10 +176,24 @@ def test_a_file_is_written_whole_or_stays(tmp_path):
 WRITES = {"mkdir": os, "mkstemp": tempfile, "fsync": os, "replace": os}
 
 
-@pytest.mark.parametrize("call, number, at", [
-    ("mkdir", errno.EROFS, 1), ("mkstemp", errno.EROFS, 1), ("fsync", errno.ENOSPC, 1), ("mkstemp", errno.EROFS, 2), ("fsync", errno.ENOSPC, 3),
-    ("replace", errno.EROFS, 4), ("fsync", errno.ENOSPC, 4), ("mkstemp", errno.EROFS, 5), ("fsync", errno.ENOSPC, 6), ("fsync", errno.ENOSPC, 7),
-    ("replace", errno.EROFS, 9), ("replace", errno.EROFS, 10), ("fsync", errno.ENOSPC, 8)])
+@pytest.mark.parametrize(
+    "call, number, at",
+    [
+        ("mkdir", errno.EROFS, 1),
+        ("mkstemp", errno.EROFS, 1),
+        ("fsync", errno.ENOSPC, 1),
+        ("mkstemp", errno.EROFS, 2),
+        ("fsync", errno.ENOSPC, 3),
+        ("replace", errno.EROFS, 4),
+        ("fsync", errno.ENOSPC, 4),
+        ("mkstemp", errno.EROFS, 5),
+        ("fsync", errno.ENOSPC, 6),
+        ("fsync", errno.ENOSPC, 7),
+        ("replace", errno.EROFS, 9),
+        ("replace", errno.EROFS, 10),
+        ("fsync", errno.ENOSPC, 8),
+    ],
+)
 def test_a_full_or_read_only_disk_is_one_line_at_every_write(tmp_path, argv, monkeypatch, capsys, call, number, at):
     """config.json, then for each of two epochs best.pt, the checkpoint (with one or two renames), metrics.csv, protocol.json."""
     real, calls = getattr(WRITES[call], call), []
@@ -202,7 +229,11 @@ def test_divergence_names_the_step_and_saves_nothing(tmp_path, argv, monkeypatch
     monkeypatch.setattr(main, "training_step", step)
     assert main.main([*argv, "--save_path", str(tmp_path), "--checkpoint_minutes", "0"]) == 1
     text = capsys.readouterr().err
-    assert text.startswith("error: the loss is not finite, in step 3 of epoch 1 (") and "base " in text and text.count("\n") == 1
+    assert (
+        text.startswith("error: the loss is not finite, in step 3 of epoch 1 (")
+        and "base " in text
+        and text.count("\n") == 1
+    )
     assert "Last good checkpoint: epoch 0, step 2 of the next; go on from it with --resume" in text
     assert state.load(tmp_path / "folder" / "Sample_Run_s0" / "checkpoint.pt")["step"] == 2
 

@@ -25,7 +25,16 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def argv(tmp_path_factory):
-    return [*SMALL, *image_folder(tmp_path_factory.mktemp("images")), "--kernels", "0", "--n_epochs", "2", "--checkpoint_minutes", "10"]
+    return [
+        *SMALL,
+        *image_folder(tmp_path_factory.mktemp("images")),
+        "--kernels",
+        "0",
+        "--n_epochs",
+        "2",
+        "--checkpoint_minutes",
+        "10",
+    ]
 
 
 @pytest.fixture
@@ -72,7 +81,9 @@ def test_the_key_is_written_nowhere(argv, tmp_path, monkeypatch, capsys, wandb, 
     assert "--log_online" in wandb.argv
     for path in tmp_path.rglob("*"):
         assert path.is_dir() or b"SECRET" not in path.read_bytes(), path
-    assert "(not written)" in " ".join(json.loads((tmp_path / "folder" / "g_s0" / "config.json").read_text())["command"])
+    assert "(not written)" in " ".join(
+        json.loads((tmp_path / "folder" / "g_s0" / "config.json").read_text())["command"]
+    )
 
 
 @pytest.mark.parametrize("fail, key", [("init", KEY), ("log", KEY), ("log", "")])
@@ -121,14 +132,19 @@ def test_real_tensorboard_files_hold_the_rows(argv, tmp_path, monkeypatch):
     events = reader.EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
     rows = state.load(folder / "checkpoint.pt")["rows"]
-    assert [e.value for e in events.Scalars("test/e_recall@1")] == pytest.approx([row["test/e_recall@1"] for row in rows])
+    assert [e.value for e in events.Scalars("test/e_recall@1")] == pytest.approx(
+        [row["test/e_recall@1"] for row in rows]
+    )
 
 
 @pytest.mark.parametrize("flag, package", [("--tensorboard", "tensorboard"), ("--log_online", "wandb")])
 def test_a_missing_library_is_one_line_before_the_run(argv, tmp_path, monkeypatch, capsys, flag, package):
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
     assert run(argv, monkeypatch, "--save_path", tmp_path, flag) == 2
-    assert capsys.readouterr().err == f"error: {flag}: needs the package {package}: pip install {package}\n" and not list(tmp_path.iterdir())
+    assert (
+        capsys.readouterr().err == f"error: {flag}: needs the package {package}: pip install {package}\n"
+        and not list(tmp_path.iterdir())
+    )
 
 
 def test_loss_terms_are_the_epochs_means(argv, tmp_path, monkeypatch):
@@ -160,6 +176,7 @@ def test_a_line_an_epoch_with_the_time_left_also_without_an_evaluation(argv, tmp
 
 def collapsed(model, how):
     """Its embeddings become one point, or points on one line, or spread out."""
+
     def forward(images):
         n = len(images)
         point = torch.nn.functional.normalize(torch.arange(1.0, 17.0), dim=0).expand(n, 16)
@@ -184,7 +201,17 @@ def test_a_collapse_is_said_when_it_is_one(argv, tmp_path, monkeypatch, capsys, 
     assert text.count("the embeddings have collapsed: effective rank 1.0 of 16") == said  # not of the untrained network
 
 
-@pytest.mark.parametrize("rank, share, dimensions, said", [
-    (6.3, 0.9, 128, True), (6.5, 0.9, 128, False), (60, 0.09, 128, True), (60, 0.11, 128, False), (1.0, 0.3, 16, True), (1.2, 0.3, 16, False), (1.0, 0.9, 2, False)])
+@pytest.mark.parametrize(
+    "rank, share, dimensions, said",
+    [
+        (6.3, 0.9, 128, True),
+        (6.5, 0.9, 128, False),
+        (60, 0.09, 128, True),
+        (60, 0.11, 128, False),
+        (1.0, 0.3, 16, True),
+        (1.2, 0.3, 16, False),
+        (1.0, 0.9, 2, False),
+    ],
+)
 def test_collapse_line(rank, share, dimensions, said):
     assert bool(trackers.collapse_line(rank, share, dimensions)) == said

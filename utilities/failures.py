@@ -88,7 +88,7 @@ def known(problem, after):
         silence()
         return Stop(f"error: nobody reads the output any more (a closed pipe). {after}", 128 + signal.SIGPIPE)
     worker_gone = "DataLoader worker" in text and ("killed by" in text or "exited" in text)
-    if worker_gone or isinstance(problem, (ConnectionError, EOFError)):  # told by torch, or met while a batch was fetched
+    if worker_gone or isinstance(problem, (ConnectionError, EOFError)):  # told by torch, or met in a fetch
         advice = "as the system does when memory runs out; lower --kernels or --bs"
         return Stop(f"error: a data loading process was killed, {advice}. {after}", 1)
     if isinstance(problem, OSError):
