@@ -299,7 +299,9 @@ def finish_epoch(run, row):
     """Count the epoch, save it, write it down: all of it or nothing."""
     with run.signals.deferred():
         if row["epoch"] > 0:
-            run.scheduler.step()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # an epoch resumed at its end has no step here
+                run.scheduler.step()
         row["seconds"] = round(run.checkpoints.seconds(run.progress), 2)
         better = run.progress.end_epoch(row, run.best_split, run.opt.storage_metrics, run.opt.store_improvements)
         save(run, better)

@@ -4,7 +4,7 @@ import os
 
 import torch
 
-from utilities import distributed
+from utilities import distributed, interrupts
 
 SMALL = 20_000_000  # pixels: a split below is embedded faster without starting worker processes
 
@@ -26,6 +26,7 @@ def embed(model, split, batch_size=256, workers=0, device=None):
     pixels = len(split) * split[0][0].shape[-1] ** 2
     workers = 0 if pixels < SMALL else min(workers, os.cpu_count() or 1)
     loader = torch.utils.data.DataLoader(split, batch_size=batch_size, num_workers=workers, pin_memory=device.type == "cuda",
+                                         worker_init_fn=interrupts.ignore,
                                          generator=torch.Generator())  # its own, or the training's random numbers would move
     training = model.training
     model.eval()

@@ -19,9 +19,33 @@ import traceback
 from utilities import interrupts
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-SMALL = ["--arch", "conv4_normalize", "--embed_dim", "16", "--bs", "32", "--samples_per_class", "4", "--lr", "1e-3",
-         "--loss", "antico_pair", "--antico_base", "margin", "--batch_mining", "distance", "--n_epochs", "3", "--tau", "2",
-         "--no_train_metrics", "--evaluation_metrics", "e_recall@1", "--checkpoint_minutes", "0"]  # every step saves
+SMALL = [
+    "--arch",
+    "conv4_normalize",
+    "--embed_dim",
+    "16",
+    "--bs",
+    "32",
+    "--samples_per_class",
+    "4",
+    "--lr",
+    "1e-3",
+    "--loss",
+    "antico_pair",
+    "--antico_base",
+    "margin",
+    "--batch_mining",
+    "distance",
+    "--n_epochs",
+    "3",
+    "--tau",
+    "2",
+    "--no_train_metrics",
+    "--evaluation_metrics",
+    "e_recall@1",
+    "--checkpoint_minutes",
+    "0",
+]  # every step saves
 
 
 def start(argv, **more):
@@ -35,8 +59,14 @@ class Server:
     """Forks processes that run main.main, one at a time. Their glyphs have 20 + 20 classes. Used as a context manager."""
 
     def __enter__(self):
-        self.process = subprocess.Popen([sys.executable, "-m", "tests.runs", "serve"], cwd=HERE, text=True,
-                                        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.runs", "serve"],
+            cwd=HERE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
         assert self.process.stdout.readline() == "ready\n"
         return self
 
@@ -101,7 +131,9 @@ def fewer_glyphs():
 
     def select(opt, size):
         splits = glyphs.splits(size, opt.augmentation)
-        first = [split.subset(torch.nonzero(split.labels < 20).flatten().tolist()) for split in (splits.train, splits.test)]
+        first = [
+            split.subset(torch.nonzero(split.labels < 20).flatten().tolist()) for split in (splits.train, splits.test)
+        ]
         return Splits(train=first[0], test=first[1])
 
     datasets.DATASETS["glyphs"] = datasets.DATASETS["glyphs"]._replace(load=select)

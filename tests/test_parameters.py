@@ -76,3 +76,57 @@ def test_help_explains_every_flag():
     actions = [a for a in parameters.build_parser()._actions if a.option_strings]
     assert all(a.help for a in actions) and len(actions) > 70
     parameters.build_parser().format_help()  # a stray % in a help text would raise
+
+
+@pytest.mark.parametrize("line, words", [
+    ("--seed 4294967296", "--seed: '4294967296' is not a whole number from 0 to 4294967295"),
+    ("--seed 18446744073709551616", "--seed"),
+    ("--embed_dim 1000000000", "--embed_dim: '1000000000' is not a whole number from 1"),
+    ("--bs 10000000000000000000000", "--bs"),
+    ("--lr 1e305", "--lr: '1e305' is not a number from 0 to 1e+30"),
+    ("--gamma 1e308", "--gamma"),
+    ("--gamma 1e20 --tau 1 2 3", "--gamma 1e+20"),
+    ("--kmeans_restarts 0", "--kmeans_restarts: '0'"),
+    ("--resume ''", "--resume"),
+])
+def test_values_beyond_all_bounds_are_one_line(line, words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parameters.parse(shlex.split(line))
+    text = capsys.readouterr().err
+    assert stop.value.code == 2 and words in text and text.count("\n") == 1
+
+
+def test_the_first_metric_evaluated_chooses_the_best():
+    assert parameters.parse(["--evaluation_metrics", "mAP@R"]).storage_metrics == ["mAP@R"]
+    assert parameters.parse(["--evaluation_metrics", "nmi", "e_recall@1"]).storage_metrics == ["e_recall@1"]
+    given = parameters.parse(["--evaluation_metrics", "mAP@R", "nmi", "--storage_metrics", "nmi"])
+    assert given.storage_metrics == ["nmi"]
+
+
+@pytest.mark.parametrize("line, idle", [
+    ("--loss proxyanchor --antico_w 3", "note: --antico_w: no effect on a run of --loss proxyanchor"),
+    ("--loss antico_pair --loss_nir_margin 1 --completed", "note: --completed, --loss_nir_margin: no effect"),
+    ("--loss margin --loss_margin_beta 1 --batch_mining all --miner_semihard_margin 1", "note: --miner_semihard_margin: no effect"),
+    ("--loss antico --antico_w 3 --antico_gam2 2", ""),
+    ("--loss antico_pair --antico_base triplet --loss_triplet_margin 1 --batch_mining semihard --miner_semihard_margin 1", ""),
+])
+def test_a_flag_that_acts_on_nothing_is_a_note_in_one_line(line, idle):
+    note = parameters.note(parameters.parse(shlex.split(line)))
+    assert note.startswith(idle) and bool(note) == bool(idle) and "\n" not in note
+
+
+def test_what_a_name_stands_for_is_what_config_says():
+    opt = parameters.parse(["--loss", "antico_all_proxy"])
+    assert opt.antico_type == "all_proxy" and "antico_type" not in parameters.without_effect(opt)
+    for loss, own in parameters.LOSSES.items():
+        assert {name: getattr(parameters.parse(["--loss", loss]), name) for name in own} == own
+
+
+def test_flags_without_effect_are_the_last_group_of_help():
+    *others, last = parameters.build_parser()._action_groups
+    assert "act on nothing" in last.title and {"data_ssl_set", "internal_split", "completed"} <= {a.dest for a in last._group_actions}
+    always = {a.dest for a in last._group_actions}
+    assert not any(a.help.startswith("accepted for") for group in others for a in group._group_actions)
+    for loss in ("antico", "nir", "margin"):
+        assert always <= parameters.without_effect(parameters.parse(["--loss", loss, "--log_online", "--scheduler", "step"]))
+    assert parameters.build_parser().format_help().rstrip().rfind(last.title) > parameters.build_parser().format_help().find("writing down")

@@ -87,11 +87,12 @@ def known(problem, after):
     if isinstance(problem, BrokenPipeError):
         silence()
         return Stop(f"error: nobody reads the output any more (a closed pipe). {after}", 128 + signal.SIGPIPE)
-    if isinstance(problem, OSError):
-        return Stop(f"error: {line_of(problem)}; what was written before is whole. {after}", 1)
-    if isinstance(problem, RuntimeError) and "DataLoader worker" in text and ("killed by" in text or "exited" in text):
+    worker_gone = "DataLoader worker" in text and ("killed by" in text or "exited" in text)
+    if worker_gone or isinstance(problem, (ConnectionError, EOFError)):  # told by torch, or met in a fetch
         advice = "as the system does when memory runs out; lower --kernels or --bs"
         return Stop(f"error: a data loading process was killed, {advice}. {after}", 1)
+    if isinstance(problem, OSError):
+        return Stop(f"error: {line_of(problem)}; what was written before is whole. {after}", 1)
     if distributed.world() > 1 and any(word in text for word in ("Connection", "NCCL", "gloo", "peer")):
         return Stop("error: another process ended; its own message says why", 1)
     return None

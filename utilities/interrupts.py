@@ -33,7 +33,11 @@ def end_at_once():
 
 
 def ignore(*_):
-    """For worker processes: Ctrl-C reaches them as well, and the main process still needs their batch."""
+    """For worker processes: Ctrl-C reaches them as well, and the main process still needs their batch.
+
+    It is also the one that tells what went wrong: a worker whose main process is gone would print a traceback.
+    """
+    sys.excepthook = lambda *_: None
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
