@@ -97,16 +97,8 @@ def build(opt, device, device_name, signals):
         splits = datasets.select(opt, input_size=model.input_size)
     n_classes = len(splits.train.class_names)
     sampler = datasampler.select(opt, splits.train.labels, distributed.rank(), distributed.world())
-    workers = min(opt.kernels, os.cpu_count() or 1)
-    loader = torch.utils.data.DataLoader(
-        splits.train,
-        batch_sampler=datasampler.Draws(sampler),
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=interrupts.ignore,
-        generator=torch.Generator(),
-    )
+    loader = datasampler.loader(opt, splits.train, sampler, device)
+    evaluated = datasets.evaluated_splits(opt, splits)
 
     torch.manual_seed(derive(opt.seed, "criterion"))
     criterion = criteria.select(opt, n_classes).to(device)
@@ -124,22 +116,10 @@ def build(opt, device, device_name, signals):
         device=device_name, processes=distributed.world(), data=facts,
     )  # fmt: skip
     checkpoints.folder, log = trackers.open_folder(opt, config, progress)
-    run = Run(opt, device, dtype, signals, model, criterion, optimizer, scheduler, scaler, sampler, loader,
-              evaluated_splits(opt, splits), splits.partial, progress, checkpoints, log)  # fmt: skip
+    run = Run(opt, device, dtype, signals, model, criterion, optimizer, scheduler, scaler, sampler, loader, evaluated,
+              splits.partial, progress, checkpoints, log)  # fmt: skip
     distributed.say(*filter(None, [parameters.note(opt), trackers.opening_line(run, config)]), sep="\n")
     return run
-
-
-def evaluated_splits(opt, splits):
-    """{name: split} of what is evaluated."""
-    evaluated = {} if opt.no_train_metrics else {"train": splits.train.unaugmented()}
-    if splits.val is not None:
-        evaluated["val"] = splits.val
-    evaluated |= {} if opt.no_test_metrics else {"test": splits.tested}
-    for name, split in evaluated.items():
-        if not hasattr(split, "query") and len(split) < 2:
-            raise ValueError(f"--dataset {opt.dataset}: the {name} split has one image; its metrics need at least two")
-    return evaluated
 
 
 def make_optimizer(opt, model, criterion):
@@ -241,7 +221,7 @@ def look(run):
 
 def stop_if_asked(run):
     if distributed.any_process(run.signals.signal is not None):
-        raise interrupts.Interrupted
+        run.signals.stop()
 
 
 def save(run, also=()):
@@ -330,7 +310,7 @@ def evaluate_only(opt, device):
     state.fill(model, saved["model"], f"--checkpoint {opt.checkpoint}")
     with distributed.first_process_first():
         splits = datasets.select(opt, input_size=model.input_size)
-    evaluated = evaluated_splits(opt, splits)
+    evaluated = datasets.evaluated_splits(opt, splits)
     found = {name: evaluation.evaluate(model, split, opt) for name, split in evaluated.items()}
     metrics = {f"{name}/{metric}": value for name in found for metric, value in found[name].items()}
     if distributed.rank() == 0:

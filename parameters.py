@@ -60,7 +60,7 @@ def build_parser():
 
     g = parser.add_argument_group("network")
     g.add_argument("--arch", default="resnet50_frozen_normalize", help="bninception, googlenet, resnet18, resnet50, conv4 or timm.<name>, then any of _frozen (BatchNorm statistics stay), _normalize (L2), and one pooling of _double (average + max), _lp2, _lp3 (generalised mean); average, or a timm network's own, where there is none")
-    g.add_argument("--embed_dim", type=number(int, 1, 2**20), default=128, help="dimension of the embedding")
+    g.add_argument("--embed_dim", type=number(int, 1, 2**16), default=128, help="dimension of the embedding")
     g.add_argument("--input_size", type=number(int, 8, 4096), metavar="N", help="height and width of the images in pixels; the network's own where it is not given")
     g.add_argument("--not_pretrained", action="store_true", help="random weights instead of the published ones (conv4 has none anyway)")
     g.add_argument("--weights", metavar="PATH", help="backbone weights from this file (a state dict) or http(s) address instead of the published ones; PATH#sha256=DIGITS checks it, and an address must carry its hash so or as name-DIGITS.pth")

@@ -23,7 +23,6 @@ __all__ = ["BACKBONES", "Backbone", "EmbeddingNet", "select"]
 
 IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 HALVES = dict(mean=(0.5,) * 3, std=(0.5,) * 3)
-LARGEST = 2**16  # dimensions of an embedding: already 8 GB of last layer and optimizer state with 8,192 channels
 SUFFIXES = ("frozen", "normalize", *(name for name in POOLINGS if name != "avg"))
 
 
@@ -91,8 +90,6 @@ def select(opt):
     """
     if opt.weights == "":
         raise ValueError("--weights: is empty; give a file or an address, or leave the flag away")
-    if opt.embed_dim > LARGEST:
-        raise ValueError(f"--embed_dim {opt.embed_dim}: must be at most {LARGEST}; no network has so many channels")
     name, suffixes = parse_arch(opt.arch)
     pooling = next((s for s in suffixes if s in POOLINGS), "avg")
     pretrained = not opt.weights and not opt.not_pretrained

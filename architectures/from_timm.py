@@ -3,7 +3,6 @@
 import contextlib
 import difflib
 
-import torch
 from torch import nn
 
 from architectures.embedding import features_of_one, refused

@@ -57,7 +57,8 @@ def make(folder, kind, n):
         with open(path, "wb") as file:
             file.write(made[i % len(made)])
     os.makedirs(os.path.join(folder, "test", "other"), exist_ok=True)
-    Image.new("RGB", (300, 300)).save(os.path.join(folder, "test", "other", "x.jpg"))
+    for name in ("x.jpg", "y.jpg"):
+        Image.new("RGB", (300, 300)).save(os.path.join(folder, "test", "other", name))
     return total / n
 
 

@@ -1,12 +1,14 @@
 """Which images make a batch: batch samplers, by name."""
 
+import os
 from functools import partial
 
 import torch
 
+from utilities import interrupts
 from utilities.randomness import derive
 
-__all__ = ["SAMPLERS", "ClassBatches", "Draws", "RandomBatches", "select"]
+__all__ = ["SAMPLERS", "ClassBatches", "Draws", "RandomBatches", "loader", "select"]
 
 
 class Batches(torch.utils.data.Sampler):
@@ -177,3 +179,17 @@ SAMPLERS = {
 def select(opt, labels, rank=0, world=1):
     """The batch sampler that --data_sampler names, over the training labels, for process `rank` of `world`."""
     return SAMPLERS[opt.data_sampler](labels, opt.bs, opt.samples_per_class, seed=opt.seed, rank=rank, world=world)
+
+
+def loader(opt, split, sampler, device):
+    """Batches of an augmented split for training on `device`, by --kernels processes."""
+    workers = min(opt.kernels, os.cpu_count() or 1)
+    return torch.utils.data.DataLoader(
+        split,
+        batch_sampler=Draws(sampler),
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=interrupts.ignore,
+        generator=torch.Generator(),  # its own, or the base seed would be drawn from torch's
+    )

@@ -8,7 +8,7 @@ from datasets import cars196, cub200, files, folder, glyphs, inshop, online_prod
 from datasets.images import BrokenImage
 from datasets.split import QueryGallery, Split, Splits, train_val_split
 
-__all__ = ["DATASETS", "BrokenImage", "QueryGallery", "Split", "Splits", "select"]
+__all__ = ["DATASETS", "BrokenImage", "QueryGallery", "Split", "Splits", "evaluated_splits", "select"]
 
 
 class DataSet(NamedTuple):
@@ -49,3 +49,15 @@ def select(opt, input_size=224):
     if opt.use_tv_split:
         splits.train, splits.val = train_val_split(splits.train, opt.tv_split_perc, opt.tv_split_by_samples, opt.seed)
     return splits
+
+
+def evaluated_splits(opt, splits):
+    """{name: split} of what is evaluated."""
+    evaluated = {} if opt.no_train_metrics else {"train": splits.train.unaugmented()}
+    if splits.val is not None:
+        evaluated["val"] = splits.val
+    evaluated |= {} if opt.no_test_metrics else {"test": splits.tested}
+    for name, split in evaluated.items():
+        if not hasattr(split, "query") and len(split) < 2:
+            raise ValueError(f"--dataset {opt.dataset}: the {name} split has one image; its metrics need at least two")
+    return evaluated

@@ -267,8 +267,6 @@ def test_unknown_names(arch, words):
 @pytest.mark.parametrize("more, words", [
     (["--weights", ""], "--weights: is empty; give a file or an address"),
     (["--not_pretrained", "--weights", ""], "--weights: is empty"),
-    (["--not_pretrained", "--embed_dim", "1000000000"], "--embed_dim 1000000000: must be at most 65536"),
-    (["--not_pretrained", "--embed_dim", "1" + 22 * "0"], "--embed_dim 10000000000000000000000: must be at most 65536"),
 ])
 def test_flags_that_cannot_be_are_one_line(more, words, tmp_path, capsys):
     assert main.main(["--arch", "resnet18", "--save_path", str(tmp_path), *more]) == 2
@@ -277,4 +275,4 @@ def test_flags_that_cannot_be_are_one_line(more, words, tmp_path, capsys):
 
 
 def test_the_largest_embedding_is_made():
-    assert build("conv4", "--embed_dim", str(architectures.LARGEST))(torch.rand(1, 3, 32, 32)).shape == (1, 65536)
+    assert build("conv4", "--embed_dim", "65536")(torch.rand(1, 3, 32, 32)).shape == (1, 65536)

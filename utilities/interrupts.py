@@ -72,6 +72,12 @@ class Interrupts:
         elif not again and not self.waits:
             raise Interrupted(number)
 
+    def stop(self):
+        """Raise `Interrupted`: this process was told to stop, or another one of the same run, which then tells all."""
+        if self.signal is None:
+            self.signal = signal.SIGTERM  # this process's own may still be on its way
+        raise Interrupted(self.signal)
+
     @contextlib.contextmanager
     def deferred(self):
         """What is inside is finished first."""
