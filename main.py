@@ -12,7 +12,6 @@ if __name__ == "__main__":  # a wrong flag is answered before the seconds that t
 
 # ruff: noqa: E402
 import argparse
-import contextlib
 import os
 import time
 import warnings
@@ -183,8 +182,7 @@ def train_epoch(run, epoch):
     batches = devices.prefetch(run.loader, run.device, run.loader.dataset.on_device)
     bar = tqdm(total=run.sampler.n_batches, initial=progress.step, desc=f"epoch {epoch}/{run.opt.n_epochs}",
                leave=False, disable=True if distributed.rank() else None, dynamic_ncols=True)  # fmt: skip
-    # several processes stop at the same step, so that a signal waits until they have agreed
-    with bar, run.signals.deferred() if distributed.world() > 1 else contextlib.nullcontext():
+    with bar:
         while True:
             with run.profile.phase("input"):
                 images, labels = next(batches, (None, None))
@@ -250,7 +248,7 @@ def fit(run):
             row |= train_epoch(run, epoch)
         collapse = ""
         if epoch % opt.eval_every == 0 or epoch == opt.n_epochs:
-            with failures.placed(f"in the evaluation of epoch {epoch}"):
+            with run.signals.deferred(False), failures.placed(f"in the evaluation of epoch {epoch}"):
                 metrics, collapse = evaluate(run, epoch)
             row |= metrics
         finish_epoch(run, row)
@@ -350,7 +348,8 @@ def main(argv=None, opt=None):
                 with failures.bad_input(signals):
                     run = evaluate_only(opt, device) if opt.evaluate_only else build(opt, device, device_name, signals)
                 if run:
-                    with failures.while_running(run, ERRORS, save):
+                    # several processes stop at the same step: a signal waits until they have agreed
+                    with failures.while_running(run, ERRORS, save), signals.deferred(distributed.world() > 1):
                         fit(run)
         return 0
     except (failures.Stop, interrupts.Interrupted) as stop:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 
 import torch
 
@@ -59,8 +60,11 @@ def while_running(run, errors, save):
     except Stop:
         raise
     except Exception as problem:
-        if run.signals.signal is not None and distributed.world() > 1:  # the others have ended already
-            raise Stop("", 128 + run.signals.signal) from problem
+        run.signals.waits = True  # one that arrives now changes nothing
+        if distributed.world() > 1:
+            time.sleep(0.5 if lost_another(problem) else 0)  # torchrun tells the processes one after the other
+            if run.signals.signal is not None:  # the others have ended already
+                raise Stop("", 128 + run.signals.signal) from problem
         after = f"Last good checkpoint: {run.checkpoints.newest}; go on from it with --resume {folder}"
         for kind, status in errors.items():
             if isinstance(problem, kind):
@@ -93,9 +97,15 @@ def known(problem, after):
         return Stop(f"error: a data loading process was killed, {advice}. {after}", 1)
     if isinstance(problem, OSError):
         return Stop(f"error: {line_of(problem)}; what was written before is whole. {after}", 1)
-    if distributed.world() > 1 and any(word in text for word in ("Connection", "NCCL", "gloo", "peer")):
+    if lost_another(problem):
         return Stop("error: another process ended; its own message says why", 1)
     return None
+
+
+def lost_another(problem):
+    """Whether this is what the end of another process looks like."""
+    words = ("Connection", "NCCL", "gloo", "peer")
+    return distributed.world() > 1 and isinstance(problem, RuntimeError) and any(word in str(problem) for word in words)
 
 
 def silence():

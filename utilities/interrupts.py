@@ -79,10 +79,12 @@ class Interrupts:
         raise Interrupted(self.signal)
 
     @contextlib.contextmanager
-    def deferred(self):
-        """What is inside is finished first."""
-        former, self.waits = self.waits, True
+    def deferred(self, waits=True):
+        """What is inside is finished first; with waits=False it is not, though what is around it is."""
+        former, self.waits = self.waits, waits
         try:
+            if self.signal is not None and not waits:
+                self.stop()
             yield
         finally:
             self.waits = former
