@@ -240,9 +240,11 @@ def fit(run):
     if opt.profile:
         path = run.checkpoints.path("profile.json") if distributed.rank() == 0 else None
         run.profile = Profile(opt.profile, path, run.device)
-    start, before = time.monotonic(), progress.epoch
+    start, first = time.monotonic(), max(progress.epoch + 1, 1)
     for epoch in range(progress.epoch + 1, opt.n_epochs + 1):
         stop_if_asked(run)
+        if epoch == first:
+            start = time.monotonic()
         row = {"epoch": epoch}
         if epoch > 0:
             row |= train_epoch(run, epoch)
@@ -252,8 +254,8 @@ def fit(run):
                 metrics, collapse = evaluate(run, epoch)
             row |= metrics
         finish_epoch(run, row)
-        left = (time.monotonic() - start) / (epoch - before) * (opt.n_epochs - epoch)
-        distributed.say(trackers.epoch_line(run, row, left) + collapse)
+        left = (time.monotonic() - start) / max(epoch - first + 1, 1) * (opt.n_epochs - epoch)
+        distributed.say(trackers.epoch_line(run, row, left if epoch else None) + collapse)
     distributed.say(trackers.closing_lines(run))
     if opt.save_embeddings:
         save_embeddings(run.model, run.evaluated, opt, run.checkpoints.folder)

@@ -223,12 +223,12 @@ def opening_line(run, config):
 
 
 def epoch_line(run, row, left):
-    """An epoch: its loss, the metrics where it was evaluated, seconds of the run so far and those left."""
+    """An epoch: its loss, the metrics where it was evaluated, seconds of the run so far and those left, where known."""
     opt, split = run.opt, run.best_split
     shown = {metric: row.get(f"{split}/{metric}") for metric in opt.evaluation_metrics}
     values = "".join(f"  {split} {metric} {value:.3f}" for metric, value in shown.items() if value is not None)
     loss = f"loss {row['loss']:.3f}" if "loss" in row else "untrained"
-    time_left = f", {left:.0f} s left" if row["epoch"] < opt.n_epochs else ""
+    time_left = f", {left:.0f} s left" if left else ""
     partial = "  PARTIAL DATA" if run.partial else ""
     return f"epoch {row['epoch']:3d}/{opt.n_epochs}  {loss}{values}  {row['seconds']:.0f} s{time_left}{partial}"
 
@@ -247,9 +247,9 @@ def collapse_line(rank, share, dimensions):
 
 def closing_lines(run):
     """The run's numbers: of the last epoch and of the best."""
-    opt, lines = run.opt, []
+    opt, lines, split = run.opt, [], "test" if "test" in run.evaluated else run.best_split
     for name, row in protocol_rows(run.progress.rows, opt.storage_metrics[0]).items():
-        values = "".join(f"  {m} {row[f'test/{m}']:.3f}" for m in opt.evaluation_metrics if f"test/{m}" in row)
+        values = "".join(f"  {m} {row[f'{split}/{m}']:.3f}" for m in opt.evaluation_metrics if f"{split}/{m}" in row)
         lines.append(f"{name}: epoch {row['epoch']}{values}")
     return "\n".join(lines)
 
