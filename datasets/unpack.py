@@ -92,8 +92,8 @@ def placed(name, places):
     return None
 
 
-def wanted_files(path, places, doing):
-    """(number, place, size, () → file) of the files that `places` wants, in the archive's order, under a progress bar.
+def all_files(path, places, doing):
+    """(number, place, size, () → file) of the archive's files in order; place is None for what `places` does not want.
 
     Raises BadArchive for links, devices, encrypted files, names that leave the folder, and too much content.
     """
@@ -108,8 +108,8 @@ def wanted_files(path, places, doing):
         if total > limit or number >= ENTRIES:
             raise BadArchive(f"{path}: unpacks to more than {limit:,} bytes, {RATIO} times its size, "
                              f"or to more than {ENTRIES:,} files; refused")
-        place = placed(plain, places)
-        if kind == "file" and place is not None and not LITTER.search(plain):
+        if kind == "file":
+            place = None if LITTER.search(plain) else placed(plain, places)
             yield number, place, size, opener
 
 
@@ -122,16 +122,19 @@ def unpack(path, folder, places):
     """
     last = {}  # place → number of its entry
     try:
-        for number, place, size, opener in wanted_files(path, places, "reading"):
+        for number, place, size, opener in all_files(path, places, "reading"):
             with opener() as source:
                 if sum(len(block) for block in iter(partial(source.read, BLOCK), b"")) != size:
-                    raise EOFError(f"{place} ends early")
-            last[place] = number
+                    raise EOFError(f"file {number + 1} ends early")
+            if place is not None:
+                last[place] = number
         if not last:
             raise BadArchive(f"{path}: has nothing of {', '.join(places)}; is it the right archive?")
-        for number, place, size, opener in wanted_files(path, places, "unpacking"):
+        for number, place, size, opener in all_files(path, places, "unpacking"):
+            if last.get(place) != number:
+                continue
             target = inside(folder, place)
-            if number == last[place] and not (os.path.isfile(target) and os.path.getsize(target) == size):
+            if not (os.path.isfile(target) and os.path.getsize(target) == size):
                 with opener() as source:
                     write(source, target)
     except (*DAMAGED, OSError) as problem:

@@ -198,6 +198,18 @@ def test_of_archives_with_one_flipped_bit_no_wrong_byte_has_a_final_name(kind, t
     assert refused > 100
 
 
+@pytest.mark.parametrize("at", ["the name in the directory", "a file beside the data set"])
+def test_a_zip_that_is_damaged_in_what_is_not_wanted_is_refused(at, tmp_path, capsys):
+    """A wanted file whose name was changed is none that is wanted: it would be missing without a word."""
+    packed(tmp_path / "a", "zip", [(IMAGE, b"kept"), (IMAGE + "2", b"its name is hit"), ("notes", b"beside")])
+    data = bytearray((tmp_path / "a").read_bytes())
+    where = data.rindex(IMAGE.encode() + b"2") if at.startswith("the name") else data.index(b"PK\3\4", data.index(b"its name")) + 36
+    data[where] ^= 1
+    (tmp_path / "a").write_bytes(data)
+    assert run("cub200", tmp_path / "data", "--allow_partial", "--archive", tmp_path / "a") == 2
+    assert "a: damaged or not whole" in capsys.readouterr().err and not (tmp_path / "data").exists()
+
+
 def test_a_plain_tar_with_a_wrong_header_in_its_middle_is_refused(tmp_path, capsys):
     packed(tmp_path / "a.tar", "w:", [(IMAGE.replace("1.jpg", f"{i}.jpg"), b"x" * 600) for i in range(3)])
     data = bytearray((tmp_path / "a.tar").read_bytes())
