@@ -203,7 +203,8 @@ def test_a_zip_that_is_damaged_in_what_is_not_wanted_is_refused(at, tmp_path, ca
     """A wanted file whose name was changed is none that is wanted: it would be missing without a word."""
     packed(tmp_path / "a", "zip", [(IMAGE, b"kept"), (IMAGE + "2", b"its name is hit"), ("notes", b"beside")])
     data = bytearray((tmp_path / "a").read_bytes())
-    where = data.rindex(IMAGE.encode() + b"2") if at.startswith("the name") else data.index(b"PK\3\4", data.index(b"its name")) + 36
+    in_name, in_file = data.rindex(IMAGE.encode() + b"2"), data.index(b"PK\3\4", data.index(b"its name")) + 36
+    where = in_name if at.startswith("the name") else in_file
     data[where] ^= 1
     (tmp_path / "a").write_bytes(data)
     assert run("cub200", tmp_path / "data", "--allow_partial", "--archive", tmp_path / "a") == 2
