@@ -1,5 +1,6 @@
 """The state of a run: how far it is, and its checkpoints."""
 
+import hashlib
 import io
 import os
 import time
@@ -13,6 +14,7 @@ from utilities.files import write_whole
 
 LAST, BEFORE, NEW = "checkpoint.pt", "checkpoint_before.pt", "checkpoint_new.pt"
 NEVER = 2**62
+MARK = b"AntiCo sha256:"  # it and the digest follow torch's zip file, as its comment
 
 
 class Damaged(ValueError):
@@ -81,17 +83,26 @@ def save(path, state):
     """Write `state` (tensors, numbers, strings, lists, dicts) so that `load` reads it without unpickling code."""
     buffer = io.BytesIO()  # torch's own writer gives another error than OSError on a full disk
     torch.save(state, buffer)
-    write_whole(path, lambda file: file.write(buffer.getbuffer()), "wb")
+    whole = buffer.getbuffer()
+    whole[-2:] = (len(MARK) + 32).to_bytes(2, "little")  # the comment's length ends a zip file's last record
+    digest = hashlib.sha256(whole).digest()
+    write_whole(path, lambda file: file.writelines([whole, MARK, digest]), "wb")
 
 
 def load(path):
     """A file of `save` on the CPU. Raises Damaged, one line, if it cannot be read or a bit of it has flipped."""
     try:
-        with zipfile.ZipFile(path) as file:  # torch writes a checksum of each part and looks at none of them
-            wrong = file.testzip()
-        if wrong:
-            raise ValueError(f"the checksum of {wrong} is wrong")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:
+            data = file.read()
+        whole, mark, digest = data.rpartition(MARK)
+        if mark and hashlib.sha256(whole).digest() != digest:
+            raise ValueError("its checksum is wrong")
+        if not mark:  # torch writes a checksum of each part, and looks at none of them
+            with zipfile.ZipFile(io.BytesIO(data)) as file:
+                wrong = file.testzip()
+            if wrong:
+                raise ValueError(f"the checksum of {wrong} is wrong")
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
     except Exception as problem:  # torch and zipfile have many for a damaged file
