@@ -50,22 +50,17 @@ def checkpoints(folder):
     return made
 
 
-def test_every_flipped_bit_is_told_or_changes_nothing(tmp_path):
+def test_every_flipped_bit_is_told(tmp_path):
     path = tmp_path / "checkpoint.pt"
     checkpoints(tmp_path).save(state.Progress(epoch=3, rows=[{"epoch": 3, "loss": 0.5}]))
-    data, good = path.read_bytes(), state.load(path)
-    positions = random.Random(0).sample(range(8 * len(data)), 1000)
-    told = 0
-    for bit in positions:
+    data = path.read_bytes()
+    for bit in random.Random(0).sample(range(8 * len(data)), 1000):
         changed = bytearray(data)
         changed[bit // 8] ^= 1 << bit % 8
         path.write_bytes(changed)
-        try:
-            assert same(state.load(path), good), bit
-        except state.Damaged as problem:
-            assert str(problem).startswith(f"{path}: ") and "\n" not in str(problem)
-            told += 1
-    assert told > len(positions) / 3  # most of the bits are names and padding in so small a file
+        with pytest.raises(state.Damaged) as told:
+            state.load(path)
+        assert str(told.value).startswith(f"{path}: ") and "\n" not in str(told.value), bit
 
 
 def test_a_flipped_bit_among_the_names_is_told(tmp_path):

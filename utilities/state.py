@@ -97,7 +97,9 @@ def load(path):
         whole, mark, digest = data.rpartition(MARK)
         if mark and hashlib.sha256(whole).digest() != digest:
             raise ValueError("its checksum is wrong")
-        if not mark:  # torch writes a checksum of each part, and looks at none of them
+        if not mark:  # torch's own, without a comment; it writes a checksum of each part and looks at none of them
+            if data[-2:] != b"\0\0":
+                raise ValueError("its end is missing")
             with zipfile.ZipFile(io.BytesIO(data)) as file:
                 wrong = file.testzip()
             if wrong:
