@@ -223,6 +223,9 @@ def test_a_full_or_read_only_disk_is_one_line_at_every_write(tmp_path, argv, mon
     folder = tmp_path / "folder" / "Sample_Run_s0"
     for path in folder.glob("*.pt"):
         state.load(path)  # whole
+    if status == 1:
+        kept = (folder / state.LAST).exists() or (folder / state.BEFORE).exists()
+        assert ("Last good checkpoint: " if kept else "There is no checkpoint yet; ") in text
     assert not list(folder.glob(f"{files.UNFINISHED}*"))
     assert main.main([*argv, "--save_path", str(tmp_path), "--resume"]) == 0
 

@@ -176,7 +176,7 @@ class Checkpoints:
     def __init__(self, parts, facts):
         self.folder, self.parts, self.facts = None, parts, facts
         self.saved, self.counted = time.monotonic(), time.monotonic()
-        self.newest = "none"
+        self.newest = ""  # where the newest checkpoint stands
 
     def path(self, name):
         return os.path.join(self.folder, name)
