@@ -95,6 +95,9 @@ def test_the_last_two_are_kept_and_the_newest_whole_one_is_found(tmp_path, capsy
     assert [state.load(tmp_path / name)["epoch"] for name in (state.LAST, state.BEFORE)] == [2, 1]
     (tmp_path / state.LAST).write_bytes(b"")
     assert state.newest(tmp_path)["epoch"] == 1 and "going on from checkpoint_before.pt" in capsys.readouterr().out
+    checkpoints(tmp_path).save(state.Progress(epoch=2))  # of the run that goes on: the damaged one is not kept
+    assert [state.load(tmp_path / name)["epoch"] for name in (state.LAST, state.BEFORE)] == [2, 1]
+    (tmp_path / state.LAST).write_bytes(b"")
     (tmp_path / state.BEFORE).write_bytes(b"x")
     with pytest.raises(state.Damaged, match="no whole checkpoint is left"):
         state.newest(tmp_path)

@@ -112,6 +112,14 @@ def load(path):
         raise Damaged(f"{path}: not a checkpoint of this program, or a damaged one ({reason})") from problem
 
 
+def is_whole(path):
+    try:
+        load(path)
+        return True
+    except (FileNotFoundError, Damaged):
+        return False
+
+
 def load_model(path):
     """A checkpoint that --evaluate_only names. Raises FileNotFoundError or ValueError, one line."""
     if not os.path.isfile(path):
@@ -177,6 +185,7 @@ class Checkpoints:
         self.folder, self.parts, self.facts = None, parts, facts
         self.saved, self.counted = time.monotonic(), time.monotonic()
         self.newest = ""  # where the newest checkpoint stands
+        self.wrote = False  # whether checkpoint.pt is of this start
 
     def path(self, name):
         return os.path.join(self.folder, name)
@@ -205,9 +214,10 @@ class Checkpoints:
             state.update(asdict(progress), **self.facts)
             for name in (*also, NEW):
                 save(self.path(name), state)
-            if os.path.exists(self.path(LAST)):
+            if self.wrote or is_whole(self.path(LAST)):  # one that was damaged does not take the place of the good one
                 os.replace(self.path(LAST), self.path(BEFORE))
             os.replace(self.path(NEW), self.path(LAST))
+            self.wrote = True
         self.saved = time.monotonic()
         self.newest = place(progress)
 
