@@ -188,7 +188,8 @@ def train_epoch(run, epoch):
                 images, labels = next(batches, (None, None))
             if images is None:
                 break
-            with run.signals.deferred(), failures.placed(lambda: f"in step {progress.step + 1} of epoch {epoch}{terms(run, 'before: ')}"):
+            where = lambda: f"in step {progress.step + 1} of epoch {epoch}{terms(run, 'before: ')}"  # noqa: E731
+            with run.signals.deferred(), failures.placed(where):
                 progress.add(training_step(run, images, labels, epoch))
             run.profile.end_step()
             bar.update()
