@@ -188,7 +188,8 @@ def train_epoch(run, epoch):
                 images, labels = next(batches, (None, None))
             if images is None:
                 break
-            with run.signals.deferred(), failures.placed(f"in step {progress.step + 1} of epoch {epoch}"):
+            where = lambda: f"in step {progress.step + 1} of epoch {epoch}{terms(run, 'before: ')}"  # noqa: E731
+            with run.signals.deferred(), failures.placed(where):
                 progress.add(training_step(run, images, labels, epoch))
             run.profile.end_step()
             bar.update()
@@ -212,9 +213,14 @@ def look(run):
     """The loss terms' means over the epoch so far. Raises NonFinite if the loss was not finite in some step."""
     bad = run.progress.first_bad_step()
     if bad:
-        terms = ", ".join(f"{name} {value:g}" for name, value in run.criterion.logs.items())
-        raise criteria.NonFinite(f"the loss is not finite, in step {bad} of epoch {run.progress.epoch + 1} ({terms})")
+        raise criteria.NonFinite(f"the loss is not finite, in step {bad} of epoch {run.progress.epoch + 1}{terms(run)}")
     return run.progress.means()
+
+
+def terms(run, when=""):
+    """The loss terms of the last step that had some, in brackets."""
+    shown = ", ".join(f"{name} {value:g}" for name, value in run.criterion.logs.items())
+    return f" ({when}{shown})" if shown else ""
 
 
 def stop_if_asked(run):
@@ -250,7 +256,7 @@ def fit(run):
             row |= train_epoch(run, epoch)
         collapse = ""
         if epoch % opt.eval_every == 0 or epoch == opt.n_epochs:
-            with run.signals.deferred(False), failures.placed(f"in the evaluation of epoch {epoch}"):
+            with run.signals.deferred(False), failures.placed(lambda: f"in the evaluation of epoch {epoch}"):
                 metrics, collapse = evaluate(run, epoch)
             row |= metrics
         finish_epoch(run, row)

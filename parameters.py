@@ -328,6 +328,12 @@ def without_effect(opt):
             idle |= of(f"miner_{miner}_")
     if not any(name.startswith("pml.") for name in acting):
         idle |= of("pml_")
+    if is_antico(opt.loss) and opt.antico_base == "none":
+        idle.add("loss_ac_w_align")
+    if opt.dataset == "glyphs":
+        idle |= {"source_path", "allow_partial", "skip_broken"}
+    if not {"nmi", "f1", "c_nmi", "c_f1"} & set(opt.evaluation_metrics):
+        idle.add("kmeans_restarts")
     if opt.data_sampler == "random":
         idle.add("samples_per_class")
     if opt.scheduler == "none":

@@ -126,7 +126,8 @@ def test_bf16_and_compile_on_the_cpu(tmp_path, small):
 def test_diverging_loss_stops_with_a_line_and_keeps_what_was(tmp_path, small, capsys):
     run(tmp_path, "--loss", "margin", "--lr", 1e30, "--optim", "sgd", status=1)
     text = capsys.readouterr().err
-    assert "have NaN or infinity in them, in step 2 of epoch 1. Last good checkpoint" in text and "Traceback" not in text
+    assert "have NaN or infinity in them, in step 2 of epoch 1 (before: " in text and "Traceback" not in text
+    assert "beta " in text.split("before: ")[1].split("). Last good checkpoint: epoch 0; ")[0]  # the loss terms
     assert state.load(tmp_path / "glyphs" / "Sample_Run_s0" / "checkpoint.pt")["epoch"] == 0
 
 

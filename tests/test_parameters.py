@@ -107,6 +107,10 @@ def test_the_first_metric_evaluated_chooses_the_best():
     ("--loss proxyanchor --antico_w 3", "note: --antico_w: no effect on a run of --loss proxyanchor"),
     ("--loss antico_pair --loss_nir_margin 1 --completed", "note: --completed, --loss_nir_margin: no effect"),
     ("--loss margin --loss_margin_beta 1 --batch_mining all --miner_semihard_margin 1", "note: --miner_semihard_margin: no effect"),
+    ("--dataset glyphs --skip_broken --source_path DIR", "note: --skip_broken, --source_path: no effect"),
+    ("--evaluation_metrics mAP@R --kmeans_restarts 3", "note: --kmeans_restarts: no effect"),
+    ("--evaluation_metrics mAP@R c_nmi --kmeans_restarts 3", ""),
+    ("--loss antico_pair --antico_base none --loss_ac_w_align 2", "note: --loss_ac_w_align: no effect"),
     ("--loss antico --antico_w 3 --antico_gam2 2", ""),
     ("--loss antico_pair --antico_base triplet --loss_triplet_margin 1 --batch_mining semihard --miner_semihard_margin 1", ""),
 ])

@@ -136,8 +136,8 @@ def test_what_may_change_acts_and_stands_in_the_history(run, copy):
     assert entry["from_epoch"] == 3 and entry["changed"] == {
         "n_epochs": [3, 4], "evaluation_metrics": [["e_recall@1"], ["nmi"]], "eval_every": [1, 2], "kernels": [0, 1],
         "storage_metrics": [["e_recall@1"], ["nmi"]]}  # fmt: skip
-    assert config["flags"] == {
-        **before["flags"],
+    assert folders.all_flags(config) == {
+        **folders.all_flags(before),
         "save_path": saved_to[1],
         **{name: new for name, (_, new) in entry["changed"].items()},
     }

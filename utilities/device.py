@@ -14,6 +14,8 @@ def choose_device(opt):
     torch.backends.cudnn.deterministic = True  # the same seed gives the same numbers on one machine
     torch.backends.cudnn.allow_tf32 = False  # see `tf32`
     if not torch.cuda.is_available():
+        if opt.tf32:
+            distributed.say("note: --tf32 is for a GPU, and there is none")
         return torch.device("cpu"), "CPU"
     index, count, here = opt.gpu[0], torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if distributed.under_torchrun():

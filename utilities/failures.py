@@ -23,13 +23,13 @@ class Stop(Exception):
 
 @contextlib.contextmanager
 def placed(where):
-    """Add to an error of the packages where it was, e.g. "in step 3 of epoch 1"."""
+    """Add to an error of the packages where it was: what the function `where` gives, e.g. "in step 3 of epoch 1"."""
     try:
         yield
     except ValueError as problem:
         if type(problem) is ValueError:  # not one of the packages' own, so a bug
             raise
-        raise type(problem)(f"{problem}, {where}") from problem
+        raise type(problem)(f"{problem}, {where()}") from problem
 
 
 @contextlib.contextmanager
@@ -66,6 +66,8 @@ def while_running(run, errors, save):
             if run.signals.signal is not None:  # the others have ended already
                 raise Stop("", 128 + run.signals.signal) from problem
         after = f"Last good checkpoint: {run.checkpoints.newest}; go on from it with --resume {folder}"
+        if not run.checkpoints.newest:
+            after = f"There is no checkpoint yet; begin again with --resume {folder}"
         for kind, status in errors.items():
             if isinstance(problem, kind):
                 raise Stop(f"error: {line_of(problem)}. {after}", status) from problem

@@ -7,6 +7,7 @@ import time
 import torch
 
 from utilities.failures import Stop
+from utilities.files import UNFINISHED
 
 WARM_UP = 5  # steps before, in which memory is taken and the network compiled
 
@@ -61,8 +62,9 @@ class Profile:
             raise Stop("", 0)
 
     def write(self):
-        self.trace.export_chrome_trace(f"{self.path}.part.json")
-        os.replace(f"{self.path}.part.json", self.path)
+        unfinished = os.path.join(os.path.dirname(self.path), f"{UNFINISHED}profile.json")  # torch goes by the ending
+        self.trace.export_chrome_trace(unfinished)
+        os.replace(unfinished, self.path)
         total = sum(self.seconds.values())
         shares = "  ".join(f"{name} {seconds / total:.1%}" for name, seconds in self.seconds.items())
         print(f"profile of {self.steps} steps, {1000 * total / self.steps:.1f} ms each: {shares}; trace: {self.path}")

@@ -1,5 +1,6 @@
 """The state of a run: how far it is, and its checkpoints."""
 
+import hashlib
 import io
 import os
 import time
@@ -13,6 +14,7 @@ from utilities.files import write_whole
 
 LAST, BEFORE, NEW = "checkpoint.pt", "checkpoint_before.pt", "checkpoint_new.pt"
 NEVER = 2**62
+MARK = b"AntiCo sha256:"  # it and the digest follow torch's zip file, as its comment
 
 
 class Damaged(ValueError):
@@ -81,22 +83,41 @@ def save(path, state):
     """Write `state` (tensors, numbers, strings, lists, dicts) so that `load` reads it without unpickling code."""
     buffer = io.BytesIO()  # torch's own writer gives another error than OSError on a full disk
     torch.save(state, buffer)
-    write_whole(path, lambda file: file.write(buffer.getbuffer()), "wb")
+    whole = buffer.getbuffer()
+    whole[-2:] = (len(MARK) + 32).to_bytes(2, "little")  # the comment's length ends a zip file's last record
+    digest = hashlib.sha256(whole).digest()
+    write_whole(path, lambda file: file.writelines([whole, MARK, digest]), "wb")
 
 
 def load(path):
     """A file of `save` on the CPU. Raises Damaged, one line, if it cannot be read or a bit of it has flipped."""
     try:
-        with zipfile.ZipFile(path) as file:  # torch writes a checksum of each part and looks at none of them
-            wrong = file.testzip()
-        if wrong:
-            raise ValueError(f"the checksum of {wrong} is wrong")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:
+            data = file.read()
+        whole, mark, digest = data.rpartition(MARK)
+        if mark and hashlib.sha256(whole).digest() != digest:
+            raise ValueError("its checksum is wrong")
+        if not mark:  # torch's own, without a comment; it writes a checksum of each part and looks at none of them
+            if data[-2:] != b"\0\0":
+                raise ValueError("its end is missing")
+            with zipfile.ZipFile(io.BytesIO(data)) as file:
+                wrong = file.testzip()
+            if wrong:
+                raise ValueError(f"the checksum of {wrong} is wrong")
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
     except Exception as problem:  # torch and zipfile have many for a damaged file
         reason = (str(problem) or type(problem).__name__).splitlines()[0]
         raise Damaged(f"{path}: not a checkpoint of this program, or a damaged one ({reason})") from problem
+
+
+def is_whole(path):
+    try:
+        load(path)
+        return True
+    except (FileNotFoundError, Damaged):
+        return False
 
 
 def load_model(path):
@@ -163,7 +184,8 @@ class Checkpoints:
     def __init__(self, parts, facts):
         self.folder, self.parts, self.facts = None, parts, facts
         self.saved, self.counted = time.monotonic(), time.monotonic()
-        self.newest = "none"
+        self.newest = ""  # where the newest checkpoint stands
+        self.wrote = False  # whether checkpoint.pt is of this start
 
     def path(self, name):
         return os.path.join(self.folder, name)
@@ -192,9 +214,10 @@ class Checkpoints:
             state.update(asdict(progress), **self.facts)
             for name in (*also, NEW):
                 save(self.path(name), state)
-            if os.path.exists(self.path(LAST)):
+            if self.wrote or is_whole(self.path(LAST)):  # one that was damaged does not take the place of the good one
                 os.replace(self.path(LAST), self.path(BEFORE))
             os.replace(self.path(NEW), self.path(LAST))
+            self.wrote = True
         self.saved = time.monotonic()
         self.newest = place(progress)
 
