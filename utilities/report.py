@@ -14,7 +14,6 @@ import statistics
 import sys
 
 from utilities.files import write_whole
-from utilities.folders import all_flags
 from utilities.trackers import protocol_rows
 
 COLUMNS = {  # heading: (column of metrics.csv, factor, decimals)
@@ -44,11 +43,14 @@ def group_runs(folders, by=()):
         raise ValueError(f"{' '.join(folders)}: no run there (a folder with config.json and metrics.csv)")
     aside = {"seed", "group", "savename", "loss", "antico_base", "antico_form", "loss_ac_w_align", "antico_w",
              "antico_type", "resume"} - set(by)
-    flags = [all_flags(c) for c, _ in runs]
-    differing = [k for k in flags[0] if k not in aside and any(f.get(k) != flags[0][k] for f in flags)]
+    values = {}  # of each flag, in the runs that it acts on
+    for config, _ in runs:
+        for name, value in config["flags"].items():
+            values.setdefault(name, set()).add(json.dumps(value))
+    differing = [name for name in values if name not in aside and len(values[name]) > 1]
     groups = {}
     for config, rows in runs:
-        extra = ", ".join(f"{k} {all_flags(config).get(k)}" for k in differing)
+        extra = ", ".join(f"{name} {config['flags'][name]}" for name in differing if name in config["flags"])
         groups.setdefault(config["flags"]["loss"] + (f" ({extra})" if extra else "") + incomplete(config), []).append((config, rows))
     return groups
 
