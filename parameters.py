@@ -351,7 +351,7 @@ def contradiction(opt):
         lower = opt.bs - opt.bs % opt.samples_per_class
         return (f"--bs {opt.bs} --samples_per_class {opt.samples_per_class}: {opt.bs} is not divisible by "
                 f"{opt.samples_per_class}; {lower or opt.samples_per_class} or {lower + opt.samples_per_class} would be")
-    if opt.lr * opt.gamma ** min(len(opt.tau), 30) > LARGE:
+    if opt.lr > 0 and opt.gamma > 1 and math.log(opt.lr) + len(opt.tau) * math.log(opt.gamma) > math.log(LARGE):
         return f"--gamma {opt.gamma:g}: the learning rate would grow beyond {LARGE:g}; it falls with a factor below 1"
     if opt.not_pretrained and opt.weights:
         return "--not_pretrained --weights: give one of the two"

@@ -81,6 +81,7 @@ def test_help_explains_every_flag():
 @pytest.mark.parametrize("line, words", [
     ("--seed 4294967296", "--seed: '4294967296' is not a whole number from 0 to 4294967295"),
     ("--seed 18446744073709551616", "--seed"),
+    ("--gamma 1e30 --tau 1 2 3 4 5 6 7 8 9 10 11 12", "--gamma 1e+30: the learning rate would grow beyond 1e+30"),
     ("--embed_dim 1000000000", "--embed_dim: '1000000000' is not a whole number from 1"),
     ("--bs 10000000000000000000000", "--bs"),
     ("--lr 1e305", "--lr: '1e305' is not a number from 0 to 1e+30"),
