@@ -331,7 +331,10 @@ def evaluate_only(opt, device):
 def listing():
     """Everything that a flag can name, a line each with its paper: the text of --list."""
     parts = {
-        "--loss; those before antico, and pml, also as --antico_base": {**criteria.CRITERIA, "pml.<ClassName>": criteria.BRIDGE},
+        "--loss; those before antico, and pml, also as --antico_base": {
+            **criteria.CRITERIA,
+            "pml.<ClassName>": criteria.BRIDGE,
+        },
         "--antico_base": {"none": criteria.NONE},
         "--batch_mining": criteria.MINERS,
         "--arch": architectures.BACKBONES,

@@ -42,20 +42,62 @@ class Backbone:
 
 HOME = "https://download.pytorch.org/models/"
 BACKBONES = {
-    "conv4": Backbone("four convolutions for 32 x 32 pixels, no pretrained weights (Vinyals et al., NeurIPS 2016)", conv4, 64, 32, **HALVES),
-    "bninception": Backbone("BN-Inception (Ioffe and Szegedy, ICML 2015), ImageNet weights from Caffe", BNInception, 1024, 224,
-                            mean=(104, 117, 128), std=(1, 1, 1), channels="BGR", input_range=255,
-                            address="http://data.lip6.fr/cadene/pretrainedmodels/bn_inception-52deb4733.pth",
-                            not_in_backbone=("last_linear.",)),
-    "googlenet": Backbone("GoogLeNet with BatchNorm (Szegedy et al., CVPR 2015), ImageNet weights", googlenet, 1024, 224, **HALVES,
-                          address=HOME + "googlenet-1378be20.pth", not_in_backbone=("fc.", "aux1.", "aux2.")),
-    "resnet18": Backbone("ResNet-18 (He et al., CVPR 2016), ImageNet weights", partial(resnet, "resnet18"), 512, 224, **IMAGENET,
-                         address=HOME + "resnet18-f37072fd.pth", not_in_backbone=("fc.",)),
-    "resnet50": Backbone("ResNet-50 (He et al., CVPR 2016), ImageNet weights", partial(resnet, "resnet50"), 2048, 224, **IMAGENET,
-                         address=HOME + "resnet50-0676ba61.pth", not_in_backbone=("fc.",)),
+    "conv4": Backbone(
+        "four convolutions for 32 x 32 pixels, no pretrained weights (Vinyals et al., NeurIPS 2016)",
+        conv4,
+        64,
+        32,
+        **HALVES,
+    ),
+    "bninception": Backbone(
+        "BN-Inception (Ioffe and Szegedy, ICML 2015), ImageNet weights from Caffe",
+        BNInception,
+        1024,
+        224,
+        mean=(104, 117, 128),
+        std=(1, 1, 1),
+        channels="BGR",
+        input_range=255,
+        address="http://data.lip6.fr/cadene/pretrainedmodels/bn_inception-52deb4733.pth",
+        not_in_backbone=("last_linear.",),
+    ),
+    "googlenet": Backbone(
+        "GoogLeNet with BatchNorm (Szegedy et al., CVPR 2015), ImageNet weights",
+        googlenet,
+        1024,
+        224,
+        **HALVES,
+        address=HOME + "googlenet-1378be20.pth",
+        not_in_backbone=("fc.", "aux1.", "aux2."),
+    ),
+    "resnet18": Backbone(
+        "ResNet-18 (He et al., CVPR 2016), ImageNet weights",
+        partial(resnet, "resnet18"),
+        512,
+        224,
+        **IMAGENET,
+        address=HOME + "resnet18-f37072fd.pth",
+        not_in_backbone=("fc.",),
+    ),
+    "resnet50": Backbone(
+        "ResNet-50 (He et al., CVPR 2016), ImageNet weights",
+        partial(resnet, "resnet50"),
+        2048,
+        224,
+        **IMAGENET,
+        address=HOME + "resnet50-0676ba61.pth",
+        not_in_backbone=("fc.",),
+    ),
     # what stands for one network above is asked of timm for each of its own
-    "timm.<name>": Backbone("every network of timm (Wightman, PyTorch Image Models, 2019), e.g. timm.vit_small_patch16_224 (Dosovitskiy et al., ICLR 2021), "
-                            "with its own weights, size, mean, std and pooling", timm_backbone, None, None, None, None),
+    "timm.<name>": Backbone(
+        "every network of timm (Wightman, PyTorch Image Models, 2019), e.g. timm.vit_small_patch16_224 (Dosovitskiy et al., ICLR 2021), "
+        "with its own weights, size, mean, std and pooling",
+        timm_backbone,
+        None,
+        None,
+        None,
+        None,
+    ),
 }
 
 
@@ -78,7 +120,9 @@ def parse_arch(arch):
             raise ValueError(f"--arch {arch}: unknown suffix _{suffix}; known: {', '.join('_' + s for s in SUFFIXES)}")
     poolings = [s for s in SUFFIXES if s in suffixes and s in POOLINGS]
     if len(poolings) > 1:
-        raise ValueError(f"--arch {arch}: a network has one pooling; keep one of {', '.join('_' + s for s in poolings)}")
+        raise ValueError(
+            f"--arch {arch}: a network has one pooling; keep one of {', '.join('_' + s for s in poolings)}"
+        )
     return name, set(suffixes)
 
 
@@ -94,8 +138,15 @@ def select(opt):
     pooling = next((s for s in suffixes if s in POOLINGS), "avg")
     pretrained = not opt.weights and not opt.not_pretrained
     if name.startswith("timm."):
-        spec = Backbone(**timm_backbone(opt.arch, name.removeprefix("timm."), maps=pooling != "avg", pretrained=pretrained,
-                                       input_size=opt.input_size))
+        spec = Backbone(
+            **timm_backbone(
+                opt.arch,
+                name.removeprefix("timm."),
+                maps=pooling != "avg",
+                pretrained=pretrained,
+                input_size=opt.input_size,
+            )
+        )
     else:
         spec = BACKBONES[name]
     features = spec.build()
@@ -103,6 +154,19 @@ def select(opt):
         features_of_one(features, opt.input_size, opt.arch)
     source = opt.weights or (spec.address if pretrained else "")
     if source:
-        load_backbone(getattr(features, "net", features), source, spec.not_in_backbone)  # .net: timm's, which knows no prefix
-    return EmbeddingNet(features, spec.width, opt.embed_dim, input_size=opt.input_size or spec.input_size, mean=spec.mean, std=spec.std, channels=spec.channels,
-                        input_range=spec.input_range, frozen="frozen" in suffixes, normalize="normalize" in suffixes, pooling=pooling)
+        load_backbone(
+            getattr(features, "net", features), source, spec.not_in_backbone
+        )  # .net: timm's, which knows no prefix
+    return EmbeddingNet(
+        features,
+        spec.width,
+        opt.embed_dim,
+        input_size=opt.input_size or spec.input_size,
+        mean=spec.mean,
+        std=spec.std,
+        channels=spec.channels,
+        input_range=spec.input_range,
+        frozen="frozen" in suffixes,
+        normalize="normalize" in suffixes,
+        pooling=pooling,
+    )

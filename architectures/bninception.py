@@ -45,7 +45,9 @@ class BNInception(nn.Module):
             width = single + triple + double + (projection or width)
 
     def add(self, name, channels, width, kernel, stride=1):
-        self.add_module(name, nn.Conv2d(channels, width, kernel, stride, kernel // 2))  # with a bias, as the weights have it
+        self.add_module(
+            name, nn.Conv2d(channels, width, kernel, stride, kernel // 2)
+        )  # with a bias, as the weights have it
         self.add_module(name + "_bn", nn.BatchNorm2d(width))
 
     def unit(self, name, x):
@@ -54,7 +56,9 @@ class BNInception(nn.Module):
     def block(self, block, x):
         name, halves = f"inception_{block}_", not BLOCKS[block][0]
         triple = self.unit(name + "3x3", self.unit(name + "3x3_reduce", x))
-        double = self.unit(name + "double_3x3_2", self.unit(name + "double_3x3_1", self.unit(name + "double_3x3_reduce", x)))
+        double = self.unit(
+            name + "double_3x3_2", self.unit(name + "double_3x3_1", self.unit(name + "double_3x3_reduce", x))
+        )
         if halves:
             return cat([triple, double, max_pool2d(x, 3, 2, ceil_mode=True)], 1)
         pooled = max_pool2d(x, 3, 1, 1) if block == "5b" else avg_pool2d(x, 3, 1, 1)

@@ -8,7 +8,12 @@ from torch.nn.functional import normalize
 
 from architectures.weights import first_line
 
-BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)  # and what derives from them, as in timm
+BATCH_NORM = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+)  # and what derives from them, as in timm
 
 
 def average(maps):
@@ -31,7 +36,12 @@ def generalised_mean(maps, p):
     return maps.abs().clamp(min=1e-6).pow(p).mean((2, 3)).pow(1 / p)
 
 
-POOLINGS = {"avg": average, "double": double, "lp2": partial(generalised_mean, p=2), "lp3": partial(generalised_mean, p=3)}
+POOLINGS = {
+    "avg": average,
+    "double": double,
+    "lp2": partial(generalised_mean, p=2),
+    "lp3": partial(generalised_mean, p=3),
+}
 
 
 def features_of_one(features, size, arch):
@@ -48,7 +58,9 @@ def features_of_one(features, size, arch):
 
 def refused(arch, size, problem):
     reason = first_line(problem)
-    return ValueError(f"--input_size {size} --arch {arch}: this network cannot be had for images of that size ({reason})")
+    return ValueError(
+        f"--input_size {size} --arch {arch}: this network cannot be had for images of that size ({reason})"
+    )
 
 
 class EmbeddingNet(nn.Module):
@@ -72,15 +84,33 @@ class EmbeddingNet(nn.Module):
         L2-normalise the embeddings.
     """
 
-    def __init__(self, features, width, embed_dim, input_size=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
-                 channels="RGB", input_range=1, frozen=False, normalize=False, pooling="avg"):
+    def __init__(
+        self,
+        features,
+        width,
+        embed_dim,
+        input_size=224,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        channels="RGB",
+        input_range=1,
+        frozen=False,
+        normalize=False,
+        pooling="avg",
+    ):
         super().__init__()
         if pooling not in POOLINGS:
             raise ValueError(f"pooling {pooling}: must be one of {', '.join(POOLINGS)}")
         if channels not in ("RGB", "BGR"):
             raise ValueError(f"channels {channels}: must be RGB or BGR")
         self.features, self.last_linear = features, nn.Linear(width, embed_dim)
-        self.input_size, self.embed_dim, self.frozen, self.normalize, self.pooling = input_size, embed_dim, frozen, normalize, pooling
+        self.input_size, self.embed_dim, self.frozen, self.normalize, self.pooling = (
+            input_size,
+            embed_dim,
+            frozen,
+            normalize,
+            pooling,
+        )
         self.channels, self.input_range = channels, input_range
         # not persistent: they belong to the architecture, not to what was learned
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
@@ -101,8 +131,10 @@ class EmbeddingNet(nn.Module):
 
     def param_groups(self, lr, fc_lr=None):
         """The optimizer's groups: the backbone at lr, the last linear layer at fc_lr (lr where it is None)."""
-        return [{"params": list(self.features.parameters()), "lr": lr},
-                {"params": list(self.last_linear.parameters()), "lr": lr if fc_lr is None else fc_lr}]
+        return [
+            {"params": list(self.features.parameters()), "lr": lr},
+            {"params": list(self.last_linear.parameters()), "lr": lr if fc_lr is None else fc_lr},
+        ]
 
     def prepare(self, images):
         """RGB images, uint8 or float in 0..1 → what the backbone wants: its channel order, range, mean and std."""

@@ -36,12 +36,17 @@ def check_name(arch, name):
     tagged = timm.list_models(pretrained=True)
     if not timm.is_model(base):
         near = difflib.get_close_matches(name, timm.list_models() + tagged, 3, 0.5)
-        raise ValueError(f"--arch {arch}: timm {timm.__version__} has no network {name}"
-                         + (f" (did you mean timm.{' or timm.'.join(near)}?)" if near else ""))
+        raise ValueError(
+            f"--arch {arch}: timm {timm.__version__} has no network {name}"
+            + (f" (did you mean timm.{' or timm.'.join(near)}?)" if near else "")
+        )
     if tag and name not in tagged:
         tags = [n for n in tagged if n.partition(".")[0] == base]
         near = difflib.get_close_matches(name, tags, 3, 0)
-        raise ValueError(f"--arch {arch}: timm {timm.__version__} has no weights {tag} of {base}" + (f"; it has timm.{', timm.'.join(near)}" if near else ""))
+        raise ValueError(
+            f"--arch {arch}: timm {timm.__version__} has no weights {tag} of {base}"
+            + (f"; it has timm.{', timm.'.join(near)}" if near else "")
+        )
 
 
 @contextlib.contextmanager
@@ -85,20 +90,33 @@ def timm_backbone(arch, name, maps, pretrained, input_size=None):
             if not pretrained:
                 raise
             reason = unreachable or first_line(problem)
-            raise ValueError(f"the weights of --arch {arch} cannot be had ({reason}): give a file with --weights PATH, "
-                             "or start from random weights with --not_pretrained") from problem
+            raise ValueError(
+                f"the weights of --arch {arch} cannot be had ({reason}): give a file with --weights PATH, "
+                "or start from random weights with --not_pretrained"
+            ) from problem
     whole = net.state_dict().keys()
     net.reset_classifier(0)
     config = net.pretrained_cfg
     _, height, size = config["input_size"]
     if height != size:
-        raise ValueError(f"--arch {arch}: takes images of {height} x {size} pixels; the data sets here give square ones")
+        raise ValueError(
+            f"--arch {arch}: takes images of {height} x {size} pixels; the data sets here give square ones"
+        )
     size = input_size or size
     features = TimmFeatures(net, maps)
     shape = getattr(features_of_one(features, size, arch), "shape", ())  # some give a list of token maps
     if maps and len(shape) != 4:
-        raise ValueError(f"--arch {arch}: {name} gives tokens, not a feature map to pool; leave the pooling suffix away for its own pooling")
+        raise ValueError(
+            f"--arch {arch}: {name} gives tokens, not a feature map to pool; leave the pooling suffix away for its own pooling"
+        )
     classifier = config["classifier"] or ()
     classifier = [layer + "." for layer in ((classifier,) if isinstance(classifier, str) else classifier)]
-    return dict(about=f"timm's {name}", build=lambda: features, width=shape[1], input_size=size, mean=tuple(config["mean"]), std=tuple(config["std"]),
-                not_in_backbone=(*classifier, *(whole - net.state_dict().keys())))
+    return dict(
+        about=f"timm's {name}",
+        build=lambda: features,
+        width=shape[1],
+        input_size=size,
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        not_in_backbone=(*classifier, *(whole - net.state_dict().keys())),
+    )

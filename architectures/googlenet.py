@@ -12,5 +12,7 @@ def googlenet():
     Its weights come from TensorFlow and want mean and std of 0.5, which torchvision reaches by `transform_input`; here the mean and std are said at once.
     Source: Szegedy et al., Going Deeper with Convolutions, CVPR 2015 (with BatchNorm).
     """
-    full = models.googlenet(weights=None, aux_logits=False, transform_input=False, init_weights=False)  # torchvision's own takes seconds
+    full = models.googlenet(
+        weights=None, aux_logits=False, transform_input=False, init_weights=False
+    )  # torchvision's own takes seconds
     return nn.Sequential(OrderedDict((n, m) for n, m in full.named_children() if n not in ("avgpool", "dropout", "fc")))

@@ -37,10 +37,17 @@ def load_backbone(features, source, not_in_backbone=()):
     own = features.state_dict()
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     unexpected = [k for k in state if k not in own]
-    wrong = [f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in state if k in own and state[k].shape != own[k].shape]
+    wrong = [
+        f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}"
+        for k in state
+        if k in own and state[k].shape != own[k].shape
+    ]
     if missing or unexpected or wrong:
-        told = [f"{what} {', '.join(keys[:4])}{' ...' if len(keys) > 4 else ''} ({len(keys)})"
-                for what, keys in (("missing", missing), ("not in this backbone", unexpected), ("other shape", wrong)) if keys]
+        told = [
+            f"{what} {', '.join(keys[:4])}{' ...' if len(keys) > 4 else ''} ({len(keys)})"
+            for what, keys in (("missing", missing), ("not in this backbone", unexpected), ("other shape", wrong))
+            if keys
+        ]
         raise ValueError(f"--weights {source}: does not fit this backbone: {'; '.join(told)}")
     features.load_state_dict(state, strict=False)  # strictness was checked above; old files lack num_batches_tracked
 
@@ -55,7 +62,9 @@ def split_hash(source):
     if path.startswith(("https://", "http://")):
         in_name = re.search(r"-([0-9a-f]{8,64})\.\w+$", urlparse(path).path)
         if not in_name:
-            raise ValueError(f"--weights {source}: an address must carry its hash: name-<first 8 digits of the SHA-256>.pth, or #sha256=<digits> after it")
+            raise ValueError(
+                f"--weights {source}: an address must carry its hash: name-<first 8 digits of the SHA-256>.pth, or #sha256=<digits> after it"
+            )
         return path, in_name[1]
     return path, None
 
@@ -74,10 +83,14 @@ def download(address, digest):
     try:
         if not (os.path.isfile(path) and sha256(path).startswith(digest)):
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            torch.hub.download_url_to_file(address, path, hash_prefix=digest)  # under another name until the hash is right
+            torch.hub.download_url_to_file(
+                address, path, hash_prefix=digest
+            )  # under another name until the hash is right
     except Exception as problem:  # no network, a proxy's page, a full disk, a wrong hash: the way out is the same
-        raise ValueError(f"the weights {address} cannot be downloaded ({first_line(problem)}): give a file with "
-                         "--weights PATH, or start from random weights with --not_pretrained") from problem
+        raise ValueError(
+            f"the weights {address} cannot be downloaded ({first_line(problem)}): give a file with "
+            "--weights PATH, or start from random weights with --not_pretrained"
+        ) from problem
     return path
 
 
@@ -86,6 +99,7 @@ def read_state(path):
     try:
         if path.endswith(".safetensors"):
             from safetensors.torch import load_file
+
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -95,7 +109,11 @@ def read_state(path):
         raise ValueError(f"--weights {path}: not a file of tensors ({first_line(problem)})") from problem
     if isinstance(state, dict):
         state = next((state[k] for k in ("state_dict", "model") if isinstance(state.get(k), dict)), state)
-    if not isinstance(state, dict) or not state or not all(isinstance(k, str) and torch.is_tensor(v) for k, v in state.items()):
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(k, str) and torch.is_tensor(v) for k, v in state.items())
+    ):
         raise ValueError(f"--weights {path}: holds no state dict of tensors")
     return state
 

@@ -123,34 +123,69 @@ def compare(device, repeats):
 
     def row(what, ours, peer_name, peer, wanted, once=False):
         """`once`: the peer takes so long that it is timed a single time, by itself."""
-        mine, other = medians([ours], repeats, device) + medians([peer], 1, device) if once else medians([ours, peer], repeats, device)
+        mine, other = (
+            medians([ours], repeats, device) + medians([peer], 1, device)
+            if once
+            else medians([ours, peer], repeats, device)
+        )
         rows.append((what, mine, peer_name, other, wanted))
 
     embeddings, labels = batch(SOP, device)
     anchor = OProxy(SOP, DIM).to(device)
     for variant, wanted in (("all_proxy", 0.5), ("batch_proxy", 0.5), ("pair", 0.5)):
         antico = AntiCo(OProxy(SOP, DIM).to(device), variant)
-        row(f"AntiCo {variant} over Proxy-Anchor, {SOP:,} classes", step(antico, embeddings, labels), "Proxy-Anchor (ours) alone",
-            step(anchor, embeddings, labels), wanted)
+        row(
+            f"AntiCo {variant} over Proxy-Anchor, {SOP:,} classes",
+            step(antico, embeddings, labels),
+            "Proxy-Anchor (ours) alone",
+            step(anchor, embeddings, labels),
+            wanted,
+        )
     antico = AntiCo(OProxy(SOP, DIM).to(device), "all_proxy")
-    row(f"the same, all_proxy, {SOP:,} classes", step(antico, embeddings, labels), "n x n determinant alone",
-        lambda: rate_of_all_pairs(anchor.proxies).backward(), 100, once=True)
+    row(
+        f"the same, all_proxy, {SOP:,} classes",
+        step(antico, embeddings, labels),
+        "n x n determinant alone",
+        lambda: rate_of_all_pairs(anchor.proxies).backward(),
+        100,
+        once=True,
+    )
 
     for n_classes in (100, SOP):
         embeddings, labels = batch(n_classes, device)
         ours = OProxy(n_classes, DIM, published=False).to(device)
-        row(f"Proxy-Anchor, {n_classes:,} classes", step(ours, embeddings, labels), "pytorch-metric-learning",
-            step(theirs.ProxyAnchorLoss(n_classes, DIM, margin=0.1, alpha=64).to(device), embeddings, labels), 1)
+        row(
+            f"Proxy-Anchor, {n_classes:,} classes",
+            step(ours, embeddings, labels),
+            "pytorch-metric-learning",
+            step(theirs.ProxyAnchorLoss(n_classes, DIM, margin=0.1, alpha=64).to(device), embeddings, labels),
+            1,
+        )
     for n_classes in (100, SOP):
         embeddings, labels = batch(n_classes, device)
         mine, loss = their_miners.MultiSimilarityMiner(0.1), theirs.MultiSimilarityLoss(alpha=2, beta=50, base=0.5)
-        row(f"MultiSimilarity with its mining, {n_classes:,} classes", step(MultiSimilarity(), embeddings, labels), "pytorch-metric-learning",
-            step(lambda e, y: loss(e, y, mine(e, y)), embeddings, labels), 1)
+        row(
+            f"MultiSimilarity with its mining, {n_classes:,} classes",
+            step(MultiSimilarity(), embeddings, labels),
+            "pytorch-metric-learning",
+            step(lambda e, y: loss(e, y, mine(e, y)), embeddings, labels),
+            1,
+        )
     for loss in (Contrastive(), Triplet(miners.every), Margin(miners.distance_weighted).to(device)):
-        row(f"{loss.name}, distances exact near collapse", step(loss, embeddings, labels), "the same by torch.cdist",
-            step(by_cdist(loss), embeddings, labels), 0.77)  # at most 1.3 times the cost
-    row("distance-weighted mining", lambda: miners.distance_weighted(embeddings, labels), "numpy loop over the anchors",
-        lambda: loop_of_distance_mining(embeddings, labels), 20)
+        row(
+            f"{loss.name}, distances exact near collapse",
+            step(loss, embeddings, labels),
+            "the same by torch.cdist",
+            step(by_cdist(loss), embeddings, labels),
+            0.77,
+        )  # at most 1.3 times the cost
+    row(
+        "distance-weighted mining",
+        lambda: miners.distance_weighted(embeddings, labels),
+        "numpy loop over the anchors",
+        lambda: loop_of_distance_mining(embeddings, labels),
+        20,
+    )
     return rows
 
 
@@ -173,7 +208,10 @@ def share_of_a_training_step(repeats):
     images = torch.randn(BATCH, 3, 224, 224, device=device).to(memory_format=torch.channels_last)
     _, labels = batch(SOP, device)
     times = {}
-    for name, loss in (("Proxy-Anchor", OProxy(SOP, DIM).to(device)), ("AntiCo all_proxy", AntiCo(OProxy(SOP, DIM).to(device), "all_proxy"))):
+    for name, loss in (
+        ("Proxy-Anchor", OProxy(SOP, DIM).to(device)),
+        ("AntiCo all_proxy", AntiCo(OProxy(SOP, DIM).to(device), "all_proxy")),
+    ):
 
         def run(loss=loss):
             net.zero_grad(set_to_none=True)
@@ -194,17 +232,23 @@ def main(argv=None):
     device = torch.device(args.device)
     torch.manual_seed(0)
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{name}; torch {torch.__version__}; batch {BATCH}, {DIM} dimensions, float32, forward and backward, median of {args.repeats}\n")
+    print(
+        f"{name}; torch {torch.__version__}; batch {BATCH}, {DIM} dimensions, float32, forward and backward, median of {args.repeats}\n"
+    )
     print("| ours | ms | peer | ms | ratio | wanted |\n|---|---:|---|---:|---:|---:|")
     for what, ours, peer, other, wanted in compare(device, args.repeats):
         print(f"| {what} | {ours:.2f} | {peer} | {other:.1f} | {other / ours:.2f} | ≥ {wanted} |", flush=True)
     memory, unit = in_a_process_of_its_own(all_proxy_term, args.device), (SOP * DIM + DIM * DIM) * 4 / 2**20
     if memory is not None:
-        print(f"\nAntiCo's all-proxy term, {SOP:,} classes: {memory:.0f} MiB at the peak beyond the parameters (gradient included), {memory / unit:.1f} times C d + d² floats; n² floats are {SOP**2 * 4 / 2**20:.0f} MiB")
+        print(
+            f"\nAntiCo's all-proxy term, {SOP:,} classes: {memory:.0f} MiB at the peak beyond the parameters (gradient included), {memory / unit:.1f} times C d + d² floats; n² floats are {SOP**2 * 4 / 2**20:.0f} MiB"
+        )
     if device.type == "cuda":
         times = share_of_a_training_step(args.repeats)
         share = 1 - times["Proxy-Anchor"] / times["AntiCo all_proxy"]
-        print(f"ResNet-50 step at 224 pixels, bf16: {times['Proxy-Anchor']:.1f} ms with Proxy-Anchor, {times['AntiCo all_proxy']:.1f} ms with AntiCo on top: {share:.1%}")
+        print(
+            f"ResNet-50 step at 224 pixels, bf16: {times['Proxy-Anchor']:.1f} ms with Proxy-Anchor, {times['AntiCo all_proxy']:.1f} ms with AntiCo on top: {share:.1%}"
+        )
     return 0
 
 

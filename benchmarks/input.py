@@ -24,7 +24,11 @@ import datasets
 import parameters
 
 SIZE, BATCH = 224, 90
-KINDS = {"CUB's, 500 x 375": (500, 375, 97_000), "800 x 800": (800, 800, 160_000), "400 x 300": (400, 300, 25_000)}  # width, height, bytes
+KINDS = {
+    "CUB's, 500 x 375": (500, 375, 97_000),
+    "800 x 800": (800, 800, 160_000),
+    "400 x 300": (400, 300, 25_000),
+}  # width, height, bytes
 # mean absolute difference in levels that counts as agreement: a reduced JPEG, a cached image of at most 392 pixels' shorter side, a square of 336
 TOLERANCE = {"without cache": 2, "--cache": 5, "--cache --gpu_augment": 6}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -32,7 +36,9 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def photograph(width, height, size, generator):
     """A JPEG (bytes) of about `size` bytes: noise whose amplitude falls with frequency, as in photographs."""
-    spectrum = generator.normal(size=(3, height, width // 2 + 1)) + 1j * generator.normal(size=(3, height, width // 2 + 1))
+    spectrum = generator.normal(size=(3, height, width // 2 + 1)) + 1j * generator.normal(
+        size=(3, height, width // 2 + 1)
+    )
     frequency = np.hypot(np.fft.fftfreq(height)[:, None] * height, np.fft.rfftfreq(width)[None] * width)
     field = np.fft.irfft2(spectrum / np.maximum(frequency, 1) ** 1.1, (height, width))
     field /= field.std(axis=(1, 2), keepdims=True)
@@ -49,7 +55,9 @@ def photograph(width, height, size, generator):
 
 def make(folder, kind, n):
     generator, total = np.random.default_rng(0), 0
-    made = [photograph(*KINDS[kind], generator) for _ in range(min(n, 24))]  # 24 different ones are enough: nothing remembers them
+    made = [
+        photograph(*KINDS[kind], generator) for _ in range(min(n, 24))
+    ]  # 24 different ones are enough: nothing remembers them
     for i in range(n):
         path = os.path.join(folder, "train", f"class{i % 8}", f"{i}.jpg")
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -78,7 +86,9 @@ def plain_split(folder):
 
 def loader_of(split, workers, passes):
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0)).repeat(passes)
-    return torch.utils.data.DataLoader(split, batch_sampler=order.split(BATCH), num_workers=workers, persistent_workers=workers > 0)
+    return torch.utils.data.DataLoader(
+        split, batch_sampler=order.split(BATCH), num_workers=workers, persistent_workers=workers > 0
+    )
 
 
 def rates(splits, workers, passes, repeats):
@@ -113,9 +123,14 @@ def difference(folder, split):
             flipped = torch.rand(1) < 0.5
             square, aspect = split.fetch.one(index, split.fetch.views[True])
             device = split.on_device
-            device.boxes = lambda *_: [torch.tensor([v]) for v in (top / image.height, left / image.width, height / image.height, width / image.width)]
+            device.boxes = lambda *_: [
+                torch.tensor([v])
+                for v in (top / image.height, left / image.width, height / image.height, width / image.width)
+            ]
             draws = (torch.rand(1, generator=torch.Generator().manual_seed(number)) for number in range(1000))
-            seed = next(number for number, draw in enumerate(draws) if (draw < 0.5) == flipped)  # flips as the plain one
+            seed = next(
+                number for number, draw in enumerate(draws) if (draw < 0.5) == flipped
+            )  # flips as the plain one
             ours = device(square[None], aspect[None], torch.tensor([seed]))[0]
             del device.boxes
         total += float((ours.float() - wanted).abs().mean())
@@ -129,24 +144,38 @@ def main(argv=None):
     parser.add_argument("--passes", type=int, default=4, help="times that a pass goes through them")
     parser.add_argument("--repeats", type=int, default=5, help="timed passes of each pipeline")
     args = parser.parse_args(argv)
-    print(f"{args.workers} workers, {os.cpu_count()} cores; torch {torch.__version__}; training augmentation base to {SIZE} x {SIZE}, batches of {BATCH}\n")
-    print("| JPEGs | kB each | plain, images/s | ours | ratio | wanted | differs by (levels) |\n|---|---:|---:|---|---:|---:|---:|")
+    print(
+        f"{args.workers} workers, {os.cpu_count()} cores; torch {torch.__version__}; training augmentation base to {SIZE} x {SIZE}, batches of {BATCH}\n"
+    )
+    print(
+        "| JPEGs | kB each | plain, images/s | ours | ratio | wanted | differs by (levels) |\n|---|---:|---:|---|---:|---:|---:|"
+    )
     wrong = False
     for kind in KINDS:
         with tempfile.TemporaryDirectory() as folder:
             size = make(folder, kind, args.images)
             cache = os.path.join(folder, "cache")
-            splits = {"without cache": split_of(folder), "--cache": split_of(folder, cache=cache),
-                      "--cache --gpu_augment": split_of(folder, "--gpu_augment", cache=cache)}
+            splits = {
+                "without cache": split_of(folder),
+                "--cache": split_of(folder, cache=cache),
+                "--cache --gpu_augment": split_of(folder, "--gpu_augment", cache=cache),
+            }
             measured = rates({"plain": plain_split(folder), **splits}, args.workers, args.passes, args.repeats)
             for name, split in splits.items():
                 differs = difference(folder, split)
                 wrong |= differs > TOLERANCE[name]
                 wanted = "≥ 2" if name == "without cache" else "≥ 5" if name == "--cache" else "-"
-                print(f"| {kind} | {size / 1e3:.0f} | {measured['plain']:.0f} | {name}: {measured[name]:.0f} | {measured[name] / measured['plain']:.2f} "
-                      f"| {wanted} | {differs:.2f} |", flush=True)
-    print("\nTolerance, levels on average: " + ", ".join(f"{name} {value}" for name, value in TOLERANCE.items()) + (": exceeded" if wrong else ": kept")
-          + "\nWith --gpu_augment the rate is that of the workers; crops and flips are then the device's work.")
+                print(
+                    f"| {kind} | {size / 1e3:.0f} | {measured['plain']:.0f} | {name}: {measured[name]:.0f} | {measured[name] / measured['plain']:.2f} "
+                    f"| {wanted} | {differs:.2f} |",
+                    flush=True,
+                )
+    print(
+        "\nTolerance, levels on average: "
+        + ", ".join(f"{name} {value}" for name, value in TOLERANCE.items())
+        + (": exceeded" if wrong else ": kept")
+        + "\nWith --gpu_augment the rate is that of the workers; crops and flips are then the device's work."
+    )
     return 1 if wrong else 0
 
 

@@ -30,14 +30,31 @@ class Entry(NamedTuple):
 MINERS = {
     "all": Entry("every triplet of the batch", lambda opt: miners.every),
     "random": Entry("every positive pair with a random negative", lambda opt: miners.random),
-    "semihard": Entry("negatives a little farther than the positive (Schroff et al., CVPR 2015)",
-                      lambda opt: partial(miners.semihard, margin=opt.miner_semihard_margin)),
-    "softhard": Entry("positives and negatives that are on the wrong side of some other (Roth & Brattoli, 2019)", lambda opt: miners.softhard),
-    "distance": Entry("negatives uniform in distance (Wu et al., ICCV 2017)", lambda opt: partial(
-        miners.distance_weighted, lower_cutoff=opt.miner_distance_lower_cutoff, upper_cutoff=opt.miner_distance_upper_cutoff)),
-    "rho_distance": Entry("the same, some negatives replaced by positives (Roth et al., ICML 2020)", lambda opt: partial(
-        miners.rho_distance, lower_cutoff=opt.miner_rho_distance_lower_cutoff, upper_cutoff=opt.miner_rho_distance_upper_cutoff,
-        cp=opt.miner_rho_distance_cp)),
+    "semihard": Entry(
+        "negatives a little farther than the positive (Schroff et al., CVPR 2015)",
+        lambda opt: partial(miners.semihard, margin=opt.miner_semihard_margin),
+    ),
+    "softhard": Entry(
+        "positives and negatives that are on the wrong side of some other (Roth & Brattoli, 2019)",
+        lambda opt: miners.softhard,
+    ),
+    "distance": Entry(
+        "negatives uniform in distance (Wu et al., ICCV 2017)",
+        lambda opt: partial(
+            miners.distance_weighted,
+            lower_cutoff=opt.miner_distance_lower_cutoff,
+            upper_cutoff=opt.miner_distance_upper_cutoff,
+        ),
+    ),
+    "rho_distance": Entry(
+        "the same, some negatives replaced by positives (Roth et al., ICML 2020)",
+        lambda opt: partial(
+            miners.rho_distance,
+            lower_cutoff=opt.miner_rho_distance_lower_cutoff,
+            upper_cutoff=opt.miner_rho_distance_upper_cutoff,
+            cp=opt.miner_rho_distance_cp,
+        ),
+    ),
 }
 
 
@@ -48,38 +65,73 @@ def build_miner(opt):
 def build_antico(opt, n_classes, variant=None):
     """AntiCo over --antico_base; without a variant it is the published command line, where --antico_type picks one."""
     base = find("--antico_base", opt.antico_base, {**BASES, "none": NONE}, opt)(opt, n_classes)
-    loss = AntiCo(base, variant=variant or opt.antico_type, form=opt.antico_form, align=opt.loss_ac_w_align,
-                  w=opt.antico_w, gam1=opt.antico_gam1, gam2=opt.antico_gam2, eps=opt.antico_eps,
-                  scale=opt.antico_scale, raw_embeddings=variant is None)
+    loss = AntiCo(
+        base,
+        variant=variant or opt.antico_type,
+        form=opt.antico_form,
+        align=opt.loss_ac_w_align,
+        w=opt.antico_w,
+        gam1=opt.antico_gam1,
+        gam2=opt.antico_gam2,
+        eps=opt.antico_eps,
+        scale=opt.antico_scale,
+        raw_embeddings=variant is None,
+    )
     trace = n_classes * loss.scale_of(n_classes, opt.embed_dim)  # of n unit rows: no larger in a batch of fewer classes
     if trace > coding_rate.LARGEST:
-        raise ValueError(f"--antico_eps {opt.antico_eps:g} --antico_gam1 {opt.antico_gam1:g}: the rate's scale times "
-                         f"its rows is {trace:.0e}, beyond {coding_rate.LARGEST:.0e}: float64 loses the identity")
+        raise ValueError(
+            f"--antico_eps {opt.antico_eps:g} --antico_gam1 {opt.antico_gam1:g}: the rate's scale times "
+            f"its rows is {trace:.0e}, beyond {coding_rate.LARGEST:.0e}: float64 loses the identity"
+        )
     return loss
 
 
 def build_oproxy(opt, n_classes, mode=None, published=True):
-    return OProxy(n_classes, opt.embed_dim, mode=mode or opt.loss_oproxy_mode, pos_alpha=opt.loss_oproxy_pos_alpha,
-                  neg_alpha=opt.loss_oproxy_neg_alpha, pos_delta=opt.loss_oproxy_pos_delta,
-                  neg_delta=opt.loss_oproxy_neg_delta, lr_multi=opt.loss_oproxy_lrmulti, published=published)
+    return OProxy(
+        n_classes,
+        opt.embed_dim,
+        mode=mode or opt.loss_oproxy_mode,
+        pos_alpha=opt.loss_oproxy_pos_alpha,
+        neg_alpha=opt.loss_oproxy_neg_alpha,
+        pos_delta=opt.loss_oproxy_pos_delta,
+        neg_delta=opt.loss_oproxy_neg_delta,
+        lr_multi=opt.loss_oproxy_lrmulti,
+        published=published,
+    )
 
 
 def build_nir(opt, n_classes):
     base = build_oproxy(opt, n_classes, mode="anchor")
     base.lr_multi = opt.loss_nir_proxy_lrmulti
-    return NIR(base, w_align=opt.loss_nir_w_align, flow_lr_multi=opt.loss_nir_lrmulti, noise=opt.loss_nir_noise,
-               form=opt.loss_nir_form, conditioning=opt.loss_nir_nf_cond_mode, blocks=opt.loss_nir_nf_cblocks,
-               depth=opt.loss_nir_nf_fc_depth, width=opt.loss_nir_nf_fc_width, dropout=opt.loss_nir_nf_fc_dropout,
-               clamp=opt.loss_nir_nf_clamp_alpha, init=opt.loss_nir_nf_fc_init)
+    return NIR(
+        base,
+        w_align=opt.loss_nir_w_align,
+        flow_lr_multi=opt.loss_nir_lrmulti,
+        noise=opt.loss_nir_noise,
+        form=opt.loss_nir_form,
+        conditioning=opt.loss_nir_nf_cond_mode,
+        blocks=opt.loss_nir_nf_cblocks,
+        depth=opt.loss_nir_nf_fc_depth,
+        width=opt.loss_nir_nf_fc_width,
+        dropout=opt.loss_nir_nf_fc_dropout,
+        clamp=opt.loss_nir_nf_clamp_alpha,
+        init=opt.loss_nir_nf_fc_init,
+    )
 
 
 def build_multisimilarity(opt, n_classes):
-    return MultiSimilarity(alpha=opt.loss_multisimilarity_alpha, beta=opt.loss_multisimilarity_beta,
-                           base=opt.loss_multisimilarity_base, epsilon=opt.loss_multisimilarity_epsilon)
+    return MultiSimilarity(
+        alpha=opt.loss_multisimilarity_alpha,
+        beta=opt.loss_multisimilarity_beta,
+        base=opt.loss_multisimilarity_base,
+        epsilon=opt.loss_multisimilarity_epsilon,
+    )
 
 
 def build_margin(opt, n_classes):
-    return Margin(build_miner(opt), margin=opt.loss_margin_margin, beta=opt.loss_margin_beta, beta_lr=opt.loss_margin_beta_lr)
+    return Margin(
+        build_miner(opt), margin=opt.loss_margin_margin, beta=opt.loss_margin_beta, beta_lr=opt.loss_margin_beta_lr
+    )
 
 
 def build_contrastive(opt, n_classes):
@@ -92,40 +144,69 @@ def build_proxynca(opt, n_classes):
 
 
 def build_normalized_softmax(opt, n_classes):
-    return NormalizedSoftmax(n_classes, opt.embed_dim, temperature=opt.loss_normalized_softmax_temperature,
-                             lr_multi=opt.loss_normalized_softmax_lrmulti)
+    return NormalizedSoftmax(
+        n_classes,
+        opt.embed_dim,
+        temperature=opt.loss_normalized_softmax_temperature,
+        lr_multi=opt.loss_normalized_softmax_lrmulti,
+    )
 
 
 def build_arcface(opt, n_classes):
-    return ArcFace(n_classes, opt.embed_dim, margin=opt.loss_arcface_margin, scale=opt.loss_arcface_scale,
-                   lr_multi=opt.loss_arcface_lrmulti)
+    return ArcFace(
+        n_classes,
+        opt.embed_dim,
+        margin=opt.loss_arcface_margin,
+        scale=opt.loss_arcface_scale,
+        lr_multi=opt.loss_arcface_lrmulti,
+    )
 
 
 # name: build is a function (opt, n_classes) → Criterion
 BASES = {
     "contrastive": Entry("contrastive loss (Hadsell et al., CVPR 2006)", build_contrastive),
-    "triplet": Entry("triplet loss (Schroff et al., CVPR 2015)", lambda opt, n: Triplet(build_miner(opt), margin=opt.loss_triplet_margin)),
+    "triplet": Entry(
+        "triplet loss (Schroff et al., CVPR 2015)",
+        lambda opt, n: Triplet(build_miner(opt), margin=opt.loss_triplet_margin),
+    ),
     "margin": Entry("margin loss with a learned boundary (Wu et al., ICCV 2017)", build_margin),
     "npair": Entry("N-pair loss (Sohn, NeurIPS 2016)", lambda opt, n: NPair(temperature=opt.loss_npair_temperature)),
     "multisimilarity": Entry("multi-similarity loss (Wang et al., CVPR 2019)", build_multisimilarity),
     "proxynca": Entry("Proxy-NCA (Movshovitz-Attias et al., ICCV 2017)", build_proxynca),
-    "proxyanchor": Entry("Proxy-Anchor, each class of the batch counted once (Kim et al., CVPR 2020)",
-                         partial(build_oproxy, mode="anchor", published=False)),
-    "oproxy": Entry("--loss_oproxy_mode anchor, Proxy-Anchor counting each sample, or nca, smooth Proxy-NCA, both as "
-                    "published (Roth et al., CVPR 2022)", build_oproxy),
+    "proxyanchor": Entry(
+        "Proxy-Anchor, each class of the batch counted once (Kim et al., CVPR 2020)",
+        partial(build_oproxy, mode="anchor", published=False),
+    ),
+    "oproxy": Entry(
+        "--loss_oproxy_mode anchor, Proxy-Anchor counting each sample, or nca, smooth Proxy-NCA, both as "
+        "published (Roth et al., CVPR 2022)",
+        build_oproxy,
+    ),
     "normalized_softmax": Entry("normalized softmax (Zhai & Wu, BMVC 2019)", build_normalized_softmax),
     "arcface": Entry("ArcFace (Deng et al., CVPR 2019)", build_arcface),
     "nir": Entry("Proxy-Anchor with non-isotropy regularisation (Roth et al., CVPR 2022); needs FrEIA", build_nir),
 }
 CRITERIA = {
     **BASES,
-    "antico": Entry("Anti-Collapse loss as published, --antico_type picks the variant (Jiang et al., TMM 2024)", build_antico),
-    "antico_pair": Entry("the coding rate of the batch's embeddings (Jiang et al., TMM 2024)", partial(build_antico, variant="pair")),
-    "antico_batch_proxy": Entry("the coding rate of the batch's classes' proxies (Jiang et al., TMM 2024)", partial(build_antico, variant="batch_proxy")),
-    "antico_all_proxy": Entry("the coding rate of all proxies (Jiang et al., TMM 2024)", partial(build_antico, variant="all_proxy")),
+    "antico": Entry(
+        "Anti-Collapse loss as published, --antico_type picks the variant (Jiang et al., TMM 2024)", build_antico
+    ),
+    "antico_pair": Entry(
+        "the coding rate of the batch's embeddings (Jiang et al., TMM 2024)", partial(build_antico, variant="pair")
+    ),
+    "antico_batch_proxy": Entry(
+        "the coding rate of the batch's classes' proxies (Jiang et al., TMM 2024)",
+        partial(build_antico, variant="batch_proxy"),
+    ),
+    "antico_all_proxy": Entry(
+        "the coding rate of all proxies (Jiang et al., TMM 2024)", partial(build_antico, variant="all_proxy")
+    ),
 }
 NONE = Entry("no base: the coding-rate term alone", lambda opt, n: NoBase())
-BRIDGE = Entry("any loss of pytorch-metric-learning, e.g. pml.CircleLoss, arguments in --pml_args (Musgrave et al., 2020)", find_pml)
+BRIDGE = Entry(
+    "any loss of pytorch-metric-learning, e.g. pml.CircleLoss, arguments in --pml_args (Musgrave et al., 2020)",
+    find_pml,
+)
 
 
 def lookup(flag, name, registry):

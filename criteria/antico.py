@@ -64,8 +64,19 @@ class AntiCo(Criterion):
     NeurIPS 2020, eq. 1 and 8.
     """
 
-    def __init__(self, base, variant="batch_proxy", form=None, align=None, w=None, gam1=SHARED["antico_gam1"],
-                 gam2=SHARED["antico_gam2"], eps=SHARED["antico_eps"], scale=SHARED["antico_scale"], raw_embeddings=False):
+    def __init__(
+        self,
+        base,
+        variant="batch_proxy",
+        form=None,
+        align=None,
+        w=None,
+        gam1=SHARED["antico_gam1"],
+        gam2=SHARED["antico_gam2"],
+        eps=SHARED["antico_eps"],
+        scale=SHARED["antico_scale"],
+        raw_embeddings=False,
+    ):
         super().__init__()
         own = ANTICO.get(f"antico_{variant}", ANTICO["antico_pair"])  # an unknown variant is told below
         form = own["antico_form"] if form is None else form
@@ -76,8 +87,10 @@ class AntiCo(Criterion):
                 raise ValueError(f"--antico_{flag} {value}: must be one of {', '.join(known)}")
         need_positive(antico_eps=eps, antico_gam1=gam1, antico_gam2=gam2)
         if variant != "pair" and not hasattr(base, "proxies"):
-            raise ValueError(f"--antico_base {base.name} has no proxies, one a class: antico_{variant} needs a proxy loss such as "
-                             "proxyanchor; antico_pair goes with every base")
+            raise ValueError(
+                f"--antico_base {base.name} has no proxies, one a class: antico_{variant} needs a proxy loss such as "
+                "proxyanchor; antico_pair goes with every base"
+            )
         self.name = f"antico_{variant}"
         self.base, self.variant, self.form, self.scale, self.raw_embeddings = base, variant, form, scale, raw_embeddings
         self.align, self.w, self.gam1, self.gam2, self.eps = align, w, gam1, gam2, eps

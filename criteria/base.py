@@ -68,7 +68,9 @@ class Criterion(nn.Module):
         if labels.is_floating_point():
             raise ValueError(f"{self.name}: labels must be integers, got {labels.dtype}")
         if self.embed_dim not in (None, embeddings.shape[1]):
-            raise ValueError(f"{self.name}: expects embeddings of {self.embed_dim} dimensions (--embed_dim), got {embeddings.shape[1]}")
+            raise ValueError(
+                f"{self.name}: expects embeddings of {self.embed_dim} dimensions (--embed_dim), got {embeddings.shape[1]}"
+            )
         if torch.compiler.is_compiling():
             return
         self.calls += 1

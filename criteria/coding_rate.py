@@ -66,8 +66,10 @@ def needed_dtype(Z, s):
     """float32, or float64 where s ‖Z‖² is above LARGE; ValueError where it is above LARGEST. Waits for Z's device."""
     trace = float(s) * float(torch.linalg.vector_norm(Z)) ** 2
     if trace > LARGEST:
-        raise ValueError(f"coding_rate: scale times the squared norm of Z is {trace:.0e}, beyond {LARGEST:.0e}, "
-                         "where float64 loses the identity; L2-normalise the rows")
+        raise ValueError(
+            f"coding_rate: scale times the squared norm of Z is {trace:.0e}, beyond {LARGEST:.0e}, "
+            "where float64 loses the identity; L2-normalise the rows"
+        )
     return torch.float64 if trace > LARGE else torch.float32
 
 

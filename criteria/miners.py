@@ -92,7 +92,9 @@ def distance_weighted(embeddings, labels, lower_cutoff=0.5, upper_cutoff=1.4):
     """
     d = embeddings.shape[1]
     squared, positive, negative = geometry(embeddings, labels)
-    quarter = squared.clamp(max(lower_cutoff**2, 1e-8), 4 - 1e-3).div_(4)  # t²/4; constant factors of the density fall out
+    quarter = squared.clamp(max(lower_cutoff**2, 1e-8), 4 - 1e-3).div_(
+        4
+    )  # t²/4; constant factors of the density fall out
     log_weight = quarter.log().mul_((2 - d) / 2).sub_(torch.log1p(-quarter), alpha=(d - 3) / 2)
     # negatives out of reach lie between the others and what is no negative: they are drawn, all alike, where there are no others
     log_weight.masked_fill_(squared >= upper_cutoff**2, lowest(squared) / 2).masked_fill_(~negative, lowest(squared))

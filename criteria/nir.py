@@ -39,8 +39,21 @@ class NIR(Criterion):
 
     name = "nir"
 
-    def __init__(self, base, w_align=0.01, flow_lr_multi=50.0, noise=0.0, form="exp", conditioning="dense",
-                 blocks=5, depth=8, width=128, dropout=0.0, clamp=2.0, init="none"):
+    def __init__(
+        self,
+        base,
+        w_align=0.01,
+        flow_lr_multi=50.0,
+        noise=0.0,
+        form="exp",
+        conditioning="dense",
+        blocks=5,
+        depth=8,
+        width=128,
+        dropout=0.0,
+        clamp=2.0,
+        init="none",
+    ):
         super().__init__()
         if conditioning not in CONDITIONING:
             raise ValueError(f"--loss_nir_nf_cond_mode {conditioning}: must be one of {', '.join(CONDITIONING)}")
@@ -53,8 +66,12 @@ class NIR(Criterion):
         self.noise, self.form, self.conditioning = noise, form, conditioning
         d = base.embed_dim
         self.flow = make_flow(d, conditioning, blocks, depth, width, dropout, clamp, init)
-        n_embedders = {"dense_embed": 1, "dense_embed_multi": blocks, "dense_embed_multi_stacked": blocks}.get(conditioning, 0)
-        self.embedders = nn.ModuleList(nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, d)) for _ in range(n_embedders))
+        n_embedders = {"dense_embed": 1, "dense_embed_multi": blocks, "dense_embed_multi_stacked": blocks}.get(
+            conditioning, 0
+        )
+        self.embedders = nn.ModuleList(
+            nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, d)) for _ in range(n_embedders)
+        )
 
     @property
     def proxies(self):

@@ -35,8 +35,18 @@ class OProxy(ProxyCriterion):
     Source: Kim et al., Proxy Anchor Loss, CVPR 2020, eq. 4; Movshovitz-Attias et al., Proxy-NCA, ICCV 2017.
     """
 
-    def __init__(self, n_classes, embed_dim, mode="anchor", pos_alpha=64.0, neg_alpha=64.0,
-                 pos_delta=0.1, neg_delta=-0.1, lr_multi=2000.0, published=True):
+    def __init__(
+        self,
+        n_classes,
+        embed_dim,
+        mode="anchor",
+        pos_alpha=64.0,
+        neg_alpha=64.0,
+        pos_delta=0.1,
+        neg_delta=-0.1,
+        lr_multi=2000.0,
+        published=True,
+    ):
         super().__init__(n_classes, embed_dim, lr_multi, std=1 / 8 if published else None)
         if mode not in ("anchor", "nca"):
             raise ValueError(f"--loss_oproxy_mode {mode}: must be anchor or nca")
@@ -59,6 +69,8 @@ class OProxy(ProxyCriterion):
             pos = (weight * softplus(of_class)).sum() / weight.sum()
         else:
             pos = softplus(pull + count.to(pull.dtype).log()).mean()
-        neg = softplus(torch.logsumexp(push, 1 if self.mode == "anchor" else 0) - self.neg_alpha * self.neg_delta).mean()
+        neg = softplus(
+            torch.logsumexp(push, 1 if self.mode == "anchor" else 0) - self.neg_alpha * self.neg_delta
+        ).mean()
         self.log(positive=pos, negative=neg)
         return pos + neg

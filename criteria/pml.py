@@ -28,7 +28,11 @@ class PML(Criterion):
     def proxies(self):
         if torch.is_tensor(getattr(self.inner, "proxies", None)) and len(self.inner.proxies) == self.n_classes:
             return self.inner.proxies
-        if torch.is_tensor(getattr(self.inner, "W", None)) and self.inner.W.ndim == 2 and self.inner.W.shape[1] == self.n_classes:
+        if (
+            torch.is_tensor(getattr(self.inner, "W", None))
+            and self.inner.W.ndim == 2
+            and self.inner.W.shape[1] == self.n_classes
+        ):
             return self.inner.W.T
         raise AttributeError(f"{self.name} has no proxies, one a class")
 
@@ -61,7 +65,11 @@ def constructor_arguments(cls):
     names = []
     for parent in cls.__mro__:
         parameters = inspect.signature(parent.__init__).parameters.values() if "__init__" in vars(parent) else ()
-        names += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in ("self", *names)]
+        names += [
+            p.name
+            for p in parameters
+            if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in ("self", *names)
+        ]
         if parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
     return names
@@ -76,13 +84,21 @@ def find_pml(flag, name, words):
     try:
         from pytorch_metric_learning import losses
     except ImportError as problem:
-        raise ValueError(f"{flag} {name}: needs pytorch-metric-learning: pip install pytorch-metric-learning") from problem
-    known = {key: value for key, value in vars(losses).items() if inspect.isclass(value) and issubclass(value, torch.nn.Module)}
+        raise ValueError(
+            f"{flag} {name}: needs pytorch-metric-learning: pip install pytorch-metric-learning"
+        ) from problem
+    known = {
+        key: value
+        for key, value in vars(losses).items()
+        if inspect.isclass(value) and issubclass(value, torch.nn.Module)
+    }
     wanted = name.removeprefix(PREFIX)
     if wanted not in known:
         near = difflib.get_close_matches(wanted, known, 1, 0.4)
         hint = f" (did you mean {PREFIX}{near[0]}?)" if near else ""
-        raise ValueError(f"{flag} {name}: pytorch-metric-learning has no loss {wanted}{hint}; known: {', '.join(sorted(known))}")
+        raise ValueError(
+            f"{flag} {name}: pytorch-metric-learning has no loss {wanted}{hint}; known: {', '.join(sorted(known))}"
+        )
     given = parse_arguments(words)
     accepted = constructor_arguments(known[wanted])
     for key in given:
@@ -104,7 +120,9 @@ def find_pml(flag, name, words):
                     (value + 0 * embeddings.sum()).backward()
         except Exception as problem:  # whatever a foreign class says of its arguments
             line = step + (str(problem).strip() or type(problem).__name__).splitlines()[0].split(". ")[0]
-            raise ValueError(f"{flag} {name}{''.join(f' {w}' for w in words)}: {wanted} cannot be used so ({line})") from problem
+            raise ValueError(
+                f"{flag} {name}{''.join(f' {w}' for w in words)}: {wanted} cannot be used so ({line})"
+            ) from problem
         return PML(name, loss, n_classes, lr_multi)
 
     return build

@@ -24,8 +24,18 @@ class Batches(torch.utils.data.Sampler):
             raise ValueError(f"rank {rank}: must be from 0 to world - 1 = {world - 1}")
         if bs % world:
             least = bs - bs % world
-            raise ValueError(f"--bs {bs}: cannot be shared by {world} processes; {least or world} or {least + world} can")
-        self.bs, self.seed, self.rank, self.world, self.epoch, self.start, self.n_batches = bs, seed, rank, world, 0, 0, 0
+            raise ValueError(
+                f"--bs {bs}: cannot be shared by {world} processes; {least or world} or {least + world} can"
+            )
+        self.bs, self.seed, self.rank, self.world, self.epoch, self.start, self.n_batches = (
+            bs,
+            seed,
+            rank,
+            world,
+            0,
+            0,
+            0,
+        )
 
     def set_epoch(self, epoch, start=0):
         self.epoch, self.start = epoch, start
@@ -73,7 +83,11 @@ class ClassBatches(Batches):
             raise ValueError(f"--bs {bs} is not divisible by --samples_per_class {samples_per_class}")
         order = labels.argsort(stable=True)
         self.members = list(order.split(labels.unique(return_counts=True)[1].tolist()))
-        self.classes_per_batch, self.samples_per_class, self.distinct = bs // samples_per_class, samples_per_class, distinct
+        self.classes_per_batch, self.samples_per_class, self.distinct = (
+            bs // samples_per_class,
+            samples_per_class,
+            distinct,
+        )
         n_classes = len(self.members)
         if distinct and self.classes_per_batch > n_classes:
             raise ValueError(
@@ -113,7 +127,11 @@ class ClassBatches(Batches):
                 turn += 1
         for b in torch.randperm(self.n_batches, generator=generator).tolist():
             batch = dealt[b]
-            for c in torch.randperm(len(self.members), generator=generator).tolist() if len(batch) < self.classes_per_batch else ():
+            for c in (
+                torch.randperm(len(self.members), generator=generator).tolist()
+                if len(batch) < self.classes_per_batch
+                else ()
+            ):
                 if len(batch) == self.classes_per_batch:
                     break
                 if c not in batch:

@@ -21,7 +21,10 @@ def image_files(module):
 
 
 DATASETS = {
-    "glyphs": DataSet("1,218 letters of five scripts in several faces, embedded, no download", lambda opt, size: glyphs.splits(size, opt.augmentation)),
+    "glyphs": DataSet(
+        "1,218 letters of five scripts in several faces, embedded, no download",
+        lambda opt, size: glyphs.splits(size, opt.augmentation),
+    ),
     "cub200": image_files(cub200),
     "cars196": image_files(cars196),
     "online_products": image_files(online_products),

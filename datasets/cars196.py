@@ -8,15 +8,27 @@ ABOUT = "Cars196, 196 models of cars (Krause et al., 3dRR 2013)"
 COUNTS = {"train": (98, 8054), "test": (98, 8131)}
 TREE = """  DIR/car_ims/000001.jpg ... and DIR/cars_annos.mat, or both in DIR/cars196/   as the archive unpacks, or
   DIR/cars196/images/<class name>/*.jpg                                         as published"""
-GET = ("both car_ims.tgz (the images) and cars_annos.mat (their classes; the devkit alone has neither), http://ai.stanford.edu/~jkrause/car196/car_ims.tgz "
-       "and http://ai.stanford.edu/~jkrause/car196/cars_annos.mat")
+GET = (
+    "both car_ims.tgz (the images) and cars_annos.mat (their classes; the devkit alone has neither), http://ai.stanford.edu/~jkrause/car196/car_ims.tgz "
+    "and http://ai.stanford.edu/~jkrause/car196/cars_annos.mat"
+)
 UNPACK = {"car_ims/": "cars196/car_ims/", "cars_annos.mat": "cars196/cars_annos.mat"}
 
 
 def rows(source_path):
     """{split: [(class, class name, path), ...]} of car_ims/ + cars_annos.mat (in source_path or its cars196 folder) or of cars196/images/<class>/."""
-    layout, folder = find_layout(source_path, "cars196", [("published", "cars196", "images"), ("archive", "cars196", "cars_annos.mat"),
-                                                          ("archive", "", "cars_annos.mat"), ("published", "", "images")], TREE, GET)
+    layout, folder = find_layout(
+        source_path,
+        "cars196",
+        [
+            ("published", "cars196", "images"),
+            ("archive", "cars196", "cars_annos.mat"),
+            ("archive", "", "cars_annos.mat"),
+            ("published", "", "images"),
+        ],
+        TREE,
+        GET,
+    )
     if layout == "published":
         classes = [(c, name, paths) for c, (name, paths) in enumerate(class_folders(os.path.join(folder, "images")), 1)]
         first = len(classes) // 2  # the folders carry no numbers: 98 where all are there
@@ -31,9 +43,12 @@ def rows(source_path):
 def annotated(folder):
     """[(class number from 1, class name, [path, ...]), ...] of cars_annos.mat."""
     from scipy.io import loadmat  # comes with scikit-learn
+
     path = os.path.join(folder, "cars_annos.mat")
     if not os.path.isdir(os.path.join(folder, "car_ims")):
-        raise FileNotFoundError(f"--dataset cars196: {os.path.join(folder, 'car_ims')} is missing; unpack car_ims.tgz beside cars_annos.mat. To be had: {GET}")
+        raise FileNotFoundError(
+            f"--dataset cars196: {os.path.join(folder, 'car_ims')} is missing; unpack car_ims.tgz beside cars_annos.mat. To be had: {GET}"
+        )
     try:
         mat = loadmat(path, squeeze_me=True)
         names = [str(name) for name in mat["class_names"]]
@@ -41,5 +56,7 @@ def annotated(folder):
         for row in mat["annotations"]:
             files[int(row["class"])].append(os.path.join(folder, str(row["relative_im_path"])))
     except Exception as problem:  # scipy raises whatever comes for a file that is no .mat, or a damaged one
-        raise ValueError(f"{path}: not the annotations of Cars196 ({type(problem).__name__}: {' '.join(str(problem).split())})") from problem
+        raise ValueError(
+            f"{path}: not the annotations of Cars196 ({type(problem).__name__}: {' '.join(str(problem).split())})"
+        ) from problem
     return [(c, names[c - 1], sorted(paths)) for c, paths in files.items() if paths]

@@ -15,11 +15,19 @@ UNPACK = {"CUB_200_2011/": "CUB_200_2011/"}  # what of the archive goes where, s
 
 def rows(source_path):
     """{split: [(class, class name, path), ...]} of CUB_200_2011/ or cub200/ in source_path, or of source_path itself."""
-    _, folder = find_layout(source_path, "cub200", [("archive", "CUB_200_2011", "images"), ("published", "cub200", "images"), ("itself", "", "images")], TREE, GET)
+    _, folder = find_layout(
+        source_path,
+        "cub200",
+        [("archive", "CUB_200_2011", "images"), ("published", "cub200", "images"), ("itself", "", "images")],
+        TREE,
+        GET,
+    )
     found = {"train": [], "test": []}
     for name, paths in class_folders(os.path.join(folder, "images")):
         number = re.match(r"(\d{3})\.", name)
         if not number:
-            raise ValueError(f"--dataset cub200: {os.path.join(folder, 'images', name)}: classes are folders like 001.Black_footed_Albatross; is this CUB-200-2011?")
+            raise ValueError(
+                f"--dataset cub200: {os.path.join(folder, 'images', name)}: classes are folders like 001.Black_footed_Albatross; is this CUB-200-2011?"
+            )
         found["train" if int(number[1]) <= 100 else "test"] += [(int(number[1]), name, path) for path in paths]
     return found

@@ -20,7 +20,9 @@ def find_layout(source_path, name, layouts, tree, get):
         if os.path.exists(os.path.join(folder, marker)):
             return layout, folder
     there = "has none of the layouts below" if os.path.isdir(source_path) else "is no folder"
-    raise FileNotFoundError(f"--dataset {name} --source_path {source_path}: {there}. Expected, DIR being --source_path:\n{tree}\nTo be had: {get}")
+    raise FileNotFoundError(
+        f"--dataset {name} --source_path {source_path}: {there}. Expected, DIR being --source_path:\n{tree}\nTo be had: {get}"
+    )
 
 
 def class_folders(folder):
@@ -33,7 +35,9 @@ def class_folders(folder):
             if paths:
                 found.append((entry.name, paths))
     if not found:
-        raise FileNotFoundError(f"{folder}: no folder in it has images ({', '.join(images.SUFFIXES)}); one folder a class is expected")
+        raise FileNotFoundError(
+            f"{folder}: no folder in it has images ({', '.join(images.SUFFIXES)}); one folder a class is expected"
+        )
     return found
 
 
@@ -77,7 +81,9 @@ def completeness(rows, counts, missing):
     for split, (classes, n) in counts.items():
         found = len({c for c, _, _ in rows[split]}), len(rows[split])
         if found != (classes, n):
-            wrong.append(f"{split}: found {found[0]:,} classes, {found[1]:,} images, expected {classes:,} classes, {n:,} images")
+            wrong.append(
+                f"{split}: found {found[0]:,} classes, {found[1]:,} images, expected {classes:,} classes, {n:,} images"
+            )
     if missing:
         wrong.append(f"{len(missing):,} listed images are missing, first {missing[0]}")
     return "; ".join(wrong)
@@ -91,7 +97,10 @@ class Fetch:
 
     def __init__(self, paths, size, augmentation="base", cached=None, on_device=False):
         self.paths, self.cached = paths, cached
-        self.views = {True: transforms.Square(size) if on_device else transforms.training(augmentation, size), False: transforms.evaluation(size)}
+        self.views = {
+            True: transforms.Square(size) if on_device else transforms.training(augmentation, size),
+            False: transforms.evaluation(size),
+        }
         self.on_device = transforms.OnDevice(augmentation, size) if on_device else None
 
     def __call__(self, indices, seeds):
@@ -123,32 +132,51 @@ def load(opt, size, module):
     rows, missing = found_rows(module, opt.source_path)
     partial = completeness(rows, module.COUNTS, missing)
     if partial and not opt.allow_partial:
-        raise ValueError(f"--dataset {opt.dataset} --source_path {opt.source_path}: {partial}; unpack the archive again, or give "
-                         "--allow_partial to go on with what is there (the run is then marked partial)")
+        raise ValueError(
+            f"--dataset {opt.dataset} --source_path {opt.source_path}: {partial}; unpack the archive again, or give "
+            "--allow_partial to go on with what is there (the run is then marked partial)"
+        )
     for name in rows:
         if not rows[name]:
-            raise ValueError(f"--dataset {opt.dataset} --source_path {opt.source_path}: no image of the {name} split is there")
+            raise ValueError(
+                f"--dataset {opt.dataset} --source_path {opt.source_path}: no image of the {name} split is there"
+            )
 
     paths = [path for part in rows.values() for _, _, path in part]
     cached = None
     if opt.cache == "":
         raise ValueError("--cache: is empty; give a folder, or leave the flag away")
     if opt.cache:
-        cached = cache.open_or_build(opt.cache, opt.dataset, opt.source_path, paths, round(CACHED * size), opt.kernels, opt.skip_broken)
+        cached = cache.open_or_build(
+            opt.cache, opt.dataset, opt.source_path, paths, round(CACHED * size), opt.kernels, opt.skip_broken
+        )
     skipped = {}
     if opt.skip_broken:
         skipped = cached.broken if cached else images.broken(paths, opt.kernels, "--skip_broken: checking", quick=True)
         if skipped:
-            print(f"--skip_broken: {len(skipped)} of {len(paths)} images left out; the first: {next(iter(skipped.values()))}")
+            print(
+                f"--skip_broken: {len(skipped)} of {len(paths)} images left out; the first: {next(iter(skipped.values()))}"
+            )
 
     fetch = Fetch(paths, size, opt.augmentation, cached, opt.gpu_augment)
-    tested = {c for name in ("query", "gallery") if name in rows for c, _, _ in rows[name]}  # query and gallery number their classes alike
+    tested = {
+        c for name in ("query", "gallery") if name in rows for c, _, _ in rows[name]
+    }  # query and gallery number their classes alike
     made, start = {}, 0
     for name, part in rows.items():
         keep = [i for i in range(len(part)) if start + i not in skipped]
         if not keep:
-            raise ValueError(f"--dataset {opt.dataset} --skip_broken: every image of the {name} split is broken, the first: {skipped[start]}")
-        made[name] = Split(fetch, [start + i for i in keep], [part[i][0] for i in keep], {c: n for p in rows.values() for c, n, _ in p},
-                           [part[i][2] for i in keep], augmented=name == "train", numbering=tested if name in ("query", "gallery") else None)
+            raise ValueError(
+                f"--dataset {opt.dataset} --skip_broken: every image of the {name} split is broken, the first: {skipped[start]}"
+            )
+        made[name] = Split(
+            fetch,
+            [start + i for i in keep],
+            [part[i][0] for i in keep],
+            {c: n for p in rows.values() for c, n, _ in p},
+            [part[i][2] for i in keep],
+            augmented=name == "train",
+            numbering=tested if name in ("query", "gallery") else None,
+        )
         start += len(part)
     return Splits(**made, partial=partial, skipped=tuple(paths[i] for i in skipped))

@@ -26,19 +26,31 @@ MIN_FACES = 12
 # letters whose renderings differ by less are one class, see `lookalikes`. Most pairs that are one shape lie below, é and è at 0.03. No value
 # parts all: Ŏ and Ǒ (0.009, other marks) are merged; è and ѐ (0.012), Γ and Г (0.026) are not, but their identical renderings are dropped
 SAME = 0.01
-FACES = [f"DejaVu{family}{style}.ttf" for family, styles in (
-    ("Sans", ("", "-Bold", "-Oblique", "-BoldOblique")), ("SansMono", ("", "-Bold", "-Oblique", "-BoldOblique")),
-    ("Serif", ("", "-Bold", "-Italic", "-BoldItalic"))) for style in styles]
+FACES = [
+    f"DejaVu{family}{style}.ttf"
+    for family, styles in (
+        ("Sans", ("", "-Bold", "-Oblique", "-BoldOblique")),
+        ("SansMono", ("", "-Bold", "-Oblique", "-BoldOblique")),
+        ("Serif", ("", "-Bold", "-Italic", "-BoldItalic")),
+    )
+    for style in styles
+]
 FACES += ["STIXGeneral.ttf", "STIXGeneralBol.ttf", "STIXGeneralItalic.ttf", "STIXGeneralBolIta.ttf"]
 # Computer Modern's files keep TeX's own encoding: only the ASCII letters stand where Unicode has them
 ASCII_FACES = ["cmr10.ttf", "cmb10.ttf", "cmss10.ttf", "cmti10.ttf", "cmtt10.ttf"]
 
 # strength of the training augmentation: (rotation and shear in degrees, log scale, shift as a share of the width, erased square)
-AUGMENTATIONS = {"red": (4, 0.05, 0.04, 0.0), "base": (8, 0.12, 0.08, 0.0), "big": (15, 0.25, 0.15, 0.0), "adv": (8, 0.12, 0.08, 0.3)}
+AUGMENTATIONS = {
+    "red": (4, 0.05, 0.04, 0.0),
+    "base": (8, 0.12, 0.08, 0.0),
+    "big": (15, 0.25, 0.15, 0.0),
+    "adv": (8, 0.12, 0.08, 0.3),
+}
 
 
 def font_folder():
     import matplotlib
+
     return os.path.join(matplotlib.get_data_path(), "fonts", "ttf")
 
 
@@ -49,7 +61,9 @@ def faces():
 
 def is_letter(code):
     """A letter that is not a compatibility form of another (KELVIN SIGN, DOUBLE-STRUCK C, ...)."""
-    return unicodedata.category(chr(code)) in ("Lu", "Ll", "Lt", "Lo") and unicodedata.normalize("NFKC", chr(code)) == chr(code)
+    return unicodedata.category(chr(code)) in ("Lu", "Ll", "Lt", "Lo") and unicodedata.normalize(
+        "NFKC", chr(code)
+    ) == chr(code)
 
 
 def render():
@@ -59,18 +73,25 @@ def render():
     from tqdm import tqdm
 
     folder = font_folder()
-    have = [{c for c in FT2Font(os.path.join(folder, f)).get_charmap() if is_letter(c) and (c < 128 or f in FACES)} for f in faces()]
+    have = [
+        {c for c in FT2Font(os.path.join(folder, f)).get_charmap() if is_letter(c) and (c < 128 or f in FACES)}
+        for f in faces()
+    ]
     count = {}
     for letters in have[: len(FACES)]:
         for c in letters:
             count[c] = count.get(c, 0) + 1
     ink, codes, numbers = [], [], []
-    for number, (face, letters) in enumerate(zip(tqdm(faces(), desc="glyphs: rendering", leave=False, disable=None), have)):
+    for number, (face, letters) in enumerate(
+        zip(tqdm(faces(), desc="glyphs: rendering", leave=False, disable=None), have)
+    ):
         font = ImageFont.truetype(os.path.join(folder, face), FONT_SIZE, layout_engine=ImageFont.Layout.BASIC)
         for c in sorted(c for c in letters if count.get(c, 0) >= MIN_FACES):
             image = Image.new("L", (SIZE, SIZE))
             left, _, right, _ = font.getbbox(chr(c), anchor="ls")
-            ImageDraw.Draw(image).text((round((SIZE - right - left) / 2), BASELINE), chr(c), fill=255, font=font, anchor="ls")
+            ImageDraw.Draw(image).text(
+                (round((SIZE - right - left) / 2), BASELINE), chr(c), fill=255, font=font, anchor="ls"
+            )
             image = np.asarray(image)
             border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
             if image.any() and not border.any():  # neither blank nor cut off
@@ -130,11 +151,14 @@ def build():
 
 def cache_file():
     import PIL
+
     key = hashlib.sha256(f"{RECIPE} {PIL.__version__} {unicodedata.unidata_version}".encode())
     for face in faces():
         with open(os.path.join(font_folder(), face), "rb") as file:
             key.update(file.read())
-    folder = os.environ.get("ANTICO_CACHE") or os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "antico")
+    folder = os.environ.get("ANTICO_CACHE") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "antico"
+    )
     return os.path.join(folder, f"glyphs-{key.hexdigest()[:16]}.npz")
 
 
@@ -159,7 +183,9 @@ def load():
         if temporary:
             with contextlib.suppress(OSError):  # a full disk keeps no half a file
                 os.remove(temporary)
-        print(f"note: glyphs are not cached, {path} cannot be written ({problem.strerror}); ANTICO_CACHE names another folder")
+        print(
+            f"note: glyphs are not cached, {path} cannot be written ({problem.strerror}); ANTICO_CACHE names another folder"
+        )
     return arrays
 
 
@@ -175,8 +201,12 @@ def augment(images, strength, seeds):
     angle, shear = signed[:, 0] * np.radians(degrees), (signed[:, 1] * np.radians(degrees)).tan()
     sx, sy = (signed[:, 2:4] * scale).exp().unbind(1)
     cos, sin = angle.cos(), angle.sin()
-    linear = torch.stack([torch.stack([sx * cos, sx * (shear * cos - sin)], 1), torch.stack([sy * sin, sy * (shear * sin + cos)], 1)], 1)
-    grid = affine_grid(torch.cat([linear, signed[:, 4:6, None] * 2 * shift], 2), (n, 1, size, size), align_corners=False)
+    linear = torch.stack(
+        [torch.stack([sx * cos, sx * (shear * cos - sin)], 1), torch.stack([sy * sin, sy * (shear * sin + cos)], 1)], 1
+    )
+    grid = affine_grid(
+        torch.cat([linear, signed[:, 4:6, None] * 2 * shift], 2), (n, 1, size, size), align_corners=False
+    )
     moved = 255 - grid_sample(255 - images[:, None], grid, align_corners=False)[:, 0]  # outside is white
     if erased:
         corner, side = uniform[:, 6:, None, None] * (1 - erased) * size, erased * size
@@ -216,4 +246,7 @@ def splits(input_size=32, augmentation="base"):
     def half(keys, augmented):
         return Split(fetch_keys, keys, [cls[k] for k in keys], names, [paths[k] for k in keys], augmented)
 
-    return Splits(train=half([k for k, c in enumerate(cls) if c in first], True), test=half([k for k, c in enumerate(cls) if c not in first], False))
+    return Splits(
+        train=half([k for k, c in enumerate(cls) if c in first], True),
+        test=half([k for k, c in enumerate(cls) if c not in first], False),
+    )

@@ -57,8 +57,12 @@ def read(path, plan=None, margin=1.0):
             return by_pillow(data, plan, margin)
         box, target = plan(*full) if plan else (None, None)
         pixels = whole_jpeg(data) if reduction(box, target, margin) < 2 else None
-        return (pixels, (full, box, target)) if pixels is not None else by_pillow(data, lambda *_: (box, target), margin)
-    except Exception as problem:  # Pillow's plugins raise whatever comes: OSError, SyntaxError, ValueError, struct.error, ...
+        return (
+            (pixels, (full, box, target)) if pixels is not None else by_pillow(data, lambda *_: (box, target), margin)
+        )
+    except (
+        Exception
+    ) as problem:  # Pillow's plugins raise whatever comes: OSError, SyntaxError, ValueError, struct.error, ...
         if isinstance(problem, UnidentifiedImageError):
             reason = "the file is empty" if os.path.getsize(path) == 0 else f"not an image in {', '.join(FORMATS)}"
         else:
@@ -114,7 +118,11 @@ def whole_jpeg(data):
     if decode_jpeg is None:
         return None
     try:
-        return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB).permute(1, 2, 0).numpy()
+        return (
+            decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+            .permute(1, 2, 0)
+            .numpy()
+        )
     except (RuntimeError, ValueError):
         return None
 
@@ -176,7 +184,9 @@ def as_is(item):
 def in_parallel(reader, workers, desc):
     """The items of a Reader in order, read by worker processes, under a progress bar."""
     workers = min(workers, os.cpu_count() or 1)
-    loader = torch.utils.data.DataLoader(reader, batch_size=None, collate_fn=as_is, num_workers=workers, generator=torch.Generator())
+    loader = torch.utils.data.DataLoader(
+        reader, batch_size=None, collate_fn=as_is, num_workers=workers, generator=torch.Generator()
+    )
     return tqdm(loader, total=len(reader), desc=desc, unit=" images", leave=False, disable=None, dynamic_ncols=True)
 
 

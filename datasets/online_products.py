@@ -15,10 +15,18 @@ UNPACK = {"Stanford_Online_Products/": "Stanford_Online_Products/"}
 def rows(source_path):
     """{split: [(class, class name, path), ...]} of Stanford_Online_Products/ or online_products/{Info_Files,images}/, or of source_path itself."""
     published = os.path.join("Info_Files", "Ebay_train.txt")
-    layouts = [("archive", "Stanford_Online_Products", "Ebay_train.txt"), ("published", "online_products", published),
-               ("archive", "", "Ebay_train.txt"), ("published", "", published)]
+    layouts = [
+        ("archive", "Stanford_Online_Products", "Ebay_train.txt"),
+        ("published", "online_products", published),
+        ("archive", "", "Ebay_train.txt"),
+        ("published", "", published),
+    ]
     layout, folder = find_layout(source_path, "online_products", layouts, TREE, GET)
-    lists, images = (folder, folder) if layout == "archive" else (os.path.join(folder, "Info_Files"), os.path.join(folder, "images"))
+    lists, images = (
+        (folder, folder)
+        if layout == "archive"
+        else (os.path.join(folder, "Info_Files"), os.path.join(folder, "images"))
+    )
     return {split: listed(os.path.join(lists, f"Ebay_{split}.txt"), images) for split in ("train", "test")}
 
 
@@ -27,4 +35,7 @@ def listed(path, images):
     lines = [line.split() for line in read_lines(path, "online_products")[1:] if line.strip()]
     if not lines or any(len(line) != 4 or not line[1].isdigit() for line in lines):
         raise ValueError(f"{path}: each line below the header must be 'image_id class_id super_class_id path'")
-    return [(int(c), f"{name.split('/')[0].removesuffix('_final')} {c}", os.path.join(images, name)) for _, c, _, name in lines]
+    return [
+        (int(c), f"{name.split('/')[0].removesuffix('_final')} {c}", os.path.join(images, name))
+        for _, c, _, name in lines
+    ]

@@ -32,7 +32,9 @@ def prepare(name, archives, source_path, verify=False, allow_partial=False, work
     """Unpack, count and, with verify, decode; the exit status. Raises ValueError or OSError that names what is wrong."""
     module = MODULES[name]
     if archives and not hasattr(module, "UNPACK"):
-        raise ValueError(f"{name}: has no archive of its own; unpack yours as you like and leave --archive away. Expected:\n{module.TREE}")
+        raise ValueError(
+            f"{name}: has no archive of its own; unpack yours as you like and leave --archive away. Expected:\n{module.TREE}"
+        )
     lacking = [path for path in archives if not os.path.isfile(path)]
     if lacking:
         raise FileNotFoundError(f"--archive {lacking[0]}: there is no such file. To be had: {module.GET}")
@@ -48,28 +50,58 @@ def prepare(name, archives, source_path, verify=False, allow_partial=False, work
         print(f"{name} {split}: {len({c for c, _, _ in part}):,} classes, {len(part):,} images")
     if partial and not allow_partial:
         raise ValueError(f"{name} in {source_path} is not whole: {partial}")
-    print(f"{name}: " + (f"PARTIAL: {partial}" if partial else "whole" if module.COUNTS else "counted; there are no published counts to hold it against"))
+    print(
+        f"{name}: "
+        + (
+            f"PARTIAL: {partial}"
+            if partial
+            else "whole"
+            if module.COUNTS
+            else "counted; there are no published counts to hold it against"
+        )
+    )
     if verify:
         paths = [path for part in rows.values() for _, _, path in part]
         problems = images.broken(paths, workers, f"{name}: decoding")
         for line in problems.values():
             print(line)
-        print(f"{name}: {len(problems):,} of {len(paths):,} images are broken" if problems else f"{name}: all {len(paths):,} images can be decoded")
+        print(
+            f"{name}: {len(problems):,} of {len(paths):,} images are broken"
+            if problems
+            else f"{name}: all {len(paths):,} images can be decoded"
+        )
         return 1 if problems else 0
     return 0
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m datasets.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m datasets.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("name", choices=list(MODULES))
-    parser.add_argument("--archive", nargs="+", default=[], metavar="FILE", help="what was downloaded: archives, and files like cars_annos.mat")
-    parser.add_argument("--source_path", required=True, metavar="DIR", help="folder that holds the data sets, as main.py's --source_path")
+    parser.add_argument(
+        "--archive",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="what was downloaded: archives, and files like cars_annos.mat",
+    )
+    parser.add_argument(
+        "--source_path",
+        required=True,
+        metavar="DIR",
+        help="folder that holds the data sets, as main.py's --source_path",
+    )
     parser.add_argument("--verify", action="store_true", help="decode every image and list the broken ones")
-    parser.add_argument("--allow_partial", action="store_true", help="count and go on though classes or images are missing")
+    parser.add_argument(
+        "--allow_partial", action="store_true", help="count and go on though classes or images are missing"
+    )
     parser.add_argument("--kernels", type=int, default=os.cpu_count() or 1, help="processes that decode")
     given = parser.parse_args(argv)
     try:
-        return prepare(given.name, given.archive, given.source_path, given.verify, given.allow_partial, max(given.kernels, 0))
+        return prepare(
+            given.name, given.archive, given.source_path, given.verify, given.allow_partial, max(given.kernels, 0)
+        )
     except (ValueError, OSError) as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2

@@ -16,7 +16,9 @@ def sheet(path, rows=7, columns=12):
     step = SIZE - 8
     canvas = Image.new("RGB", (2 * columns * step + gap + 20, rows * step + margin + 10), "white")
     draw, font = ImageDraw.Draw(canvas), ImageFont.truetype(os.path.join(font_folder(), "DejaVuSans.ttf"), 17)
-    for half, (title, split) in enumerate((("training classes", splits.train.unaugmented()), ("test classes", splits.test))):
+    for half, (title, split) in enumerate(
+        (("training classes", splits.train.unaugmented()), ("test classes", splits.test))
+    ):
         left = 10 + half * (columns * step + gap)
         n = len(split.class_names)
         draw.text((left + 4, 8), f"{title}: {n} letters, {len(split)} images", fill="#444444", font=font)

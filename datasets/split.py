@@ -30,7 +30,14 @@ class Split(torch.utils.data.Dataset):
     def __init__(self, fetch, keys, classes, names, paths, augmented=False, numbering=None):
         present = sorted(set(classes) if numbering is None else numbering)
         number = {c: i for i, c in enumerate(present)}
-        self.fetch, self.keys, self.classes, self.names, self.paths, self.augmented = fetch, list(keys), list(classes), names, list(paths), augmented
+        self.fetch, self.keys, self.classes, self.names, self.paths, self.augmented = (
+            fetch,
+            list(keys),
+            list(classes),
+            names,
+            list(paths),
+            augmented,
+        )
         self.labels = torch.tensor([number[c] for c in classes], dtype=torch.long)
         self.class_names = [names[c] for c in present]
 
@@ -41,7 +48,10 @@ class Split(torch.utils.data.Dataset):
         return self.__getitems__([i])[0]
 
     def __getitems__(self, indices):  # what DataLoader calls for a batch
-        drawn = [i if isinstance(i, tuple) else (i, int(torch.randint(2**62, ())) if self.augmented else None) for i in indices]
+        drawn = [
+            i if isinstance(i, tuple) else (i, int(torch.randint(2**62, ())) if self.augmented else None)
+            for i in indices
+        ]
         images = self.fetch([self.keys[i] for i, _ in drawn], [seed for _, seed in drawn] if self.augmented else None)
         return [(image, int(self.labels[i])) for image, (i, _) in zip(images, drawn)]
 
@@ -53,7 +63,14 @@ class Split(torch.utils.data.Dataset):
     def subset(self, indices, augmented=None):
         """The images at `indices`, with labels numbered anew."""
         pick = lambda values: [values[i] for i in indices]  # noqa: E731
-        return Split(self.fetch, pick(self.keys), pick(self.classes), self.names, pick(self.paths), self.augmented if augmented is None else augmented)
+        return Split(
+            self.fetch,
+            pick(self.keys),
+            pick(self.classes),
+            self.names,
+            pick(self.paths),
+            self.augmented if augmented is None else augmented,
+        )
 
     def unaugmented(self):
         """The same images as the evaluation wants them."""
@@ -99,5 +116,9 @@ def train_val_split(train, share, by_samples=False, seed=0):
         order = torch.randperm(len(train.class_names), generator=generator)
         kept = torch.isin(train.labels, order[: round(share * len(order))])
     if kept.all() or not kept.any():
-        raise ValueError(f"--tv_split_perc {share:g}: leaves nothing on one side of {len(train.class_names)} classes, {len(train)} images")
-    return train.subset(torch.nonzero(kept).flatten().tolist()), train.subset(torch.nonzero(~kept).flatten().tolist(), augmented=False)
+        raise ValueError(
+            f"--tv_split_perc {share:g}: leaves nothing on one side of {len(train.class_names)} classes, {len(train)} images"
+        )
+    return train.subset(torch.nonzero(kept).flatten().tolist()), train.subset(
+        torch.nonzero(~kept).flatten().tolist(), augmented=False
+    )

@@ -9,7 +9,12 @@ from torch.nn.functional import affine_grid, grid_sample
 from torchvision.transforms import v2
 
 RATIO = (3 / 4, 4 / 3)  # width to height of random resized crops, torchvision's default
-AREA = {"base": (0.08, 1.0), "big": (0.4, 1.0), "adv": (0.08, 1.0), "red": None}  # share of the image's area that a crop takes
+AREA = {
+    "base": (0.08, 1.0),
+    "big": (0.4, 1.0),
+    "adv": (0.08, 1.0),
+    "red": None,
+}  # share of the image's area that a crop takes
 COLOURED = ("big", "adv")
 
 
@@ -64,9 +69,19 @@ def resized_part(pixels, full, box, target):
     # a reduced image has the part's edges between its pixels, which only Pillow's resize can take
     down, right = pixels.shape[0] / full[0], pixels.shape[1] / full[1]
     y, x = int(top * down), int(left * right)
-    bottom, end = min(math.ceil((top + height) * down), pixels.shape[0]), min(math.ceil((left + width) * right), pixels.shape[1])
-    edges = (left * right - x, top * down - y, min((left + width) * right, end) - x, min((top + height) * down, bottom) - y)
-    part = Image.fromarray(np.ascontiguousarray(pixels[y:bottom, x:end])).resize(target[::-1], Image.Resampling.BILINEAR, box=edges)
+    bottom, end = (
+        min(math.ceil((top + height) * down), pixels.shape[0]),
+        min(math.ceil((left + width) * right), pixels.shape[1]),
+    )
+    edges = (
+        left * right - x,
+        top * down - y,
+        min((left + width) * right, end) - x,
+        min((top + height) * down, bottom) - y,
+    )
+    part = Image.fromarray(np.ascontiguousarray(pixels[y:bottom, x:end])).resize(
+        target[::-1], Image.Resampling.BILINEAR, box=edges
+    )
     return v2.functional.pil_to_tensor(part)
 
 
@@ -79,8 +94,9 @@ def training(name, size):
     - red: resize to 256/224 of the size, random crop, flip: reduced, it keeps the scale.
     """
     steps = [v2.RandomCrop(size)] if AREA[name] is None else []
-    return View(size, AREA[name], [*steps, *(colour() if name in COLOURED else []), flip],
-                margin=1 if AREA[name] else 2)  # a whole image loses more by it than a crop
+    return View(
+        size, AREA[name], [*steps, *(colour() if name in COLOURED else []), flip], margin=1 if AREA[name] else 2
+    )  # a whole image loses more by it than a crop
 
 
 def evaluation(size):
@@ -139,10 +155,18 @@ class OnDevice:
         top, left, height, width = self.boxes(aspects.cpu().float(), uniform[:, 1:])
         flip = torch.where(uniform[:, 0] < 0.5, -1.0, 1.0)
         zero = torch.zeros_like(top)
-        rows = [torch.stack([width * flip, zero, 2 * left + width - 1], 1), torch.stack([zero, height, 2 * top + height - 1], 1)]
+        rows = [
+            torch.stack([width * flip, zero, 2 * left + width - 1], 1),
+            torch.stack([zero, height, 2 * top + height - 1], 1),
+        ]
         theta = torch.stack(rows, 1).to(squares.device, non_blocking=True)
         grid = affine_grid(theta, (len(squares), 3, self.size, self.size), align_corners=False)
-        images = grid_sample(squares.float(), grid, padding_mode="border", align_corners=False).round().clamp(0, 255).to(torch.uint8)
+        images = (
+            grid_sample(squares.float(), grid, padding_mode="border", align_corners=False)
+            .round()
+            .clamp(0, 255)
+            .to(torch.uint8)
+        )
         if self.colour:
             with torch.random.fork_rng(devices=[]):
                 images = torch.stack([self.coloured(image, seed) for image, seed in zip(images, seeds)])

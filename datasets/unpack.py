@@ -16,13 +16,23 @@ from functools import partial
 
 from tqdm import tqdm
 
-RATIO, SLACK = 20, 64 << 20  # an archive may unpack to 20 times its size and 64 MiB: photographs hardly shrink, lists of text do
+RATIO, SLACK = (
+    20,
+    64 << 20,
+)  # an archive may unpack to 20 times its size and 64 MiB: photographs hardly shrink, lists of text do
 BLOCK = 1 << 20
 HEADER = 16 << 20  # what tarfile may read at once: long names and the like are read whole
 ENTRIES = 2_000_000
 OPENERS = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
-DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, struct.error,
-           NotImplementedError)
+DAMAGED = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    NotImplementedError,
+)
 LITTER = re.compile(r"(^|/)(\._[^/]*|\.DS_Store|__MACOSX(/.*)?)$")  # what macOS puts into archives
 
 
@@ -56,16 +66,32 @@ def entries(path, limit):
     if start == b"PK":
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
-                kind = ("folder" if info.is_dir() else "encrypted file" if info.flag_bits & 1
-                        else "link" if stat.S_ISLNK(info.external_attr >> 16) else "file")
+                kind = (
+                    "folder"
+                    if info.is_dir()
+                    else "encrypted file"
+                    if info.flag_bits & 1
+                    else "link"
+                    if stat.S_ISLNK(info.external_attr >> 16)
+                    else "file"
+                )
                 yield info.orig_filename, info.file_size, kind, partial(archive.open, info)
         return
     with OPENERS.get(start, open)(path, "rb") as stream:
         guarded = Guarded(stream, limit, path)
         with tarfile.open(fileobj=guarded, mode="r:") as archive:
             for info in archive:
-                kind = ("folder" if info.isdir() else "sparse file" if info.issparse() else "file" if info.isreg()
-                        else "link" if info.issym() or info.islnk() else "device")
+                kind = (
+                    "folder"
+                    if info.isdir()
+                    else "sparse file"
+                    if info.issparse()
+                    else "file"
+                    if info.isreg()
+                    else "link"
+                    if info.issym() or info.islnk()
+                    else "device"
+                )
                 yield info.name, info.size, kind, partial(archive.extractfile, info)
         if any(guarded.last):  # tarfile takes whatever is no header for the end
             raise tarfile.ReadError("a header's checksum is wrong")
@@ -86,7 +112,7 @@ def placed(name, places):
     """Where an entry goes: places = {start of a name ending in /, or a file's own name: place}; None for what is not wanted."""
     for start, place in places.items():
         if start.endswith("/") and name.startswith(start):
-            return place + name[len(start):]
+            return place + name[len(start) :]
         if not start.endswith("/") and name.split("/")[-1] == start:
             return place
     return None
@@ -106,8 +132,10 @@ def all_files(path, places, doing):
             raise BadArchive(f"{path}: has the {kind} {name!r}; only files and folders are unpacked; refused")
         total += size
         if total > limit or number >= ENTRIES:
-            raise BadArchive(f"{path}: unpacks to more than {limit:,} bytes, {RATIO} times its size, "
-                             f"or to more than {ENTRIES:,} files; refused")
+            raise BadArchive(
+                f"{path}: unpacks to more than {limit:,} bytes, {RATIO} times its size, "
+                f"or to more than {ENTRIES:,} files; refused"
+            )
         if kind == "file":
             place = None if LITTER.search(plain) else placed(plain, places)
             yield number, place, size, opener
@@ -140,8 +168,9 @@ def unpack(path, folder, places):
     except (*DAMAGED, OSError) as problem:
         if isinstance(problem, OSError) and problem.errno is not None:  # the disk's; bz2 and gzip give theirs no number
             raise
-        raise BadArchive(f"{path}: damaged or not whole, or no tar or zip archive ({problem}); "
-                         "download it again") from problem
+        raise BadArchive(
+            f"{path}: damaged or not whole, or no tar or zip archive ({problem}); download it again"
+        ) from problem
     return len(last)
 
 

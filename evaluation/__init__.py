@@ -17,7 +17,21 @@ from evaluation.search import Unmeasurable
 from utilities import distributed
 from utilities.files import write_whole
 
-__all__ = ["METRICS", "Unmeasurable", "check_names", "compute", "compute_opt", "embed", "embed_split", "evaluate", "save_embeddings", "retrieval", "clustering", "collapse", "search"]
+__all__ = [
+    "METRICS",
+    "Unmeasurable",
+    "check_names",
+    "compute",
+    "compute_opt",
+    "embed",
+    "embed_split",
+    "evaluate",
+    "save_embeddings",
+    "retrieval",
+    "clustering",
+    "collapse",
+    "search",
+]
 
 
 class Shared:
@@ -27,27 +41,46 @@ class Shared:
     queries and gallery together.
     """
 
-    def __init__(self, embeddings, labels, seed, on_cpu, query_embeddings=None, query_labels=None, search="auto", restarts=1):
-        self.gallery, self.gallery_labels = retrieval.as_tensors(embeddings, labels, least=1 if query_embeddings is not None else 2)
+    def __init__(
+        self, embeddings, labels, seed, on_cpu, query_embeddings=None, query_labels=None, search="auto", restarts=1
+    ):
+        self.gallery, self.gallery_labels = retrieval.as_tensors(
+            embeddings, labels, least=1 if query_embeddings is not None else 2
+        )
         self.embeddings, self.labels = self.gallery, self.gallery_labels
         self.queries = self.query_labels = None
         if query_embeddings is not None:
             self.queries, self.query_labels = retrieval.as_tensors(query_embeddings, query_labels, least=1)
             if self.queries.shape[1] != self.gallery.shape[1]:
-                raise ValueError(f"evaluation: queries have {self.queries.shape[1]} dimensions, the gallery {self.gallery.shape[1]}")
+                raise ValueError(
+                    f"evaluation: queries have {self.queries.shape[1]} dimensions, the gallery {self.gallery.shape[1]}"
+                )
             self.embeddings = torch.cat([self.queries, self.gallery])
             self.labels = torch.cat([self.query_labels, self.gallery_labels])
-        self.seed, self.on_cpu, self.search, self.restarts, self.depth, self.deepest = seed, on_cpu, search, restarts, 1, 0
+        self.seed, self.on_cpu, self.search, self.restarts, self.depth, self.deepest = (
+            seed,
+            on_cpu,
+            search,
+            restarts,
+            1,
+            0,
+        )
 
     def cosine(self):
         """The same of the L2-normalised embeddings."""
         gallery, queries = (None if x is None else collapse.unit(x).to(x.dtype) for x in (self.gallery, self.queries))
-        return Shared(gallery, self.gallery_labels, self.seed, self.on_cpu, queries, self.query_labels, self.search, self.restarts)
+        return Shared(
+            gallery, self.gallery_labels, self.seed, self.on_cpu, queries, self.query_labels, self.search, self.restarts
+        )
 
     @cached_property
     def sizes(self):
         """For each query, the number of images of its class that can be found."""
-        return retrieval.class_sizes(self.labels) if self.queries is None else retrieval.gallery_sizes(self.query_labels, self.gallery_labels)
+        return (
+            retrieval.class_sizes(self.labels)
+            if self.queries is None
+            else retrieval.gallery_sizes(self.query_labels, self.gallery_labels)
+        )
 
     @cached_property
     def published_sizes(self):
@@ -56,8 +89,16 @@ class Shared:
 
     @cached_property
     def ranked(self):
-        return retrieval.rank(self.gallery, self.gallery_labels, self.depth, self.deepest, query_embeddings=self.queries,
-                              query_labels=self.query_labels, backend=self.search, on_cpu=self.on_cpu)
+        return retrieval.rank(
+            self.gallery,
+            self.gallery_labels,
+            self.depth,
+            self.deepest,
+            query_embeddings=self.queries,
+            query_labels=self.query_labels,
+            backend=self.search,
+            on_cpu=self.on_cpu,
+        )
 
     @property
     def matches(self):
@@ -91,46 +132,98 @@ class Metric(NamedTuple):
 
 # the pattern of a name, each group of digits in which is a number → the metric
 METRICS = {
-    r"e_recall@(\d+)": Metric("Recall@K of the embeddings (Jégou et al., PAMI 2011)",
-                              lambda s, k: retrieval.recall_of(s.first, k), deepest=lambda s, k: k),
-    r"mAP@R": Metric("mean average precision at R (Musgrave et al., ECCV 2020)",
-                     lambda s: retrieval.map_at_r_of(s.matches, s.sizes), lambda s: int(s.sizes.max())),
-    r"R-precision": Metric("share of matches among the R nearest (Musgrave et al., ECCV 2020)",
-                           lambda s: retrieval.r_precision_of(s.matches, s.sizes), lambda s: int(s.sizes.max())),
-    r"mAP_(\d+)": Metric("mean average precision over the K nearest, as published (Roth et al., ICML 2020)",
-                         lambda s, k: retrieval.average_precision(s.matches[:, :k], s.published_sizes), lambda s, k: k),
-    r"mAP_lim": Metric("mAP_1023, the published faiss-gpu's limit (Roth et al., ICML 2020)",
-                       lambda s: retrieval.average_precision(s.matches[:, :1023], s.published_sizes), lambda s: 1023),
-    r"mAP_c": Metric("mean average precision over as many as the class has images, as published (Roth et al., ICML 2020)",
-                     lambda s: retrieval.map_at_r_of(s.matches, s.published_sizes), lambda s: int(s.published_sizes.max())),
-    r"nmi": Metric("normalised mutual information with k-means clusters (Manning et al. 2008, 16.3)",
-                   lambda s: clustering.nmi(s.classes, s.clusters)),
-    r"f1": Metric("F1 over pairs of images with k-means clusters (Manning et al. 2008, 16.3)",
-                  lambda s: clustering.f1(s.classes, s.clusters)),
-    r"dists@intra": Metric("mean cosine distance within classes (Roth et al., ICML 2020)", lambda s: collapse.intra(s.embeddings, s.labels)),
-    r"dists@inter": Metric("mean cosine distance between class means (Roth et al., ICML 2020)", lambda s: collapse.inter(s.embeddings, s.labels)),
-    r"dists@intra_over_inter": Metric("their ratio (Roth et al., ICML 2020)", lambda s: collapse.intra_over_inter(s.embeddings, s.labels)),
-    r"rho_spectrum@(-?\d+)": Metric("divergence of the singular values from uniform (Roth et al., ICML 2020)",
-                                    lambda s, k: collapse.rho_of(s.spectrum, k)),
-    r"coding_rate@share": Metric("coding rate as a share of its maximum (Yu et al., NeurIPS 2020); near 0 is collapse",
-                                 lambda s: collapse.coding_rate_share(s.embeddings)),
-    r"coding_rate@dis": Metric("coding rate of all, nats (Yu et al., NeurIPS 2020)", lambda s: collapse.coding_rate_expansion(s.embeddings)),
-    r"coding_rate@com": Metric("coding rate of the classes, nats (Yu et al., NeurIPS 2020)",
-                               lambda s: collapse.coding_rate_compression(s.embeddings, s.labels)),
-    r"coding_rate@delta": Metric("dis - com (Yu et al., NeurIPS 2020)", lambda s: collapse.coding_rate_expansion(s.embeddings)
-                                 - collapse.coding_rate_compression(s.embeddings, s.labels)),
-    r"effective_rank": Metric("exp(entropy of the singular values) (Roy & Vetterli 2007)", lambda s: collapse.effective_rank_of(s.spectrum)),
-    r"uniformity": Metric("log mean exp(-2 |x - y|²) (Wang & Isola, ICML 2020)", lambda s: collapse.uniformity(s.embeddings)),
-    r"alignment": Metric("mean |x - y|² within classes (Wang & Isola, ICML 2020)", lambda s: collapse.alignment(s.embeddings, s.labels)),
+    r"e_recall@(\d+)": Metric(
+        "Recall@K of the embeddings (Jégou et al., PAMI 2011)",
+        lambda s, k: retrieval.recall_of(s.first, k),
+        deepest=lambda s, k: k,
+    ),
+    r"mAP@R": Metric(
+        "mean average precision at R (Musgrave et al., ECCV 2020)",
+        lambda s: retrieval.map_at_r_of(s.matches, s.sizes),
+        lambda s: int(s.sizes.max()),
+    ),
+    r"R-precision": Metric(
+        "share of matches among the R nearest (Musgrave et al., ECCV 2020)",
+        lambda s: retrieval.r_precision_of(s.matches, s.sizes),
+        lambda s: int(s.sizes.max()),
+    ),
+    r"mAP_(\d+)": Metric(
+        "mean average precision over the K nearest, as published (Roth et al., ICML 2020)",
+        lambda s, k: retrieval.average_precision(s.matches[:, :k], s.published_sizes),
+        lambda s, k: k,
+    ),
+    r"mAP_lim": Metric(
+        "mAP_1023, the published faiss-gpu's limit (Roth et al., ICML 2020)",
+        lambda s: retrieval.average_precision(s.matches[:, :1023], s.published_sizes),
+        lambda s: 1023,
+    ),
+    r"mAP_c": Metric(
+        "mean average precision over as many as the class has images, as published (Roth et al., ICML 2020)",
+        lambda s: retrieval.map_at_r_of(s.matches, s.published_sizes),
+        lambda s: int(s.published_sizes.max()),
+    ),
+    r"nmi": Metric(
+        "normalised mutual information with k-means clusters (Manning et al. 2008, 16.3)",
+        lambda s: clustering.nmi(s.classes, s.clusters),
+    ),
+    r"f1": Metric(
+        "F1 over pairs of images with k-means clusters (Manning et al. 2008, 16.3)",
+        lambda s: clustering.f1(s.classes, s.clusters),
+    ),
+    r"dists@intra": Metric(
+        "mean cosine distance within classes (Roth et al., ICML 2020)", lambda s: collapse.intra(s.embeddings, s.labels)
+    ),
+    r"dists@inter": Metric(
+        "mean cosine distance between class means (Roth et al., ICML 2020)",
+        lambda s: collapse.inter(s.embeddings, s.labels),
+    ),
+    r"dists@intra_over_inter": Metric(
+        "their ratio (Roth et al., ICML 2020)", lambda s: collapse.intra_over_inter(s.embeddings, s.labels)
+    ),
+    r"rho_spectrum@(-?\d+)": Metric(
+        "divergence of the singular values from uniform (Roth et al., ICML 2020)",
+        lambda s, k: collapse.rho_of(s.spectrum, k),
+    ),
+    r"coding_rate@share": Metric(
+        "coding rate as a share of its maximum (Yu et al., NeurIPS 2020); near 0 is collapse",
+        lambda s: collapse.coding_rate_share(s.embeddings),
+    ),
+    r"coding_rate@dis": Metric(
+        "coding rate of all, nats (Yu et al., NeurIPS 2020)", lambda s: collapse.coding_rate_expansion(s.embeddings)
+    ),
+    r"coding_rate@com": Metric(
+        "coding rate of the classes, nats (Yu et al., NeurIPS 2020)",
+        lambda s: collapse.coding_rate_compression(s.embeddings, s.labels),
+    ),
+    r"coding_rate@delta": Metric(
+        "dis - com (Yu et al., NeurIPS 2020)",
+        lambda s: (
+            collapse.coding_rate_expansion(s.embeddings) - collapse.coding_rate_compression(s.embeddings, s.labels)
+        ),
+    ),
+    r"effective_rank": Metric(
+        "exp(entropy of the singular values) (Roy & Vetterli 2007)", lambda s: collapse.effective_rank_of(s.spectrum)
+    ),
+    r"uniformity": Metric(
+        "log mean exp(-2 |x - y|²) (Wang & Isola, ICML 2020)", lambda s: collapse.uniformity(s.embeddings)
+    ),
+    r"alignment": Metric(
+        "mean |x - y|² within classes (Wang & Isola, ICML 2020)", lambda s: collapse.alignment(s.embeddings, s.labels)
+    ),
 }
-COSINE = {"c_recall@": "e_recall@", "c_nmi": "nmi", "c_f1": "f1", "c_mAP_": "mAP_"}  # c_ name → the metric of the L2-normalised embeddings
+COSINE = {
+    "c_recall@": "e_recall@",
+    "c_nmi": "nmi",
+    "c_f1": "f1",
+    "c_mAP_": "mAP_",
+}  # c_ name → the metric of the L2-normalised embeddings
 
 
 def plain(name):
     """(name without c_, whether it had one): c_recall@1 → e_recall@1."""
     for prefix, stem in COSINE.items():
         if name.startswith(prefix):
-            return stem + name[len(prefix):], True
+            return stem + name[len(prefix) :], True
     return name, False
 
 
@@ -153,10 +246,14 @@ def check_names(names, embed_dim=None):
     for name in names:
         _, numbers = find(name)
         if embed_dim is not None and name.startswith("rho_spectrum@") and abs(numbers[0]) > embed_dim:
-            raise ValueError(f"--evaluation_metrics {name}: --embed_dim {embed_dim} has only {embed_dim} singular values")
+            raise ValueError(
+                f"--evaluation_metrics {name}: --embed_dim {embed_dim} has only {embed_dim} singular values"
+            )
 
 
-def compute(embeddings, labels, names, seed=0, on_cpu=False, query_embeddings=None, query_labels=None, search="auto", restarts=1):
+def compute(
+    embeddings, labels, names, seed=0, on_cpu=False, query_embeddings=None, query_labels=None, search="auto", restarts=1
+):
     """The metrics `names` of embeddings (n, d) and labels (n,): {name: float}, in that order.
 
     e_recall@K, nmi, f1 and the mAPs take the embeddings as they come, with Euclidean distance; their c_ names
@@ -184,22 +281,32 @@ def embed_split(model, split, opt):
     how = dict(batch_size=max(opt.bs, 256), workers=opt.kernels)
     if not hasattr(split, "query"):
         return dict(zip(("embeddings", "labels"), embed(model, split, **how)))
-    return {**dict(zip(("embeddings", "labels"), embed(model, split.gallery, **how))),
-            **dict(zip(("query_embeddings", "query_labels"), embed(model, split.query, **how)))}
+    return {
+        **dict(zip(("embeddings", "labels"), embed(model, split.gallery, **how))),
+        **dict(zip(("query_embeddings", "query_labels"), embed(model, split.query, **how))),
+    }
 
 
 def save_embeddings(model, split, path, opt):
     """Write embed_split's arrays and the images' paths to an npz file, for python -m evaluation."""
     parts = {"": split.gallery, "query_": split.query} if hasattr(split, "query") else {"": split}
     arrays = {name: values.cpu().numpy() for name, values in embed_split(model, split, opt).items()}
-    arrays.update({f"{prefix}paths": np.array([str(path) for path in part.paths or ()]) for prefix, part in parts.items()})
+    arrays.update(
+        {f"{prefix}paths": np.array([str(path) for path in part.paths or ()]) for prefix, part in parts.items()}
+    )
     distributed.on_first(lambda: write_whole(path, lambda file: np.savez(file, **arrays), "wb"))
 
 
 def compute_opt(arrays, opt):
     """`compute` of embed_split's arrays with the flags' settings."""
-    return compute(**arrays, names=opt.evaluation_metrics, seed=opt.seed, on_cpu=opt.evaluate_on_cpu,
-                   search=opt.search, restarts=opt.kmeans_restarts)
+    return compute(
+        **arrays,
+        names=opt.evaluation_metrics,
+        seed=opt.seed,
+        on_cpu=opt.evaluate_on_cpu,
+        search=opt.search,
+        restarts=opt.kmeans_restarts,
+    )
 
 
 def evaluate(model, split, opt):

@@ -12,25 +12,45 @@ import numpy as np
 
 import evaluation
 
-DEFAULT = ["e_recall@1", "e_recall@2", "e_recall@4", "e_recall@8", "mAP@R", "R-precision", "nmi", "f1", "coding_rate@share"]
+DEFAULT = [
+    "e_recall@1",
+    "e_recall@2",
+    "e_recall@4",
+    "e_recall@8",
+    "mAP@R",
+    "R-precision",
+    "nmi",
+    "f1",
+    "coding_rate@share",
+]
 
 
 def load(path):
     """The arrays of a file by name; ValueError, one line, where it does not hold what is needed."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("embeddings", "labels", "query_embeddings", "query_labels") if name in file.files}
+            arrays = {
+                name: file[name]
+                for name in ("embeddings", "labels", "query_embeddings", "query_labels")
+                if name in file.files
+            }
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except Exception as problem:  # numpy has many for a damaged file
-        raise ValueError(f"{path}: cannot be read as npz of plain arrays ({str(problem).splitlines()[0] if str(problem) else type(problem).__name__})") from None
+        raise ValueError(
+            f"{path}: cannot be read as npz of plain arrays ({str(problem).splitlines()[0] if str(problem) else type(problem).__name__})"
+        ) from None
     missing = [name for name in ("embeddings", "labels") if name not in arrays]
     if missing or ("query_embeddings" in arrays) != ("query_labels" in arrays):
-        raise ValueError(f"{path}: {missing[0] if missing else 'one of query_embeddings, query_labels'} is missing; "
-                         "expected embeddings (n, d), labels (n,), and for query/gallery query_embeddings, query_labels")
+        raise ValueError(
+            f"{path}: {missing[0] if missing else 'one of query_embeddings, query_labels'} is missing; "
+            "expected embeddings (n, d), labels (n,), and for query/gallery query_embeddings, query_labels"
+        )
     for name in arrays:
         if not np.issubdtype(arrays[name].dtype, np.integer if "labels" in name else np.number):
-            raise ValueError(f"{path}: {name} are {arrays[name].dtype}, expected {'whole numbers' if 'labels' in name else 'numbers'}")
+            raise ValueError(
+                f"{path}: {name} are {arrays[name].dtype}, expected {'whole numbers' if 'labels' in name else 'numbers'}"
+            )
         wide = arrays[name].dtype.itemsize >= 8
         arrays[name] = arrays[name].astype(np.int64 if "labels" in name else np.float64 if wide else np.float32)
     return arrays
@@ -45,7 +65,12 @@ def main(argv=None):
     parser.add_argument("file", help="npz of embeddings (n, d) and labels (n,)")
     parser.add_argument("--metrics", nargs="+", default=DEFAULT, help="metrics by name, see evaluation/__init__.py")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    parser.add_argument("--search", default="auto", choices=["auto", "faiss", "torch", "ivf"], help="search back-end; ivf is approximate")
+    parser.add_argument(
+        "--search",
+        default="auto",
+        choices=["auto", "faiss", "torch", "ivf"],
+        help="search back-end; ivf is approximate",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of k-means")
     parser.add_argument("--restarts", type=int, default=1, help="starts of k-means (1 or more): the best counts")
     given = parser.parse_args(argv)
@@ -53,8 +78,9 @@ def main(argv=None):
         evaluation.check_names(given.metrics)
         evaluation.search.check_backend(given.search)
         evaluation.clustering.check_restarts(given.restarts)
-        values = evaluation.compute(**load(given.file), names=given.metrics, seed=given.seed, search=given.search,
-                                    restarts=given.restarts)
+        values = evaluation.compute(
+            **load(given.file), names=given.metrics, seed=given.seed, search=given.search, restarts=given.restarts
+        )
         broken = [name for name, value in values.items() if not math.isfinite(value)]
         if broken:
             raise ValueError(f"{given.file}: {broken[0]} is not finite")

@@ -67,10 +67,11 @@ def rho_spectrum(embeddings, k=1):
 
 def rho_of(values, k):
     """rho_spectrum from singular_values."""
-    left = values[max(abs(k) - 1, 0):]
+    left = values[max(abs(k) - 1, 0) :]
     if not len(left):
-        raise ValueError(f"--evaluation_metrics rho_spectrum@{k}: "
-                         f"the embeddings have only {len(values)} singular values")
+        raise ValueError(
+            f"--evaluation_metrics rho_spectrum@{k}: the embeddings have only {len(values)} singular values"
+        )
     share = left / left.sum()
     logs = (share * len(share)).log()
     return max(float((share * logs).sum() if k < 0 else -logs.mean()), 0.0)

@@ -25,13 +25,21 @@ def embed(model, split, batch_size=256, workers=0, device=None):
     device = next(model.parameters()).device if device is None else torch.device(device)
     pixels = len(split) * split[0][0].shape[-1] ** 2
     workers = 0 if pixels < SMALL else min(workers, os.cpu_count() or 1)
-    loader = torch.utils.data.DataLoader(split, batch_size=batch_size, num_workers=workers, pin_memory=device.type == "cuda",
-                                         worker_init_fn=interrupts.ignore,
-                                         generator=torch.Generator())  # its own, or the training's random numbers would move
+    loader = torch.utils.data.DataLoader(
+        split,
+        batch_size=batch_size,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=interrupts.ignore,
+        generator=torch.Generator(),
+    )  # its own, or the training's random numbers would move
     training = model.training
     model.eval()
     try:
-        parts = [(model(images.to(device, non_blocking=True, memory_format=torch.channels_last)).float(), labels) for images, labels in loader]
+        parts = [
+            (model(images.to(device, non_blocking=True, memory_format=torch.channels_last)).float(), labels)
+            for images, labels in loader
+        ]
     finally:
         model.train(training)
     return tuple(distributed.gather_rows(torch.cat(column)[: len(mine)], n) for column in zip(*parts))

@@ -16,8 +16,10 @@ def as_tensors(embeddings, labels, least=2):
     embeddings, labels = torch.as_tensor(embeddings).detach(), torch.as_tensor(labels)
     embeddings = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
     if embeddings.ndim != 2 or not embeddings.shape[1] or labels.shape != embeddings.shape[:1]:
-        raise ValueError("evaluation: expects embeddings (n, d) and labels (n,), "
-                         f"got {tuple(embeddings.shape)} and {tuple(labels.shape)}")
+        raise ValueError(
+            "evaluation: expects embeddings (n, d) and labels (n,), "
+            f"got {tuple(embeddings.shape)} and {tuple(labels.shape)}"
+        )
     if len(labels) < least:
         raise ValueError(f"--evaluation_metrics: {len(labels)} image(s) to evaluate, at least {least} are needed")
     if not torch.stack(embeddings.aminmax()).isfinite().all():

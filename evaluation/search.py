@@ -23,6 +23,7 @@ def have_faiss():
 
 def faiss_gpus():
     import faiss
+
     return faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
 
 
@@ -31,8 +32,9 @@ def check_backend(backend):
     if backend not in BACKENDS:
         raise ValueError(f"--search {backend}: must be one of {', '.join(BACKENDS)}")
     if backend in ("faiss", "ivf") and not have_faiss():
-        raise ValueError(f"--search {backend}: needs faiss: pip install faiss-gpu (or faiss-cpu); "
-                         "--search torch needs nothing")
+        raise ValueError(
+            f"--search {backend}: needs faiss: pip install faiss-gpu (or faiss-cpu); --search torch needs nothing"
+        )
 
 
 def nearest_neighbours(queries, gallery, k, exclude_self=False, backend="auto", on_cpu=False):
@@ -112,8 +114,9 @@ class Space:
         n, own = len(self.ids), self.ids[rows - len(self.q)]  # the queries come last
         pairs, which = (own * n + self.ids[columns]).unique(return_inverse=True)
         one = torch.zeros_like(pairs).scatter_(0, which, torch.arange(len(which), device=which.device))
-        differences = (self.sets[-1][r].double() - self.sets[0][c]
-                       for r, c in zip(rows[one].split(ROWS), columns[one].split(ROWS)))
+        differences = (
+            self.sets[-1][r].double() - self.sets[0][c] for r, c in zip(rows[one].split(ROWS), columns[one].split(ROWS))
+        )
         return torch.cat([(each * self.scale).square().sum(1) for each in differences])[which]
 
 
@@ -143,6 +146,7 @@ def torch_search(space, k, block):
 def faiss_search(space, k, approximate=False):
     """As torch_search, by faiss's flat index of products; approximate: by its inverted lists of distances."""
     import faiss
+
     k += space.exclude_self
     points, asked = (space.g, space.q) if approximate else (space.right, -space.left)
     if approximate:

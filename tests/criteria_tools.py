@@ -19,7 +19,9 @@ def select(n_classes, *argv):
 
 def imbalanced(n=40, d=16, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    labels = torch.cat([torch.randint(6, (n - 3,), generator=generator), torch.tensor([7, 8, 9])])  # three single images
+    labels = torch.cat(
+        [torch.randint(6, (n - 3,), generator=generator), torch.tensor([7, 8, 9])]
+    )  # three single images
     centres = torch.randn(10, d, generator=generator, dtype=torch.float64)
     embeddings = centres[labels] + torch.randn(n, d, generator=generator, dtype=torch.float64)
     return normalize(embeddings, dim=1).requires_grad_(), labels

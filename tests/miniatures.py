@@ -40,12 +40,18 @@ def cub_archive(root):
 def cars_archive(root):
     """car_ims/ and cars_annos.mat: a struct array with one element an image, and 196 class names."""
     from scipy.io import savemat
+
     rows = []
     for i in range(1, 13):
         name = f"car_ims/{i:06d}.jpg"
         write(root / name)
         rows.append((name, 1, 1, 40, 30, (1, 98, 99, 196)[i % 4], i % 2))
-    fields = [("relative_im_path", "O"), *((f"bbox_{v}", "u2") for v in ("x1", "y1", "x2", "y2")), ("class", "u1"), ("test", "u1")]
+    fields = [
+        ("relative_im_path", "O"),
+        *((f"bbox_{v}", "u2") for v in ("x1", "y1", "x2", "y2")),
+        ("class", "u1"),
+        ("test", "u1"),
+    ]
     names = np.array([f"Make Model {c:03d} 2012" for c in range(1, 197)], dtype=object)
     savemat(root / "cars_annos.mat", {"annotations": np.array(rows, dtype=fields)[None], "class_names": names[None]})
 
@@ -65,14 +71,19 @@ def products(images, lists):
 
 
 def inshop(root, images="img"):
-    lines, pieces = [], [("id_00000001", "train"), ("id_00000002", "train"), ("id_00000003", "both"), ("id_00000005", "both")]
+    lines, pieces = (
+        [],
+        [("id_00000001", "train"), ("id_00000002", "train"), ("id_00000003", "both"), ("id_00000005", "both")],
+    )
     for item, split in pieces:
         for i in range(3):
             name = f"WOMEN/Dresses/{item}/0{i}_1_front.jpg"
             write(root / images / name)
             lines.append(f"img/{name:60} {item} {split if split == 'train' else 'query' if i == 0 else 'gallery'}")
     (root / "Eval").mkdir(parents=True)
-    (root / "Eval" / "list_eval_partition.txt").write_text(f"{len(lines)}\nimage_name item_id evaluation_status\n" + "\n".join(lines) + "\n")
+    (root / "Eval" / "list_eval_partition.txt").write_text(
+        f"{len(lines)}\nimage_name item_id evaluation_status\n" + "\n".join(lines) + "\n"
+    )
 
 
 LAYOUTS = {
@@ -80,13 +91,22 @@ LAYOUTS = {
     ("cub200", "published"): lambda root: class_folders(root / "cub200" / "images", CUB),
     ("cars196", "archive"): cars_archive,
     ("cars196", "archive in its folder"): lambda root: cars_archive(root / "cars196"),
-    ("cars196", "published"): lambda root: class_folders(root / "cars196" / "images", ("AM General Hummer SUV 2000", "Acura RL Sedan 2012", "Volvo 240 Sedan 1993", "smart fortwo Convertible 2012")),
-    ("online_products", "archive"): lambda root: products(root / "Stanford_Online_Products", root / "Stanford_Online_Products"),
-    ("online_products", "published"): lambda root: products(root / "online_products" / "images", root / "online_products" / "Info_Files"),
+    ("cars196", "published"): lambda root: class_folders(
+        root / "cars196" / "images",
+        ("AM General Hummer SUV 2000", "Acura RL Sedan 2012", "Volvo 240 Sedan 1993", "smart fortwo Convertible 2012"),
+    ),
+    ("online_products", "archive"): lambda root: products(
+        root / "Stanford_Online_Products", root / "Stanford_Online_Products"
+    ),
+    ("online_products", "published"): lambda root: products(
+        root / "online_products" / "images", root / "online_products" / "Info_Files"
+    ),
     ("inshop", "archive"): inshop,
     ("inshop", "archive in its folder"): lambda root: inshop(root / "inshop", "Img/img"),
     ("folder", "classes"): lambda root: class_folders(root, ("a b", "ö", "x", "y")),
-    ("folder", "train and test"): lambda root: [class_folders(root / part, (part + "1", part + "2")) for part in ("train", "test")],
+    ("folder", "train and test"): lambda root: [
+        class_folders(root / part, (part + "1", part + "2")) for part in ("train", "test")
+    ],
 }
 
 

@@ -19,8 +19,16 @@ def build(arch, *more):
     return architectures.select(parameters.parse(["--arch", arch, "--embed_dim", "16", *more]))
 
 
-@pytest.mark.parametrize("arch, size", [("conv4", 32), ("resnet18_frozen_normalize", 224), ("resnet50_double", 224), ("bninception_frozen_normalize_double", 224),
-                                        ("googlenet_lp3", 224)])
+@pytest.mark.parametrize(
+    "arch, size",
+    [
+        ("conv4", 32),
+        ("resnet18_frozen_normalize", 224),
+        ("resnet50_double", 224),
+        ("bninception_frozen_normalize_double", 224),
+        ("googlenet_lp3", 224),
+    ],
+)
 def test_embeddings(arch, size):
     model = build(arch, "--not_pretrained").eval()
     assert model.input_size == size
@@ -34,11 +42,14 @@ def test_embeddings(arch, size):
 
 def test_resnet_features_are_torchvisions():
     from torchvision import models
+
     model, theirs = build("resnet18", "--not_pretrained").eval(), models.resnet18(weights=None).eval()
     model.features.load_state_dict({k: v for k, v in theirs.state_dict().items() if not k.startswith("fc.")})
     theirs.fc = model.last_linear
     images = torch.rand(2, 3, 64, 64)
-    normalised = (images - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    normalised = (images - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor(
+        [0.229, 0.224, 0.225]
+    ).view(3, 1, 1)
     assert torch.allclose(model(images), theirs(normalised), atol=1e-5)
 
 
@@ -61,7 +72,9 @@ def test_lp_pooling_is_the_generalised_mean_over_positions(p):
     for image in range(2):
         for channel in range(3):
             values = [max(abs(v), 1e-6) for v in maps[image, channel].flatten().tolist()]
-            assert math.isclose(pooled[image, channel], (sum(v**p for v in values) / len(values)) ** (1 / p), rel_tol=1e-12)
+            assert math.isclose(
+                pooled[image, channel], (sum(v**p for v in values) / len(values)) ** (1 / p), rel_tol=1e-12
+            )
     pooled.sum().backward()
     assert maps.grad.isfinite().all()
     # the norm of a constant map is the constant whatever the size, unlike the plain p-norm
@@ -69,7 +82,9 @@ def test_lp_pooling_is_the_generalised_mean_over_positions(p):
 
 
 def test_pooling_in_half_precision_has_no_underflow():
-    assert torch.allclose(POOLINGS["lp3"](torch.full((1, 1, 2, 2), 1e-5, dtype=torch.float16)), torch.tensor(1e-5), rtol=0.1)
+    assert torch.allclose(
+        POOLINGS["lp3"](torch.full((1, 1, 2, 2), 1e-5, dtype=torch.float16)), torch.tensor(1e-5), rtol=0.1
+    )
 
 
 def random_statistics(module):
@@ -92,7 +107,9 @@ def test_bninception_is_the_published_network(tmp_path):
     images = torch.randint(0, 256, (2, 3, 160, 160), dtype=torch.uint8)
     # as the package says: BGR, 0..255, mean and std in that order
     assert (setting["input_space"], setting["input_range"]) == ("BGR", [0, 255])
-    raw = (images[:, [2, 1, 0]].float() - torch.tensor(setting["mean"]).view(3, 1, 1)) / torch.tensor(setting["std"]).view(3, 1, 1)
+    raw = (images[:, [2, 1, 0]].float() - torch.tensor(setting["mean"]).view(3, 1, 1)) / torch.tensor(
+        setting["std"]
+    ).view(3, 1, 1)
     for given in (images, images / 255):
         assert model.prepare(given).dtype == torch.float32 and torch.allclose(model.prepare(given), raw, atol=1e-3)
     for mode in (False, True):
@@ -101,19 +118,28 @@ def test_bninception_is_the_published_network(tmp_path):
         assert maps.std() > 0.01
         assert (model.features(raw) - maps).abs().max() < 1e-5
         state = model.features.state_dict()  # with the running statistics that training has moved
-        assert all(torch.allclose(state[k], v, atol=1e-5) for k, v in theirs.state_dict().items() if not k.startswith("last_linear"))
+        assert all(
+            torch.allclose(state[k], v, atol=1e-5)
+            for k, v in theirs.state_dict().items()
+            if not k.startswith("last_linear")
+        )
         expected = model.last_linear(maps.mean((2, 3)) + maps.amax((2, 3)))
         assert torch.allclose(model(images), expected, atol=1e-4)
 
 
 def test_googlenet_features_are_torchvisions(tmp_path):
     from torchvision import models
+
     torch.manual_seed(0)
-    theirs = random_statistics(models.googlenet(weights=None, aux_logits=True, transform_input=True, init_weights=False)).eval()
+    theirs = random_statistics(
+        models.googlenet(weights=None, aux_logits=True, transform_input=True, init_weights=False)
+    ).eval()
     torch.save(theirs.state_dict(), tmp_path / "w.pth")  # with fc, aux1 and aux2, as the published file
     model = build("googlenet", "--weights", str(tmp_path / "w.pth")).eval()
     theirs.fc, images = model.last_linear, torch.rand(2, 3, 96, 96)
-    normalised = (images - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    normalised = (images - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor(
+        [0.229, 0.224, 0.225]
+    ).view(3, 1, 1)
     assert torch.allclose(model(images), theirs(normalised), atol=1e-4)
 
 
@@ -128,7 +154,9 @@ def test_channels_last_and_checkpoints_of_plain_tensors(arch, tmp_path):
     state = torch.load(tmp_path / "c.pt", weights_only=True)
     assert not {"mean", "std"} & set(state)
     torch.manual_seed(1)
-    other = architectures.select(parameters.parse(["--arch", arch, "--embed_dim", "16"] + (["--not_pretrained"] if arch != "conv4" else []))).eval()
+    other = architectures.select(
+        parameters.parse(["--arch", arch, "--embed_dim", "16"] + (["--not_pretrained"] if arch != "conv4" else []))
+    ).eval()
     assert not torch.allclose(other(images), expected)
     other.load_state_dict(state)
     assert torch.allclose(other(images), expected, atol=1e-4)
@@ -169,12 +197,15 @@ def test_weights_from_a_file(tmp_path):
     assert torch.equal(model.features.conv1.weight, source.features.conv1.weight)
 
 
-@pytest.mark.parametrize("change, words", [
-    (lambda s: s.pop("conv1.weight"), "missing conv1.weight"),
-    (lambda s: s.update(extra=torch.ones(1)), "not in this backbone extra"),
-    (lambda s: s.update({"conv1.weight": torch.ones(2, 2)}), "other shape conv1.weight"),
-    (lambda s: s.update(code="x"), "no state dict"),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda s: s.pop("conv1.weight"), "missing conv1.weight"),
+        (lambda s: s.update(extra=torch.ones(1)), "not in this backbone extra"),
+        (lambda s: s.update({"conv1.weight": torch.ones(2, 2)}), "other shape conv1.weight"),
+        (lambda s: s.update(code="x"), "no state dict"),
+    ],
+)
 def test_weights_that_do_not_fit(tmp_path, change, words):
     state = dict(build("resnet18", "--not_pretrained").features.state_dict())
     change(state)
@@ -223,10 +254,14 @@ def test_weights_from_an_address_with_its_hash(server, tmp_path):
         assert torch.equal(model.features[0].weight, source.features[0].weight)
         if (folder / named).exists():
             (folder / named).rename(folder / "plain.pth")
-    (tmp_path / "hub" / "checkpoints" / named).write_bytes(b"cut off")  # a damaged copy is fetched anew, and here it is gone
+    (tmp_path / "hub" / "checkpoints" / named).write_bytes(
+        b"cut off"
+    )  # a damaged copy is fetched anew, and here it is gone
     with pytest.raises(ValueError, match="cannot be downloaded.*404"):
         build("conv4", "--weights", address + named)
-    assert torch.equal(build("conv4", "--weights", f"{address}plain.pth#sha256={digest}").features[0].weight, source.features[0].weight)
+    assert torch.equal(
+        build("conv4", "--weights", f"{address}plain.pth#sha256={digest}").features[0].weight, source.features[0].weight
+    )
     with pytest.raises(ValueError, match="cannot be downloaded .invalid hash value"):
         build("conv4", "--weights", f"{address}plain.pth#sha256={digest[::-1]}")
     with pytest.raises(ValueError, match="an address must carry its hash"):
@@ -246,7 +281,11 @@ def test_weights_of_a_path_with_its_hash(tmp_path):
 @pytest.mark.parametrize("arch", ["bninception", "googlenet", "resnet18", "resnet50_frozen_normalize"])
 def test_failed_download_names_both_flags(monkeypatch, tmp_path, arch):
     def offline(address, path, hash_prefix):
-        assert address == BACKBONES[arch.split("_")[0]].address and f"-{hash_prefix}.pth" in address and len(hash_prefix) >= 8
+        assert (
+            address == BACKBONES[arch.split("_")[0]].address
+            and f"-{hash_prefix}.pth" in address
+            and len(hash_prefix) >= 8
+        )
         raise OSError("no route to host")
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
@@ -257,17 +296,27 @@ def test_failed_download_names_both_flags(monkeypatch, tmp_path, arch):
     assert "\n" not in text and all(word in text for word in ("--weights PATH", "--not_pretrained", "no route to host"))
 
 
-@pytest.mark.parametrize("arch, words", [("resnet51", "did you mean resnet50"), ("resnet50_frosen", "unknown suffix _frosen"), ("conv", "known: conv4"),
-                                         ("resnet18_double_lp2", "one of _double, _lp2")])
+@pytest.mark.parametrize(
+    "arch, words",
+    [
+        ("resnet51", "did you mean resnet50"),
+        ("resnet50_frosen", "unknown suffix _frosen"),
+        ("conv", "known: conv4"),
+        ("resnet18_double_lp2", "one of _double, _lp2"),
+    ],
+)
 def test_unknown_names(arch, words):
     with pytest.raises(ValueError, match=words):
         build(arch)
 
 
-@pytest.mark.parametrize("more, words", [
-    (["--weights", ""], "--weights: is empty; give a file or an address"),
-    (["--not_pretrained", "--weights", ""], "--weights: is empty"),
-])
+@pytest.mark.parametrize(
+    "more, words",
+    [
+        (["--weights", ""], "--weights: is empty; give a file or an address"),
+        (["--not_pretrained", "--weights", ""], "--weights: is empty"),
+    ],
+)
 def test_flags_that_cannot_be_are_one_line(more, words, tmp_path, capsys):
     assert main.main(["--arch", "resnet18", "--save_path", str(tmp_path), *more]) == 2
     text = capsys.readouterr().err

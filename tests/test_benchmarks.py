@@ -2,11 +2,11 @@
 
 import re
 
+import miniatures
 import pytest
 import torch
 
 import main
-import miniatures
 from benchmarks import gpu, training
 from utilities import device
 

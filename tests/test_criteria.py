@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from criteria_tools import select
 from torch.nn.functional import normalize
 
 import criteria
 import parameters
-from criteria_tools import select
 
 NAMES = list(criteria.CRITERIA)
 PROXY_LOSSES = ["proxyanchor", "oproxy", "proxynca", "normalized_softmax", "arcface"]
@@ -22,8 +22,13 @@ def build(name, d=8, n_classes=10):
 def test_every_criterion_trains_and_logs(name):
     criterion = build(name)
     spread, equal = torch.randn(12, 8, requires_grad=True), torch.ones(12, 8, requires_grad=True)
-    batches = {"pairs": torch.arange(12) // 2, "one class": torch.zeros(12, dtype=torch.long), "mixed": torch.arange(12) % 10,
-               "no positive pair": torch.arange(10), "one image": torch.tensor([3])}
+    batches = {
+        "pairs": torch.arange(12) // 2,
+        "one class": torch.zeros(12, dtype=torch.long),
+        "mixed": torch.arange(12) % 10,
+        "no positive pair": torch.arange(10),
+        "one image": torch.tensor([3]),
+    }
     for labels in batches.values():
         for embeddings in (spread, equal):
             criterion.zero_grad()
@@ -34,7 +39,9 @@ def test_every_criterion_trains_and_logs(name):
             assert all(torch.isfinite(p.grad).all() for p in criterion.parameters() if p.grad is not None)
     assert criterion.logs and all(isinstance(v, float) for v in criterion.logs.values())
     own = {id(p) for group in criterion.param_groups(1e-3) for p in group["params"]}
-    assert own == {id(p) for p in criterion.parameters() if p.requires_grad}  # nothing learnable is left out of the optimizer
+    assert own == {
+        id(p) for p in criterion.parameters() if p.requires_grad
+    }  # nothing learnable is left out of the optimizer
     assert all(group["weight_decay"] == 0 for group in criterion.param_groups(1e-3))
 
 
@@ -77,8 +84,19 @@ def test_autocast_does_not_reach_the_loss(name):
     assert criterion(embeddings.bfloat16(), labels).dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", ["antico", "antico_pair", "antico_batch_proxy", "antico_all_proxy", *PROXY_LOSSES,
-                                  "npair", "multisimilarity", "contrastive"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "antico",
+        "antico_pair",
+        "antico_batch_proxy",
+        "antico_all_proxy",
+        *PROXY_LOSSES,
+        "npair",
+        "multisimilarity",
+        "contrastive",
+    ],
+)
 def test_compiles_whole_and_once(name):
     """fullgraph, the same values, gradients and logs, and no recompilation when the labels change."""
     backend = "inductor" if name == "antico_batch_proxy" else "aot_eager"  # the former takes its time
@@ -86,7 +104,12 @@ def test_compiles_whole_and_once(name):
     criterion = build(name, d=16, n_classes=20)
     compiled = torch.compile(criterion, backend=backend, fullgraph=True)
     with torch._dynamo.config.patch(error_on_recompile=True):
-        for labels in (torch.zeros(12, dtype=torch.long), torch.arange(12), torch.arange(12) // 2, torch.randint(20, (12,))):
+        for labels in (
+            torch.zeros(12, dtype=torch.long),
+            torch.arange(12),
+            torch.arange(12) // 2,
+            torch.randint(20, (12,)),
+        ):
             embeddings = torch.randn(12, 16, requires_grad=True)
             inputs = [embeddings, *criterion.parameters()]
             value = compiled(embeddings, labels)
@@ -98,24 +121,43 @@ def test_compiles_whole_and_once(name):
             assert logs == pytest.approx(criterion.logs, rel=1e-3, abs=1e-4)
 
 
-@pytest.mark.parametrize("argv, words", [
-    (["--loss", "antico_pear"], ["--loss antico_pear", "antico_pair", "known"]),
-    (["--loss", "antico_pair", "--antico_base", "multisimilarit"], ["--antico_base", "multisimilarity"]),
-    (["--loss", "antico_pair", "--antico_base", "antico"], ["--antico_base antico", "known"]),
-    (["--loss", "none"], ["--loss none", "known"]),
-    (["--loss", "antico_batch_proxy", "--antico_base", "multisimilarity"], ["--antico_base multisimilarity", "no proxies", "proxyanchor"]),
-    (["--loss", "antico_all_proxy", "--antico_base", "none"], ["--antico_base none", "no proxies"]),
-    (["--loss", "margin", "--batch_mining", "distanze"], ["--batch_mining distanze", "distance"]),
-    *((["--loss", loss, f"--{flag}", value], [f"--{flag} {value}", "positive"]) for value in ("0", "1e+29")
-      for loss, flag in (
-        ("npair", "loss_npair_temperature"), ("normalized_softmax", "loss_normalized_softmax_temperature"),
-        ("multisimilarity", "loss_multisimilarity_alpha"), ("multisimilarity", "loss_multisimilarity_beta"),
-        ("proxyanchor", "loss_oproxy_pos_alpha"), ("oproxy", "loss_oproxy_neg_alpha"),
-        ("proxynca", "loss_proxynca_scale"), ("arcface", "loss_arcface_scale"),
-        ("antico_pair", "antico_gam1"), ("antico", "antico_gam1"), ("antico", "antico_gam2"))),
-    (["--loss", "antico_pair", "--antico_eps", "1e-8", "--antico_scale", "mcr2"], ["--antico_eps 1e-08", "float64"]),
-    (["--loss", "arcface", "--loss_arcface_margin", "28.6"], ["--loss_arcface_margin 28.6", "radians"]),
-])
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["--loss", "antico_pear"], ["--loss antico_pear", "antico_pair", "known"]),
+        (["--loss", "antico_pair", "--antico_base", "multisimilarit"], ["--antico_base", "multisimilarity"]),
+        (["--loss", "antico_pair", "--antico_base", "antico"], ["--antico_base antico", "known"]),
+        (["--loss", "none"], ["--loss none", "known"]),
+        (
+            ["--loss", "antico_batch_proxy", "--antico_base", "multisimilarity"],
+            ["--antico_base multisimilarity", "no proxies", "proxyanchor"],
+        ),
+        (["--loss", "antico_all_proxy", "--antico_base", "none"], ["--antico_base none", "no proxies"]),
+        (["--loss", "margin", "--batch_mining", "distanze"], ["--batch_mining distanze", "distance"]),
+        *(
+            (["--loss", loss, f"--{flag}", value], [f"--{flag} {value}", "positive"])
+            for value in ("0", "1e+29")
+            for loss, flag in (
+                ("npair", "loss_npair_temperature"),
+                ("normalized_softmax", "loss_normalized_softmax_temperature"),
+                ("multisimilarity", "loss_multisimilarity_alpha"),
+                ("multisimilarity", "loss_multisimilarity_beta"),
+                ("proxyanchor", "loss_oproxy_pos_alpha"),
+                ("oproxy", "loss_oproxy_neg_alpha"),
+                ("proxynca", "loss_proxynca_scale"),
+                ("arcface", "loss_arcface_scale"),
+                ("antico_pair", "antico_gam1"),
+                ("antico", "antico_gam1"),
+                ("antico", "antico_gam2"),
+            )
+        ),
+        (
+            ["--loss", "antico_pair", "--antico_eps", "1e-8", "--antico_scale", "mcr2"],
+            ["--antico_eps 1e-08", "float64"],
+        ),
+        (["--loss", "arcface", "--loss_arcface_margin", "28.6"], ["--loss_arcface_margin 28.6", "radians"]),
+    ],
+)
 def test_errors_are_one_line_that_names_the_flag(argv, words):
     with pytest.raises(ValueError) as problem:
         criteria.select(parameters.parse(argv), 10)
@@ -123,9 +165,18 @@ def test_errors_are_one_line_that_names_the_flag(argv, words):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("given, own", [(torch.float64, None), (torch.float16, None), (torch.float32, torch.float16),
-                                        (torch.float16, torch.float16), (torch.float32, torch.float64),
-                                        (torch.float64, torch.float16)], ids=str)
+@pytest.mark.parametrize(
+    "given, own",
+    [
+        (torch.float64, None),
+        (torch.float16, None),
+        (torch.float32, torch.float16),
+        (torch.float16, torch.float16),
+        (torch.float32, torch.float64),
+        (torch.float64, torch.float16),
+    ],
+    ids=str,
+)
 def test_any_precision_of_embeddings_and_proxies(name, given, own):
     """A value near float32's and gradients in the inputs' own dtypes, or one line."""
     torch.manual_seed(0)

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from criteria_tools import close, select
 from torch.nn.functional import normalize
 
 import criteria
@@ -13,9 +14,16 @@ import parameters
 from criteria.antico import AntiCo, NoBase
 from criteria.coding_rate import coding_rate, max_coding_rate
 from criteria.oproxy import OProxy
-from criteria_tools import close, select
 
-CASES = ["batch_proxy_small", "batch_proxy_cub", "batch_proxy_weighted", "all_proxy_small", "all_proxy_more_classes_than_dim", "pair_small", "pair_collapsed"]
+CASES = [
+    "batch_proxy_small",
+    "batch_proxy_cub",
+    "batch_proxy_weighted",
+    "all_proxy_small",
+    "all_proxy_more_classes_than_dim",
+    "pair_small",
+    "pair_collapsed",
+]
 UNEVEN = ["batch_proxy_drawn_twice", "batch_proxy_singles", "all_proxy_imbalanced", "pair_imbalanced"]
 VARIANTS = ["antico_pair", "antico_batch_proxy", "antico_all_proxy"]
 
@@ -25,14 +33,30 @@ def inputs(case):
 
 
 def published_flags(config):
-    return ["--embed_dim", config["embed_dim"], "--bs", config["bs"], "--samples_per_class", config["samples_per_class"],
-            "--loss_oproxy_pos_alpha", config["loss_oproxy_alpha"], "--loss_oproxy_neg_alpha", config["loss_oproxy_alpha"],
-            "--loss_oproxy_pos_delta", config["loss_oproxy_delta"], "--loss_oproxy_neg_delta", -config["loss_oproxy_delta"]]
+    return [
+        "--embed_dim",
+        config["embed_dim"],
+        "--bs",
+        config["bs"],
+        "--samples_per_class",
+        config["samples_per_class"],
+        "--loss_oproxy_pos_alpha",
+        config["loss_oproxy_alpha"],
+        "--loss_oproxy_neg_alpha",
+        config["loss_oproxy_alpha"],
+        "--loss_oproxy_pos_delta",
+        config["loss_oproxy_delta"],
+        "--loss_oproxy_neg_delta",
+        -config["loss_oproxy_delta"],
+    ]
 
 
 def antico_flags(config):
-    return [word for flag in ("antico_eps", "antico_w", "loss_ac_w_align", "antico_gam1", "antico_gam2")
-            for word in (f"--{flag}", config[flag])]
+    return [
+        word
+        for flag in ("antico_eps", "antico_w", "loss_ac_w_align", "antico_gam1", "antico_gam2")
+        for word in (f"--{flag}", config[flag])
+    ]
 
 
 def test_every_golden_case_is_in_the_lists(antico_cases):
@@ -45,8 +69,16 @@ def test_published_objective(antico_cases, name, own_name):
     case = antico_cases[name]
     config = case["config"]
     if own_name:
-        which = ["--loss", f"antico_{config['antico_type']}", "--antico_base", "oproxy", "--loss_oproxy_mode", "anchor",
-                 "--antico_form", "exp"]
+        which = [
+            "--loss",
+            f"antico_{config['antico_type']}",
+            "--antico_base",
+            "oproxy",
+            "--loss_oproxy_mode",
+            "anchor",
+            "--antico_form",
+            "exp",
+        ]
     else:
         which = ["--loss", "antico", "--antico_type", config["antico_type"]]
     loss = select(config["n_classes"], *which, *published_flags(config), *antico_flags(config))
@@ -68,7 +100,9 @@ def test_published_objective(antico_cases, name, own_name):
 @pytest.mark.parametrize("mode", ["anchor", "nca"])
 def test_oproxy(antico_cases, name, mode):
     case = antico_cases[name]
-    loss = select(case["config"]["n_classes"], "--loss", "oproxy", "--loss_oproxy_mode", mode, *published_flags(case["config"]))
+    loss = select(
+        case["config"]["n_classes"], "--loss", "oproxy", "--loss_oproxy_mode", mode, *published_flags(case["config"])
+    )
     loss.proxies.data = torch.tensor(case["proxies"])
     embeddings, labels = inputs(case)
     value = loss(embeddings, labels)
@@ -98,12 +132,19 @@ def test_the_base_named_is_the_base_that_acts(antico_cases, name):
         assert close(base(embeddings, labels), float(paper))
 
 
-@pytest.mark.parametrize("argv, std", [
-    (["--loss", "oproxy"], 1 / 8), (["--loss", "oproxy", "--loss_oproxy_mode", "anchor"], 1 / 8),
-    (["--loss", "antico"], 1 / 8),
-    (["--loss", "antico_all_proxy", "--antico_base", "oproxy"], 1 / 8), (["--loss", "nir"], 1 / 8),
-    (["--loss", "proxyanchor"], (2 / 1000) ** 0.5), (["--loss", "antico_all_proxy"], (2 / 1000) ** 0.5),
-    (["--loss", "proxynca"], (2 / 1000) ** 0.5)])
+@pytest.mark.parametrize(
+    "argv, std",
+    [
+        (["--loss", "oproxy"], 1 / 8),
+        (["--loss", "oproxy", "--loss_oproxy_mode", "anchor"], 1 / 8),
+        (["--loss", "antico"], 1 / 8),
+        (["--loss", "antico_all_proxy", "--antico_base", "oproxy"], 1 / 8),
+        (["--loss", "nir"], 1 / 8),
+        (["--loss", "proxyanchor"], (2 / 1000) ** 0.5),
+        (["--loss", "antico_all_proxy"], (2 / 1000) ** 0.5),
+        (["--loss", "proxynca"], (2 / 1000) ** 0.5),
+    ],
+)
 def test_proxies_start_as_published_where_the_loss_is(argv, std):
     """Normal numbers / 8 against Kaiming's for fan-out C."""
     if "nir" in argv:
@@ -127,7 +168,9 @@ def test_every_variant_has_a_living_gradient_at_its_defaults(loss, n_classes):
     criterion, labels = problem(n_classes, loss)
     pull = criterion.proxies.detach()[labels] if loss != "antico_pair" else torch.randn(45, 512).repeat_interleave(2, 0)
     common = 0.7 * normalize(torch.randn(1, 512), dim=1)  # a partly collapsed space, classes half separated
-    embeddings = normalize(common + 0.3 * normalize(pull, dim=1) + 0.7 * normalize(torch.randn(90, 512), dim=1), dim=1).requires_grad_()
+    embeddings = normalize(
+        common + 0.3 * normalize(pull, dim=1) + 0.7 * normalize(torch.randn(90, 512), dim=1), dim=1
+    ).requires_grad_()
     target = embeddings if loss == "antico_pair" else criterion.proxies
     (base,) = torch.autograd.grad(criterion.align * criterion.base(embeddings, labels), target)
     (both,) = torch.autograd.grad(criterion(embeddings, labels), target)
@@ -139,7 +182,9 @@ def test_every_variant_has_a_living_gradient_at_its_defaults(loss, n_classes):
 def test_the_term_opposes_collapse(loss):
     """A small step against the term's gradient raises the rate of a collapsed set."""
     criterion, labels = problem(60, loss, n=40, d=32)
-    target = normalize(torch.ones(1, 32) + 0.05 * torch.randn(40 if loss == "antico_pair" else 60, 32), dim=1).requires_grad_()
+    target = normalize(
+        torch.ones(1, 32) + 0.05 * torch.randn(40 if loss == "antico_pair" else 60, 32), dim=1
+    ).requires_grad_()
     embeddings = target if loss == "antico_pair" else normalize(torch.randn(40, 32), dim=1)
     if loss != "antico_pair":
         criterion.proxies.data = target.data
@@ -190,6 +235,7 @@ def test_published_forms_die_where_the_normalized_one_lives():
 
 # forms, scales and no base
 
+
 @pytest.mark.parametrize("scale", ["published", "mcr2"])
 @pytest.mark.parametrize("form", ["exp", "neg", "normalized"])
 @pytest.mark.parametrize("variant", ["pair", "batch_proxy", "all_proxy"])
@@ -197,16 +243,45 @@ def test_every_form_and_scale_is_its_formula(variant, form, scale):
     """0.5 · base + 3 · term, the determinant by numpy from the definition, the maximum by its closed form."""
     torch.manual_seed(0)
     d, eps, gam1, gam2 = 12, 0.4, 1.3, 1.0 if form == "normalized" else 0.2
-    loss = select(8, "--loss", f"antico_{variant}", "--antico_base", "proxyanchor", "--embed_dim", d, "--antico_form", form, "--antico_scale", scale, "--antico_w", 3,
-                  "--loss_ac_w_align", 0.5, "--antico_eps", eps, "--antico_gam1", gam1, "--antico_gam2", gam2)
+    loss = select(
+        8,
+        "--loss",
+        f"antico_{variant}",
+        "--antico_base",
+        "proxyanchor",
+        "--embed_dim",
+        d,
+        "--antico_form",
+        form,
+        "--antico_scale",
+        scale,
+        "--antico_w",
+        3,
+        "--loss_ac_w_align",
+        0.5,
+        "--antico_eps",
+        eps,
+        "--antico_gam1",
+        gam1,
+        "--antico_gam2",
+        gam2,
+    )
     embeddings, labels = torch.randn(10, d, dtype=torch.float64), torch.tensor([0, 0, 0, 3, 3, 5, 5, 5, 7, 7])
-    Z = normalize({"pair": embeddings, "batch_proxy": loss.proxies[[0, 3, 5, 7]], "all_proxy": loss.proxies}[variant], dim=1).detach().numpy()
+    Z = (
+        normalize(
+            {"pair": embeddings, "batch_proxy": loss.proxies[[0, 3, 5, 7]], "all_proxy": loss.proxies}[variant], dim=1
+        )
+        .detach()
+        .numpy()
+    )
     n = len(Z)
     s = d / (n * eps**2) if scale == "mcr2" else d / (n * eps) if variant == "pair" else n / (d * eps)
     rate = 0.5 * np.linalg.slogdet(np.eye(d) + gam1 * s * Z.T @ Z)[1]
     largest = min(n, d) / 2 * math.log(1 + gam1 * s * n / min(n, d))
     term = {"exp": math.exp(-gam2 * rate), "neg": -gam2 * rate, "normalized": 1 - rate / largest}[form]
-    assert float(loss(embeddings, labels)) == pytest.approx(0.5 * float(loss.base(embeddings, labels)) + 3 * term, rel=1e-6)
+    assert float(loss(embeddings, labels)) == pytest.approx(
+        0.5 * float(loss.base(embeddings, labels)) + 3 * term, rel=1e-6
+    )
     assert loss.logs["coding_rate_share"] == pytest.approx(rate / largest, rel=1e-6)
 
 

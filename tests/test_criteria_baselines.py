@@ -6,13 +6,13 @@ import sys
 import numpy as np
 import pytest
 import torch
+from criteria_tools import close, imbalanced, select
 from torch.nn.functional import normalize
 
 import criteria
 import parameters
 from criteria.margin import Margin
 from criteria.multisimilarity import MultiSimilarity
-from criteria_tools import close, imbalanced, select
 
 losses = pytest.importorskip("pytorch_metric_learning.losses")
 miners = pytest.importorskip("pytorch_metric_learning.miners")
@@ -36,28 +36,45 @@ def batch(seed):
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("argv, theirs", [
-    ("contrastive", lambda: losses.ContrastiveLoss()),
-    ("contrastive --loss_contrastive_pos_margin 0.3 --loss_contrastive_neg_margin 1.3", lambda: losses.ContrastiveLoss(0.3, 1.3)),
-    ("triplet", lambda: losses.TripletMarginLoss(margin=0.2)),
-    ("triplet --loss_triplet_margin 0.5", lambda: losses.TripletMarginLoss(margin=0.5)),
-    ("margin --batch_mining all", lambda: losses.MarginLoss(margin=0.2, beta=1.2)),
-    ("npair", lambda: losses.NPairsLoss()),
-], ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    "argv, theirs",
+    [
+        ("contrastive", lambda: losses.ContrastiveLoss()),
+        (
+            "contrastive --loss_contrastive_pos_margin 0.3 --loss_contrastive_neg_margin 1.3",
+            lambda: losses.ContrastiveLoss(0.3, 1.3),
+        ),
+        ("triplet", lambda: losses.TripletMarginLoss(margin=0.2)),
+        ("triplet --loss_triplet_margin 0.5", lambda: losses.TripletMarginLoss(margin=0.5)),
+        ("margin --batch_mining all", lambda: losses.MarginLoss(margin=0.2, beta=1.2)),
+        ("npair", lambda: losses.NPairsLoss()),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
 def test_pair_losses(argv, theirs, seed):
     same_as(select(10, "--loss", *argv.split()), theirs(), *batch(seed))
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("argv, theirs", [
-    ("proxyanchor", lambda C, d: losses.ProxyAnchorLoss(C, d, margin=0.1, alpha=64)),
-    ("proxyanchor --loss_oproxy_pos_alpha 32 --loss_oproxy_neg_alpha 32", lambda C, d: losses.ProxyAnchorLoss(C, d, margin=0.1, alpha=32)),
-    ("proxynca", lambda C, d: losses.ProxyNCALoss(C, d)),
-    ("proxynca --loss_proxynca_scale 9", lambda C, d: losses.ProxyNCALoss(C, d, softmax_scale=9)),
-    ("normalized_softmax", lambda C, d: losses.NormalizedSoftmaxLoss(C, d, temperature=0.05)),
-    ("arcface", lambda C, d: losses.ArcFaceLoss(C, d, margin=math.degrees(0.5), scale=64)),
-    ("arcface --loss_arcface_margin 1.5 --loss_arcface_scale 16", lambda C, d: losses.ArcFaceLoss(C, d, margin=math.degrees(1.5), scale=16)),
-], ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    "argv, theirs",
+    [
+        ("proxyanchor", lambda C, d: losses.ProxyAnchorLoss(C, d, margin=0.1, alpha=64)),
+        (
+            "proxyanchor --loss_oproxy_pos_alpha 32 --loss_oproxy_neg_alpha 32",
+            lambda C, d: losses.ProxyAnchorLoss(C, d, margin=0.1, alpha=32),
+        ),
+        ("proxynca", lambda C, d: losses.ProxyNCALoss(C, d)),
+        ("proxynca --loss_proxynca_scale 9", lambda C, d: losses.ProxyNCALoss(C, d, softmax_scale=9)),
+        ("normalized_softmax", lambda C, d: losses.NormalizedSoftmaxLoss(C, d, temperature=0.05)),
+        ("arcface", lambda C, d: losses.ArcFaceLoss(C, d, margin=math.degrees(0.5), scale=64)),
+        (
+            "arcface --loss_arcface_margin 1.5 --loss_arcface_scale 16",
+            lambda C, d: losses.ArcFaceLoss(C, d, margin=math.degrees(1.5), scale=16),
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
 def test_proxy_losses(argv, theirs, seed):
     embeddings, labels = batch(seed)
     ours = select(10, "--loss", *argv.split(), "--embed_dim", 16)
@@ -80,7 +97,9 @@ def test_smooth_proxy_nca_against_a_loop():
     cosine = normalize(embeddings, dim=1) @ normalize(ours.proxies, dim=1).T
     total = 0.0
     for i in range(len(labels)):
-        pull = sum(math.exp(-64 * (cosine[i, labels[j]].item() - 0.1)) for j in range(len(labels)) if labels[j] == labels[i])
+        pull = sum(
+            math.exp(-64 * (cosine[i, labels[j]].item() - 0.1)) for j in range(len(labels)) if labels[j] == labels[i]
+        )
         push = sum(math.exp(64 * (cosine[i, c].item() + 0.1)) for c in range(10) if c != labels[i])
         total += math.log1p(pull) + math.log1p(push)
     assert float(ours(embeddings, labels)) == pytest.approx(total / len(labels), rel=1e-6)
@@ -98,8 +117,15 @@ def test_margin_learns_its_boundary():
 def test_mined_triplets_are_the_only_ones():
     embeddings, labels = batch(2)
     a, p, n = (torch.tensor(t) for t in ([0, 1, 5], [0, 0, 0], [0, 0, 0]))
-    p, n = torch.stack([(labels == labels[i]).nonzero()[0, 0] for i in a]), torch.stack([(labels != labels[i]).nonzero()[-1, 0] for i in a])
-    for name, theirs in (("triplet", losses.TripletMarginLoss(margin=0.2)), ("contrastive", losses.ContrastiveLoss()), ("margin", losses.MarginLoss())):
+    p, n = (
+        torch.stack([(labels == labels[i]).nonzero()[0, 0] for i in a]),
+        torch.stack([(labels != labels[i]).nonzero()[-1, 0] for i in a]),
+    )
+    for name, theirs in (
+        ("triplet", losses.TripletMarginLoss(margin=0.2)),
+        ("contrastive", losses.ContrastiveLoss()),
+        ("margin", losses.MarginLoss()),
+    ):
         ours = select(10, "--loss", name)
         ours.miner = lambda e, y: (a, p, n)
         assert close(ours(embeddings, labels), float(theirs(embeddings, labels, (a, p, n))))
@@ -108,6 +134,7 @@ def test_mined_triplets_are_the_only_ones():
 
 # non-isotropy regularisation
 
+
 @pytest.mark.parametrize("form", ["exp", "nll"])
 @pytest.mark.parametrize("conditioning", ["dense", "mid", "dense_embed", "dense_embed_multi_stacked"])
 def test_nir_against_the_jacobian(form, conditioning):
@@ -115,14 +142,33 @@ def test_nir_against_the_jacobian(form, conditioning):
     torch.manual_seed(0)
     np.random.seed(0)
     embeddings, labels = batch(0)
-    ours = select(10, "--loss", "nir", "--embed_dim", 16, "--loss_nir_form", form, "--loss_nir_nf_cond_mode", conditioning, "--loss_nir_nf_fc_width", 16,
-                  "--loss_nir_nf_fc_depth", 3, "--loss_nir_w_align", 0.3, "--loss_nir_nf_fc_init", "xavier")
+    ours = select(
+        10,
+        "--loss",
+        "nir",
+        "--embed_dim",
+        16,
+        "--loss_nir_form",
+        form,
+        "--loss_nir_nf_cond_mode",
+        conditioning,
+        "--loss_nir_nf_fc_width",
+        16,
+        "--loss_nir_nf_fc_depth",
+        3,
+        "--loss_nir_w_align",
+        0.3,
+        "--loss_nir_nf_fc_init",
+        "xavier",
+    )
     with torch.no_grad():
         base = float(ours.base(embeddings, labels))
     total = 0.0
     for x, proxy in zip(normalize(embeddings, dim=1), normalize(ours.proxies, dim=1)[labels]):
+
         def latent(v):
             return ours.flow(v[None], c=ours.conditions(proxy[None]))[0][0]
+
         jacobian = torch.autograd.functional.jacobian(latent, x)
         nll = float(0.5 * latent(x).square().sum() - torch.linalg.slogdet(jacobian).logabsdet)
         total += math.exp(nll) if form == "exp" else nll
@@ -140,8 +186,10 @@ def test_nir_depends_on_the_proxy_and_learns_its_flow():
     assert (proxies["lr"], flow["lr"]) == (4000, 50)
 
 
-@pytest.mark.parametrize("flag, value", [("logmatch", 0.7), ("pair_perc", 0.5), ("pos_alpha", 3), ("neg_alpha", 3),
-                                         ("margin", 0.3), ("delta", 0.3)])
+@pytest.mark.parametrize(
+    "flag, value",
+    [("logmatch", 0.7), ("pair_perc", 0.5), ("pos_alpha", 3), ("neg_alpha", 3), ("margin", 0.3), ("delta", 0.3)],
+)
 def test_nir_flags_that_the_published_code_reads_and_does_not_use(flag, value):
     pytest.importorskip("FrEIA")
     embeddings, labels = batch(0)
@@ -179,11 +227,15 @@ def test_antico_on_top_of_nir():
 
 # the bridge
 
-@pytest.mark.parametrize("argv, theirs", [
-    (["pml.CircleLoss", "--pml_args", "m=0.3", "gamma=60"], lambda: losses.CircleLoss(m=0.3, gamma=60)),
-    (["pml.SupConLoss"], lambda: losses.SupConLoss()),
-    (["pml.LiftedStructureLoss"], lambda: losses.LiftedStructureLoss()),
-])
+
+@pytest.mark.parametrize(
+    "argv, theirs",
+    [
+        (["pml.CircleLoss", "--pml_args", "m=0.3", "gamma=60"], lambda: losses.CircleLoss(m=0.3, gamma=60)),
+        (["pml.SupConLoss"], lambda: losses.SupConLoss()),
+        (["pml.LiftedStructureLoss"], lambda: losses.LiftedStructureLoss()),
+    ],
+)
 def test_bridge_gives_their_value(argv, theirs):
     same_as(select(10, "--loss", *argv), theirs(), *batch(0))
 
@@ -201,17 +253,23 @@ def test_antico_on_top_of_the_bridge():
     assert {id(p) for g in arcface.param_groups(1) for p in g["params"]} == {id(arcface.base.inner.W)}
 
 
-@pytest.mark.parametrize("argv, words", [
-    (["--loss", "pml.CircelLoss"], ["--loss pml.CircelLoss", "did you mean pml.CircleLoss?"]),
-    (["--loss", "antico_pair", "--antico_base", "pml.Nothing"], ["--antico_base pml.Nothing", "CircleLoss"]),
-    (["--loss", "pml.CircleLoss", "--pml_args", "gama=3"], ["--pml_args gama=3", "gamma"]),
-    (["--loss", "pml.CircleLoss", "--pml_args", "gamma"], ["--pml_args gamma", "key=value"]),
-    (["--loss", "pml.ArcFaceLoss", "--pml_args", "num_classes=3"], ["--pml_args num_classes=3", "leave it out"]),
-    (["--loss", "pml.CrossBatchMemory"], ["--loss pml.CrossBatchMemory", "cannot be used so", "loss"]),
-    (["--loss", "pml.VICRegLoss"], ["--loss pml.VICRegLoss", "cannot be used so"]),
-    (["--loss", "pml.DynamicSoftMarginLoss"], ["--loss pml.DynamicSoftMarginLoss", "cannot be used so", "second step"]),
-    (["--loss", "antico_all_proxy", "--antico_base", "pml.SoftTripleLoss"], ["pml.SoftTripleLoss has no proxies"]),
-])
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["--loss", "pml.CircelLoss"], ["--loss pml.CircelLoss", "did you mean pml.CircleLoss?"]),
+        (["--loss", "antico_pair", "--antico_base", "pml.Nothing"], ["--antico_base pml.Nothing", "CircleLoss"]),
+        (["--loss", "pml.CircleLoss", "--pml_args", "gama=3"], ["--pml_args gama=3", "gamma"]),
+        (["--loss", "pml.CircleLoss", "--pml_args", "gamma"], ["--pml_args gamma", "key=value"]),
+        (["--loss", "pml.ArcFaceLoss", "--pml_args", "num_classes=3"], ["--pml_args num_classes=3", "leave it out"]),
+        (["--loss", "pml.CrossBatchMemory"], ["--loss pml.CrossBatchMemory", "cannot be used so", "loss"]),
+        (["--loss", "pml.VICRegLoss"], ["--loss pml.VICRegLoss", "cannot be used so"]),
+        (
+            ["--loss", "pml.DynamicSoftMarginLoss"],
+            ["--loss pml.DynamicSoftMarginLoss", "cannot be used so", "second step"],
+        ),
+        (["--loss", "antico_all_proxy", "--antico_base", "pml.SoftTripleLoss"], ["pml.SoftTripleLoss has no proxies"]),
+    ],
+)
 def test_bridge_errors(argv, words):
     with pytest.raises(ValueError) as problem:
         criteria.select(parameters.parse(argv), 10)

@@ -19,7 +19,9 @@ def test_coding_rate_is_the_determinant(n, d):
 
 
 def test_coding_rate_of_golden_embeddings(metrics_case):
-    assert float(coding_rate(torch.tensor(metrics_case["embeddings"]).double())) == pytest.approx(float(metrics_case["coding_rate_dis"]), rel=1e-9)
+    assert float(coding_rate(torch.tensor(metrics_case["embeddings"]).double())) == pytest.approx(
+        float(metrics_case["coding_rate_dis"]), rel=1e-9
+    )
 
 
 @pytest.mark.parametrize("n, d", [(90, 512), (512, 90)])
@@ -58,7 +60,11 @@ def test_block_products_give_the_same_rate_and_gradient(n, d):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-12)
 
 
-@pytest.mark.parametrize("Z", [torch.zeros(5, 3), torch.ones(6, 3), torch.ones(1, 3), torch.cat([torch.zeros(2, 3), torch.ones(2, 3)])], ids=["zeros", "equal", "one row", "both"])
+@pytest.mark.parametrize(
+    "Z",
+    [torch.zeros(5, 3), torch.ones(6, 3), torch.ones(1, 3), torch.cat([torch.zeros(2, 3), torch.ones(2, 3)])],
+    ids=["zeros", "equal", "one row", "both"],
+)
 def test_gradcheck_of_degenerate_rows(Z):
     assert torch.autograd.gradcheck(lambda z: coding_rate(z, 0.9), Z.double().requires_grad_())
 
@@ -70,7 +76,11 @@ def test_precision():
     assert coding_rate(collapsed, 1.0, dtype=torch.float64).dtype == torch.float64
     assert coding_rate(collapsed, 1e6).dtype == torch.float64  # by itself where float32 would be noise
     assert float(coding_rate(collapsed, 1e6)) == pytest.approx(exact, rel=1e-9)
-    for argument, value, words in (("dtype", torch.bfloat16, "dtype must be"), ("scale", -1.0, "must not be negative"), ("scale", float("nan"), "must not be")):
+    for argument, value, words in (
+        ("dtype", torch.bfloat16, "dtype must be"),
+        ("scale", -1.0, "must not be negative"),
+        ("scale", float("nan"), "must not be"),
+    ):
         with pytest.raises(ValueError, match=words):
             coding_rate(collapsed, **{argument: value})
 

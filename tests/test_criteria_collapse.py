@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from criteria_tools import select
 from torch.nn.functional import normalize
 
 import criteria
@@ -10,7 +11,6 @@ import parameters
 from criteria.antico import AntiCo
 from criteria.base import Criterion, distances
 from criteria.coding_rate import coding_rate, coding_rate_share, max_coding_rate
-from criteria_tools import select
 
 LABELS = torch.arange(32) // 4  # torch.cdist takes the matrix form from 26 rows on
 
@@ -83,6 +83,7 @@ def test_distances_are_differences_in_value_and_gradient():
 
 # the coding rate
 
+
 def rate_by_singular_values(Z, s):
     return 0.5 * np.log1p(s * np.linalg.svd(Z.detach().double().numpy(), compute_uv=False) ** 2).sum()
 
@@ -93,8 +94,12 @@ def test_float64_is_chosen_by_the_length_of_the_rows(length):
     x = (length * normalize(torch.ones(90, 512) + 1e-6 * torch.randn(90, 512), dim=1)).requires_grad_()
     expected = rate_by_singular_values(x, 512 / (90 * 0.5))
     assert float(coding_rate(x)) == pytest.approx(expected, rel=2e-3)
-    loss = criteria.select(parameters.parse(["--loss", "antico", "--antico_type", "pair", "--antico_form", "neg",
-                                             "--embed_dim", "512", "--bs", "90"]), 45)
+    loss = criteria.select(
+        parameters.parse(
+            ["--loss", "antico", "--antico_type", "pair", "--antico_form", "neg", "--embed_dim", "512", "--bs", "90"]
+        ),
+        45,
+    )
     value = loss(x, torch.arange(90) // 2)
     value.backward()
     assert loss.logs["coding_rate"] == pytest.approx(expected, rel=2e-3)
@@ -161,8 +166,10 @@ def test_training_reads_nothing_back(monkeypatch):
     def refuse(*_):
         raise AssertionError("read back")
 
-    losses = [select(10, "--loss", name, "--embed_dim", 16).float()
-              for name in ("antico", "antico_pair", "antico_batch_proxy", "antico_all_proxy", "contrastive", "oproxy")]
+    losses = [
+        select(10, "--loss", name, "--embed_dim", 16).float()
+        for name in ("antico", "antico_pair", "antico_batch_proxy", "antico_all_proxy", "contrastive", "oproxy")
+    ]
     losses.append(select(10, "--loss", "antico", "--antico_type", "pair", "--embed_dim", 16).float())
     for loss in losses:
         loss(embeddings, labels)

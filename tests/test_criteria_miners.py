@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 import torch
-
-from criteria import miners
 from criteria_tools import imbalanced, select
 
-MINERS = {name: getattr(miners, name) for name in ("every", "random", "semihard", "softhard", "distance_weighted", "rho_distance")}
+from criteria import miners
+
+MINERS = {
+    name: getattr(miners, name)
+    for name in ("every", "random", "semihard", "softhard", "distance_weighted", "rho_distance")
+}
 
 
 def naive_distances(embeddings):
@@ -41,7 +44,11 @@ def test_triplets_are_triplets(name):
 
 
 @pytest.mark.parametrize("name", MINERS)
-@pytest.mark.parametrize("labels", [torch.zeros(6, dtype=torch.long), torch.arange(6), torch.zeros(1, dtype=torch.long)], ids=["one class", "no pair", "one image"])
+@pytest.mark.parametrize(
+    "labels",
+    [torch.zeros(6, dtype=torch.long), torch.arange(6), torch.zeros(1, dtype=torch.long)],
+    ids=["one class", "no pair", "one image"],
+)
 def test_nothing_to_mine(name, labels):
     triplets = MINERS[name](torch.randn(len(labels), 4), labels)
     assert [len(t) for t in triplets] == [0, 0, 0]
@@ -161,8 +168,10 @@ def test_the_cutoff_of_2_reaches_every_negative_and_the_default_does_not():
     negative = labels[:, None] != labels[None, :]
     assert 0.55 < float((distance[negative] >= 1.4).double().mean()) < 0.75
     for cutoff, farthest in ((1.4, 1.4), (2.0, 2.0)):
-        seen = [distance[a, n].max() for a, _, n in (miners.distance_weighted(embeddings, labels, upper_cutoff=cutoff)
-                                                     for _ in range(5))]
+        seen = [
+            distance[a, n].max()
+            for a, _, n in (miners.distance_weighted(embeddings, labels, upper_cutoff=cutoff) for _ in range(5))
+        ]
         assert farthest - 0.6 < float(max(seen)) < farthest and (float(max(seen)) > 1.4) == (cutoff == 2)
 
 
@@ -170,6 +179,7 @@ def test_the_cutoff_of_2_reaches_every_negative_and_the_default_does_not():
 def test_mining_sees_a_collapsed_batch_as_float64_does(spread):
     """The nearest and the farthest in float32 are those of float64 differences: softhard chooses by them."""
     from criteria.base import squared_distances
+
     torch.manual_seed(0)
     x = torch.nn.functional.normalize(torch.ones(30, 64) + spread * torch.randn(30, 64), dim=1)
     exact = np.square(x.double().numpy()[:, None] - x.double().numpy()[None]).sum(-1)

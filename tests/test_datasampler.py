@@ -6,7 +6,9 @@ import parameters
 from datasampler import ClassBatches, RandomBatches
 
 LABELS = torch.tensor([c for c in range(20) for _ in range(1 if c == 7 else 5)])  # class 7 has one image
-UNEVEN = torch.tensor([c for c in range(12) for _ in range((1, 2, 3, 30)[c % 4])])[torch.randperm(108, generator=torch.Generator().manual_seed(0))]
+UNEVEN = torch.tensor([c for c in range(12) for _ in range((1, 2, 3, 30)[c % 4])])[
+    torch.randperm(108, generator=torch.Generator().manual_seed(0))
+]
 
 
 def epoch(sampler, number=0, start=0):
@@ -22,7 +24,9 @@ def make(name, labels=LABELS, bs=12, samples_per_class=3, **more):
 def test_batches(distinct):
     sampler = ClassBatches(LABELS, bs=12, samples_per_class=3, distinct=distinct, seed=1)
     batches = epoch(sampler)
-    assert len(batches) == len(sampler) == (10 if distinct else 8)  # 19 classes of 2 groups and one of 1, 4 groups a batch
+    assert (
+        len(batches) == len(sampler) == (10 if distinct else 8)
+    )  # 19 classes of 2 groups and one of 1, 4 groups a batch
     for batch in batches:
         labels = LABELS[batch].view(4, 3)
         assert (labels == labels[:, :1]).all()  # groups of one class
@@ -33,7 +37,18 @@ def test_batches(distinct):
     assert batches != epoch(ClassBatches(LABELS, 12, 3, distinct, seed=2))
 
 
-@pytest.mark.parametrize("labels, bs, per_class", [(LABELS, 12, 3), (LABELS, 40, 2), (UNEVEN, 12, 3), (UNEVEN, 24, 2), (UNEVEN, 8, 4), (UNEVEN, 5, 1), (LABELS, 20, 1)])
+@pytest.mark.parametrize(
+    "labels, bs, per_class",
+    [
+        (LABELS, 12, 3),
+        (LABELS, 40, 2),
+        (UNEVEN, 12, 3),
+        (UNEVEN, 24, 2),
+        (UNEVEN, 8, 4),
+        (UNEVEN, 5, 1),
+        (LABELS, 20, 1),
+    ],
+)
 def test_class_balanced_covers_every_image_in_an_epoch_with_distinct_classes(labels, bs, per_class):
     for seed in range(4):
         sampler = ClassBatches(labels, bs, per_class, distinct=True, seed=seed)
@@ -84,9 +99,13 @@ def test_ranks_share_an_epoch(name):
     ranks = [epoch(make(name, bs=18, seed=1, rank=rank, world=3), 4) for rank in range(3)]
     together = [sum(parts, []) for parts in zip(*ranks)]
     assert together == epoch(make(name, bs=18, seed=1), 4) and ranks[0] != ranks[1] != ranks[2]
-    assert ranks[1] == epoch(make(name, bs=18, seed=1, rank=1, world=3), 4) and all(len(b) == 6 for rank in ranks for b in rank)
+    assert ranks[1] == epoch(make(name, bs=18, seed=1, rank=1, world=3), 4) and all(
+        len(b) == 6 for rank in ranks for b in rank
+    )
     if name == "class_balanced":
-        assert {i for b in together for i in b} == set(range(96)) and all(len(LABELS[b].unique()) == 6 for b in together)
+        assert {i for b in together for i in b} == set(range(96)) and all(
+            len(LABELS[b].unique()) == 6 for b in together
+        )
     if name == "random":
         assert len({i for b in together for i in b}) == sum(map(len, together))
     with pytest.raises(ValueError, match="rank 3: must be from 0 to world - 1 = 2"):
@@ -116,7 +135,9 @@ def test_select_and_errors():
     with pytest.raises(ValueError, match="takes 45 distinct classes, the training split has 20; --bs 40"):
         datasampler.select(opt, LABELS)
     assert not datasampler.select(parameters.parse(["--bs", "90"]), LABELS).distinct
-    assert isinstance(datasampler.select(parameters.parse(["--data_sampler", "random"]), LABELS, rank=1, world=2), RandomBatches)
+    assert isinstance(
+        datasampler.select(parameters.parse(["--data_sampler", "random"]), LABELS, rank=1, world=2), RandomBatches
+    )
     for name in datasampler.SAMPLERS:
         with pytest.raises(ValueError, match="the training split has no image"):
             make(name, LABELS[:0])

@@ -67,10 +67,17 @@ def test_a_cache_with_damaged_bytes_is_made_anew(splits, tmp_path, monkeypatch):
     monkeypatch.setenv("ANTICO_CACHE", str(tmp_path))
     monkeypatch.setattr(module, "build", lambda: arrays)
     start = whole.index(b"ink.npy") + 100
-    for damaged in (whole[:start] + b"\xff" * 4 + whole[start + 4:], whole[:-1000] + bytes(1000), b"", b"not a cache"):  # the first is zlib's to notice
+    for damaged in (
+        whole[:start] + b"\xff" * 4 + whole[start + 4 :],
+        whole[:-1000] + bytes(1000),
+        b"",
+        b"not a cache",
+    ):  # the first is zlib's to notice
         with open(module.cache_file(), "wb") as file:
             file.write(damaged)
-        assert np.array_equal(module.load()["ink"], arrays["ink"]) and os.listdir(tmp_path) == [os.path.basename(module.cache_file())]
+        assert np.array_equal(module.load()["ink"], arrays["ink"]) and os.listdir(tmp_path) == [
+            os.path.basename(module.cache_file())
+        ]
         assert os.path.getsize(module.cache_file()) > 1000000
 
 
@@ -104,10 +111,16 @@ def test_glyph_augmentation(name):
     assert torch.equal(plain[5][0], plain[5][0]) and not torch.equal(first[0][0], plain[5][0])
     # still the same letter, about as much ink, and not mirrored
     picks = torch.arange(0, len(split), 7).tolist()
-    moved, still = (255 - torch.stack([im[0].float() for im, _ in s.__getitems__(picks)]) for s, picks in ((split, [(i, i) for i in picks]), (plain, picks)))
+    moved, still = (
+        255 - torch.stack([im[0].float() for im, _ in s.__getitems__(picks)])
+        for s, picks in ((split, [(i, i) for i in picks]), (plain, picks))
+    )
     assert 0.7 < moved.sum() / still.sum() < 1.2
     likeness = torch.nn.functional.cosine_similarity
-    assert likeness(moved.flatten(1), still.flatten(1)).mean() > likeness(moved.flatten(1), still.flip(2).flatten(1)).mean() + 0.01
+    assert (
+        likeness(moved.flatten(1), still.flatten(1)).mean()
+        > likeness(moved.flatten(1), still.flip(2).flatten(1)).mean() + 0.01
+    )
 
 
 def test_spawned_workers_can_have_a_split(splits):

@@ -28,12 +28,25 @@ def test_every_layout(name, layout, tmp_path):
     assert splits.train.labels.bincount().tolist() == [3, 3] and sum(len(p) for p in parts) == 6
     for split in (splits.train, *parts):
         image, label = split[len(split) - 1]
-        assert image.shape == (3, 32, 32) and image.dtype == torch.uint8 and abs(int(image[0].float().mean()) - 200) < 5 and label == 1
+        assert (
+            image.shape == (3, 32, 32)
+            and image.dtype == torch.uint8
+            and abs(int(image[0].float().mean()) - 200) < 5
+            and label == 1
+        )
         assert len(split.class_names) == 2 and split.class_names == sorted(split.class_names)
         assert split is splits.train or not set(splits.train.class_names) & set(split.class_names)
 
 
-@pytest.mark.parametrize("name, folder", [("cub200", "CUB_200_2011"), ("cub200", "cub200"), ("online_products", "Stanford_Online_Products"), ("online_products", "online_products")])
+@pytest.mark.parametrize(
+    "name, folder",
+    [
+        ("cub200", "CUB_200_2011"),
+        ("cub200", "cub200"),
+        ("online_products", "Stanford_Online_Products"),
+        ("online_products", "online_products"),
+    ],
+)
 def test_the_unpacked_folder_itself_will_do(name, folder, tmp_path):
     LAYOUTS[name, "archive" if folder[0].isupper() else "published"](tmp_path)
     assert select(name, tmp_path / folder).train.paths == select(name, tmp_path).train.paths
@@ -54,7 +67,10 @@ def test_query_and_gallery_share_their_labels(tmp_path):
     splits = select("inshop", tmp_path)
     assert splits.query.labels.tolist() == [1] and splits.gallery.labels.tolist() == [0, 0, 1, 1]
     assert splits.query.class_names == splits.gallery.class_names == ["id_00000003", "id_00000005"]
-    assert splits.tested == datasets.QueryGallery(splits.query, splits.gallery) and "1 listed images are missing" in splits.partial
+    assert (
+        splits.tested == datasets.QueryGallery(splits.query, splits.gallery)
+        and "1 listed images are missing" in splits.partial
+    )
 
 
 def test_a_folder_of_train_query_and_gallery(tmp_path):
@@ -82,7 +98,9 @@ def test_counts_are_checked_before_anything_else(tmp_path):
     splits = datasets.select(options("cub200", tmp_path), 32)
     assert (len(splits.train), len(splits.test), splits.partial) == (5864, 5924, "")
     (tmp_path / "cub200" / "images" / "007.Bird" / "3.jpg").unlink()
-    with pytest.raises(ValueError, match="train: found 100 classes, 5,863 images, expected 100 classes, 5,864 images;.*--allow_partial"):
+    with pytest.raises(
+        ValueError, match="train: found 100 classes, 5,863 images, expected 100 classes, 5,864 images;.*--allow_partial"
+    ):
         datasets.select(options("cub200", tmp_path), 32)
     assert "5,863" in datasets.select(options("cub200", tmp_path, "--allow_partial"), 32).partial
 
@@ -93,21 +111,41 @@ def test_listed_images_that_are_missing_are_an_error(tmp_path, monkeypatch):
         monkeypatch.setattr(getattr(datasets, name), "COUNTS", {"train": (2, 6), "test": (2, 6)})
         assert datasets.select(options(name, tmp_path), 32).partial == ""
         next(tmp_path.rglob(gone)).unlink()
-        with pytest.raises(ValueError, match=f"5 images, expected 2 classes, 6 images; 1 listed images are missing, first .*{gone}"):
+        with pytest.raises(
+            ValueError, match=f"5 images, expected 2 classes, 6 images; 1 listed images are missing, first .*{gone}"
+        ):
             datasets.select(options(name, tmp_path), 32)
 
 
-@pytest.mark.parametrize("name, words", [
-    ("cub200", ("CUB_200_2011/images/001.Black_footed_Albatross", "cub200/images", "CUB-200-2011 (not CUB-200", "65de6-vp158/files/CUB_200_2011.tgz")),
-    ("cars196", ("car_ims/000001.jpg", "cars_annos.mat", "car196/car_ims.tgz", "the devkit alone has neither")),
-    ("online_products", ("Stanford_Online_Products/Ebay_train.txt", "Info_Files", "Stanford_Online_Products.zip")),
-    ("inshop", ("Eval/list_eval_partition.txt", "img.zip", "InShopRetrieval.html")),
-    ("folder", ("DIR/<class>/*.jpg",)),
-])
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        (
+            "cub200",
+            (
+                "CUB_200_2011/images/001.Black_footed_Albatross",
+                "cub200/images",
+                "CUB-200-2011 (not CUB-200",
+                "65de6-vp158/files/CUB_200_2011.tgz",
+            ),
+        ),
+        ("cars196", ("car_ims/000001.jpg", "cars_annos.mat", "car196/car_ims.tgz", "the devkit alone has neither")),
+        ("online_products", ("Stanford_Online_Products/Ebay_train.txt", "Info_Files", "Stanford_Online_Products.zip")),
+        ("inshop", ("Eval/list_eval_partition.txt", "img.zip", "InShopRetrieval.html")),
+        ("folder", ("DIR/<class>/*.jpg",)),
+    ],
+)
 def test_a_missing_folder_shows_the_expected_tree_and_the_archive(name, words, tmp_path, capsys):
-    assert main.main(["--dataset", name, "--source_path", str(tmp_path / "no"), "--arch", "conv4", "--save_path", str(tmp_path)]) == 2
+    assert (
+        main.main(
+            ["--dataset", name, "--source_path", str(tmp_path / "no"), "--arch", "conv4", "--save_path", str(tmp_path)]
+        )
+        == 2
+    )
     text = capsys.readouterr().err
-    assert text.startswith(f"error: --dataset {name} --source_path {tmp_path / 'no'}: is no folder") and all(word in text for word in words)
+    assert text.startswith(f"error: --dataset {name} --source_path {tmp_path / 'no'}: is no folder") and all(
+        word in text for word in words
+    )
     assert "Traceback" not in text
 
 
@@ -130,7 +168,18 @@ def test_incomplete_folders(tmp_path):
         select("cub200", tmp_path / "c")
 
 
-@pytest.mark.parametrize("mode, suffix, value", [("L", "jpg", 200), ("P", "png", None), ("RGBA", "png", 200), ("CMYK", "jpg", 200), ("1", "png", None), ("LA", "png", 200), ("RGB", "bmp", 200)])
+@pytest.mark.parametrize(
+    "mode, suffix, value",
+    [
+        ("L", "jpg", 200),
+        ("P", "png", None),
+        ("RGBA", "png", 200),
+        ("CMYK", "jpg", 200),
+        ("1", "png", None),
+        ("LA", "png", 200),
+        ("RGB", "bmp", 200),
+    ],
+)
 def test_image_modes_become_rgb(mode, suffix, value, tmp_path):
     path = tmp_path / f"ein Bild, größer.{suffix}"
     write(path, mode=mode, size=(20, 30))
@@ -147,8 +196,18 @@ def test_sixteen_bits_of_grey_keep_their_shades(tmp_path):
 
 def tiff(path, bits, photometric, data, orientation=1, width=3):
     """A TIFF of one row of uncompressed grey (Adobe, TIFF 6.0); photometric 0: white is 0, 1: black is 0."""
-    tags = {256: width, 257: 1, 258: bits, 259: 1, 262: photometric, 273: 8, 274: orientation, 277: 1, 278: 1,
-            279: len(data)}
+    tags = {
+        256: width,
+        257: 1,
+        258: bits,
+        259: 1,
+        262: photometric,
+        273: 8,
+        274: orientation,
+        277: 1,
+        278: 1,
+        279: len(data),
+    }
     entries = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in tags.items())
     directory = struct.pack("<H", len(tags)) + entries + bytes(4)
     path.write_bytes(b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory)
@@ -166,10 +225,14 @@ def test_grey_tiffs_of_more_than_eight_bits_keep_their_shades(tmp_path):
     assert images.read(tmp_path / "turned.tif")[0][0, :, 0].tolist() == [255, 128, 0]
 
 
-@pytest.mark.parametrize("values, words", [
-    (np.float32([[0, 0.5, 1]]), "floats"), (np.float32([[0, 100, 255]]), "floats"),
-    (np.int32([[0, 200, 60000]]), "32-bit integers"),
-])
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        (np.float32([[0, 0.5, 1]]), "floats"),
+        (np.float32([[0, 100, 255]]), "floats"),
+        (np.int32([[0, 200, 60000]]), "32-bit integers"),
+    ],
+)
 def test_grey_without_a_white_is_refused_and_can_be_skipped(values, words, tmp_path):
     """Floats and 32-bit integers became black, or white: nothing says what their range is."""
     LAYOUTS["folder", "classes"](tmp_path)
@@ -209,9 +272,19 @@ def test_images_are_turned_upright(turned, tmp_path):
     exif[images.ORIENTATION] = turned
     image.save(tmp_path / "turned.jpg", quality=95, exif=exif)
     pixels, (full, _, _) = images.read(tmp_path / "turned.jpg")
-    flips = {1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: lambda a: a.transpose(1, 0, 2),
-             6: lambda a: np.rot90(a, -1), 7: lambda a: np.rot90(a, 2).transpose(1, 0, 2), 8: np.rot90}
-    assert full == pixels.shape[:2] and np.array_equal(pixels, flips[turned](np.asarray(Image.open(tmp_path / "turned.jpg"))))
+    flips = {
+        1: lambda a: a,
+        2: np.fliplr,
+        3: lambda a: np.rot90(a, 2),
+        4: np.flipud,
+        5: lambda a: a.transpose(1, 0, 2),
+        6: lambda a: np.rot90(a, -1),
+        7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
+        8: np.rot90,
+    }
+    assert full == pixels.shape[:2] and np.array_equal(
+        pixels, flips[turned](np.asarray(Image.open(tmp_path / "turned.jpg")))
+    )
 
 
 def test_damaged_exif_is_no_obstacle(tmp_path):
@@ -227,7 +300,9 @@ def test_nothing_but_broken_images_is_an_error(tmp_path):
     LAYOUTS["cub200", "archive"](tmp_path)
     for path in (tmp_path / "CUB_200_2011" / "images").glob("[12]0[01]*/*"):
         path.write_bytes(b"")
-    with pytest.raises(ValueError, match="--skip_broken: every image of the test split is broken, the first: .*the file is empty"):
+    with pytest.raises(
+        ValueError, match="--skip_broken: every image of the test split is broken, the first: .*the file is empty"
+    ):
         select("cub200", tmp_path, "--skip_broken")
 
 
@@ -242,9 +317,15 @@ def broken_files(folder):
     """{name: what the error says} of every kind of broken image, written into a folder."""
     noise(folder / "whole.jpg"), noise(folder / "whole.png")
     jpg, png = (folder / "whole.jpg").read_bytes(), (folder / "whole.png").read_bytes()
-    contents = {"short é.jpg": (jpg[: len(jpg) // 2], "truncated"), "short.png": (png[: len(png) // 2], "truncated"), "head only.jpg": (jpg[:30], "."), "empty.jpg": (b"", "the file is empty"),
-                "page.jpg": (b"<html>404</html>", "not an image"), "zeros.png": (bytes(500), "not an image"),
-                "damaged.png": (png[:41] + b"\xff" * 4 + png[45:], ".")}
+    contents = {
+        "short é.jpg": (jpg[: len(jpg) // 2], "truncated"),
+        "short.png": (png[: len(png) // 2], "truncated"),
+        "head only.jpg": (jpg[:30], "."),
+        "empty.jpg": (b"", "the file is empty"),
+        "page.jpg": (b"<html>404</html>", "not an image"),
+        "zeros.png": (bytes(500), "not an image"),
+        "damaged.png": (png[:41] + b"\xff" * 4 + png[45:], "."),
+    }
     for name, (data, _) in contents.items():
         (folder / name).write_bytes(data)
     (folder / "whole.jpg").unlink(), (folder / "whole.png").unlink()
@@ -270,29 +351,63 @@ def test_a_broken_image_stops_a_run_with_one_line(tmp_path, kernels, capsys, mon
         path.write_bytes(b"")
     monkeypatch.setattr(evaluation.embedding, "SMALL", 0)  # workers for the evaluation too
     for more in ([], ["--no_train_metrics"]):  # it is found by the evaluation, or in training
-        flags = ["--dataset", "cub200", "--source_path", str(tmp_path), "--allow_partial", "--kernels", str(kernels), *FLAGS, str(tmp_path / "runs"), *more]
+        flags = [
+            "--dataset",
+            "cub200",
+            "--source_path",
+            str(tmp_path),
+            "--allow_partial",
+            "--kernels",
+            str(kernels),
+            *FLAGS,
+            str(tmp_path / "runs"),
+            *more,
+        ]
         assert main.main(flags) == 2
         text = capsys.readouterr().err
-        assert text.count("\n") == 1 and text.startswith("error: ") and "100.Brown_Pelican/b_" in text and "cannot be decoded as an image (the file is empty)" in text
+        assert (
+            text.count("\n") == 1
+            and text.startswith("error: ")
+            and "100.Brown_Pelican/b_" in text
+            and "cannot be decoded as an image (the file is empty)" in text
+        )
 
 
 def test_broken_images_are_skipped_and_counted_and_the_run_says_so(tmp_path, capsys):
     LAYOUTS["cub200", "archive"](tmp_path)
     (tmp_path / "CUB_200_2011" / "images" / CUB[1] / "b_1.jpg").write_bytes(b"no image")
-    flags = ["--dataset", "cub200", "--source_path", str(tmp_path), "--allow_partial", "--skip_broken", "--kernels", "0", *FLAGS, str(tmp_path / "runs")]
+    flags = [
+        "--dataset",
+        "cub200",
+        "--source_path",
+        str(tmp_path),
+        "--allow_partial",
+        "--skip_broken",
+        "--kernels",
+        "0",
+        *FLAGS,
+        str(tmp_path / "runs"),
+    ]
     for more in ([], ["--cache", str(tmp_path / "cache")]):
         splits = datasets.select(options("cub200", tmp_path, "--allow_partial", "--skip_broken", *more), 32)
         assert len(splits.train) == 5 and [path[-7:] for path in splits.skipped] == ["b_1.jpg"[-7:]]
-        assert [int(split.labels[i]) == split[i][1] for split in (splits.train, splits.test) for i in range(len(split))].count(False) == 0
+        assert [
+            int(split.labels[i]) == split[i][1] for split in (splits.train, splits.test) for i in range(len(split))
+        ].count(False) == 0
     assert main.main(flags) == 0
     text = capsys.readouterr().out
-    assert "--skip_broken: 1 of 12 images left out" in text and "PARTIAL DATA: train: found 2 classes, 6 images, expected 100" in text
+    assert (
+        "--skip_broken: 1 of 12 images left out" in text
+        and "PARTIAL DATA: train: found 2 classes, 6 images, expected 100" in text
+    )
     assert all(line.endswith("PARTIAL DATA") for line in text.splitlines() if line.startswith("epoch"))
     run = tmp_path / "runs" / "cub200" / "Sample_Run_s0"
     config = json.loads((run / "config.json").read_text())
     assert "expected 100 classes" in config["partial"] and len(config["skipped_broken"]) == 1
     groups = report.group_runs([str(run)])
-    assert "[partial data] [1 broken images skipped]" in report.markdown(report.table(groups)) and report.caption(groups).startswith("PARTIAL DATA (train: found")
+    assert "[partial data] [1 broken images skipped]" in report.markdown(report.table(groups)) and report.caption(
+        groups
+    ).startswith("PARTIAL DATA (train: found")
 
 
 # the published commands, apart from paths, the number of epochs and the network, which needs a download here
@@ -306,27 +421,62 @@ PUBLISHED = {
 @pytest.mark.parametrize("name, layout", [key for key in LAYOUTS if key[0] in PUBLISHED])
 def test_the_published_command_lines_run_to_the_end(name, layout, tmp_path):
     LAYOUTS[name, layout](tmp_path)
-    line = (f"--kernels 6 --dataset {name} {PUBLISHED[name]} --seed 0 --bs 90 --samples_per_class 2 --loss antico --antico_type batch_proxy --antico_w 1 --antico_eps 0.5 "
-            "--loss_ac_w_align 0.0035 --arch resnet50_frozen_normalize_double --embed_dim 512 --loss_oproxy_lrmulti 2000 --lr 1e-5 --decay 4e-4 --data_sampler class_random "
-            "--no_train_metrics --gpu 0 --evaluate_on_cpu --group published --savename group_plus_seed --augmentation base").split()
-    here = ["--source_path", str(tmp_path), "--save_path", str(tmp_path / "runs"), "--allow_partial", "--n_epochs", "2", "--arch", "conv4_frozen_normalize_double"]
+    line = (
+        f"--kernels 6 --dataset {name} {PUBLISHED[name]} --seed 0 --bs 90 --samples_per_class 2 --loss antico --antico_type batch_proxy --antico_w 1 --antico_eps 0.5 "
+        "--loss_ac_w_align 0.0035 --arch resnet50_frozen_normalize_double --embed_dim 512 --loss_oproxy_lrmulti 2000 --lr 1e-5 --decay 4e-4 --data_sampler class_random "
+        "--no_train_metrics --gpu 0 --evaluate_on_cpu --group published --savename group_plus_seed --augmentation base"
+    ).split()
+    here = [
+        "--source_path",
+        str(tmp_path),
+        "--save_path",
+        str(tmp_path / "runs"),
+        "--allow_partial",
+        "--n_epochs",
+        "2",
+        "--arch",
+        "conv4_frozen_normalize_double",
+    ]
     assert main.main(line + here) == 0
     with open(tmp_path / "runs" / name / "published_s0" / "metrics.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 3 and all(np.isfinite(float(row["test/e_recall@1"])) for row in rows) and np.isfinite(float(rows[2]["loss"]))
+    assert (
+        len(rows) == 3
+        and all(np.isfinite(float(row["test/e_recall@1"])) for row in rows)
+        and np.isfinite(float(rows[2]["loss"]))
+    )
 
 
 def test_inshop_trains_and_is_evaluated_query_against_gallery(tmp_path, capsys):
     LAYOUTS["inshop", "archive"](tmp_path)
-    assert main.main(["--dataset", "inshop", "--source_path", str(tmp_path), "--allow_partial", "--kernels", "0", "--no_train_metrics",
-                      "--save_embeddings", *FLAGS, str(tmp_path / "runs")]) == 0
+    assert (
+        main.main(
+            [
+                "--dataset",
+                "inshop",
+                "--source_path",
+                str(tmp_path),
+                "--allow_partial",
+                "--kernels",
+                "0",
+                "--no_train_metrics",
+                "--save_embeddings",
+                *FLAGS,
+                str(tmp_path / "runs"),
+            ]
+        )
+        == 0
+    )
     assert "test 2 queries in a gallery of 4" in capsys.readouterr().out
     (path,) = (tmp_path / "runs").rglob("embeddings_test.npz")
     with np.load(path) as saved, open(path.parent / "metrics.csv", encoding="utf-8", newline="") as file:
         x, y = saved["query_embeddings"], saved["embeddings"]
         assert [len(saved[name]) for name in ("paths", "labels", "query_paths", "query_labels")] == [4, 4, 2, 2]
         nearest = ((x[:, None] - y[None]) ** 2).sum(2).argmin(1)
-        assert float(list(csv.DictReader(file))[-1]["test/e_recall@1"]) == (saved["labels"][nearest] == saved["query_labels"]).mean()
+        assert (
+            float(list(csv.DictReader(file))[-1]["test/e_recall@1"])
+            == (saved["labels"][nearest] == saved["query_labels"]).mean()
+        )
 
 
 def test_spawned_workers_can_have_a_split(tmp_path):

@@ -3,10 +3,10 @@
 import logging
 
 import pytest
+import ranks
 import torch
 from torch import nn
 
-import ranks
 from utilities import device as devices
 from utilities import distributed
 

@@ -34,7 +34,9 @@ def test_golden_retrieval(metrics_case, backend):
     for k, value in recalls.items():
         assert value == pytest.approx(float(metrics_case[f"recall@{k}"]), abs=1e-12)
     assert retrieval.recall_at_k(embeddings, labels, 4) == recalls[4]
-    assert retrieval.map_at_k(embeddings, labels, 1000, backend=backend) == pytest.approx(float(metrics_case["mAP@1000"]), rel=1e-6)
+    assert retrieval.map_at_k(embeddings, labels, 1000, backend=backend) == pytest.approx(
+        float(metrics_case["mAP@1000"]), rel=1e-6
+    )
 
 
 def test_golden_clustering(metrics_case):
@@ -65,10 +67,16 @@ def test_retrieval_against_pml():
     pytest.importorskip("faiss")  # theirs needs it
     calculator = pytest.importorskip("pytorch_metric_learning.utils.accuracy_calculator")
     embeddings, labels = (torch.as_tensor(x) for x in data(seed=3))
-    theirs = calculator.AccuracyCalculator(include=("mean_average_precision_at_r", "precision_at_1"), k="max_bin_count").get_accuracy(embeddings, labels)
+    theirs = calculator.AccuracyCalculator(
+        include=("mean_average_precision_at_r", "precision_at_1"), k="max_bin_count"
+    ).get_accuracy(embeddings, labels)
     assert retrieval.map_at_r(embeddings, labels) == pytest.approx(theirs["mean_average_precision_at_r"], rel=1e-6)
-    alone = int((retrieval.class_sizes(labels) == 0).sum())  # they leave these out of precision at 1, as a recall they are misses
-    assert retrieval.recall_at_k(embeddings, labels, 1) == pytest.approx(theirs["precision_at_1"] * (len(labels) - alone) / len(labels), rel=1e-6)
+    alone = int(
+        (retrieval.class_sizes(labels) == 0).sum()
+    )  # they leave these out of precision at 1, as a recall they are misses
+    assert retrieval.recall_at_k(embeddings, labels, 1) == pytest.approx(
+        theirs["precision_at_1"] * (len(labels) - alone) / len(labels), rel=1e-6
+    )
 
 
 def test_f1_against_a_loop():
@@ -86,8 +94,12 @@ def test_nmi_against_its_formula():
         share = np.unique(np.stack(parts), axis=1, return_counts=True)[1] / len(labels)
         return -(share * np.log(share)).sum()
 
-    separate = entropy(labels) + entropy(clusters)  # the arithmetic mean, which the golden case cannot tell from the others
-    assert clustering.nmi(labels, clusters) == pytest.approx(2 * (separate - entropy(labels, clusters)) / separate, rel=1e-9)
+    separate = entropy(labels) + entropy(
+        clusters
+    )  # the arithmetic mean, which the golden case cannot tell from the others
+    assert clustering.nmi(labels, clusters) == pytest.approx(
+        2 * (separate - entropy(labels, clusters)) / separate, rel=1e-9
+    )
 
 
 def test_many_small_classes_are_quiet():
@@ -109,7 +121,12 @@ def test_duplicates_are_found_and_the_query_itself_is_not():
 def test_faiss_and_torch_find_the_same():
     pytest.importorskip("faiss")
     embeddings = torch.randn(500, 16)
-    assert torch.equal(*(search.nearest_neighbours(embeddings, embeddings, 20, exclude_self=True, backend=b) for b in ("faiss", "torch")))
+    assert torch.equal(
+        *(
+            search.nearest_neighbours(embeddings, embeddings, 20, exclude_self=True, backend=b)
+            for b in ("faiss", "torch")
+        )
+    )
     tied = embeddings[:100].repeat(5, 1)  # the order among copies is the back-end's, the distances are not
     near = [search.nearest_neighbours(tied, tied, 12, exclude_self=True, backend=b) for b in ("faiss", "torch")]
     assert torch.allclose(*((tied[:, None] - tied[found]).norm(dim=2) for found in near), atol=1e-5)
@@ -167,7 +184,11 @@ def test_one_search_and_one_clustering_serve_all_and_none_is_made_unasked(monkey
     calls = []
     for module, name in ((retrieval, "rank"), (clustering, "kmeans")):
         real = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *args, real=real, name=name, **more: (calls.append((name, args[2:4])), real(*args, **more))[1])
+        monkeypatch.setattr(
+            module,
+            name,
+            lambda *args, real=real, name=name, **more: (calls.append((name, args[2:4])), real(*args, **more))[1],
+        )
     embeddings, labels = data()
     evaluation.compute(embeddings, labels, ["coding_rate@share"])
     assert calls == []
@@ -178,8 +199,13 @@ def test_one_search_and_one_clustering_serve_all_and_none_is_made_unasked(monkey
 
 
 def test_a_metric_is_added_by_one_line(monkeypatch):
-    monkeypatch.setitem(evaluation.METRICS, r"R-precision", evaluation.Metric(
-        "Musgrave et al. 2020", lambda s: float((s.matches.cumsum(1)[:, 0] > 0).double().mean()), lambda s: 1))
+    monkeypatch.setitem(
+        evaluation.METRICS,
+        r"R-precision",
+        evaluation.Metric(
+            "Musgrave et al. 2020", lambda s: float((s.matches.cumsum(1)[:, 0] > 0).double().mean()), lambda s: 1
+        ),
+    )
     embeddings, labels = data()
     values = evaluation.compute(embeddings, labels, ["R-precision", "e_recall@1"])
     assert values["R-precision"] == values["e_recall@1"]
@@ -193,7 +219,9 @@ def test_kmeans(monkeypatch, faiss):
     points = torch.as_tensor(np.eye(10, dtype=np.float32)[labels] * 10) + 0.1 * torch.randn(400, 10)
     clusters = clustering.kmeans(points, 10, seed=1)
     assert clusters.shape == (400,) and clustering.nmi(labels, clusters) > 0.8  # random start: not always 1
-    assert (clusters == clustering.kmeans(points, 10, seed=1)).all() and (clusters != clustering.kmeans(points, 10, seed=2)).any()
+    assert (clusters == clustering.kmeans(points, 10, seed=1)).all() and (
+        clusters != clustering.kmeans(points, 10, seed=2)
+    ).any()
 
 
 @pytest.mark.parametrize("faiss", [True, False])
@@ -220,18 +248,27 @@ def test_degenerate_input():
     assert all(v == 1 for v in evaluation.compute(separated, labels, ["e_recall@1", "e_recall@999", "mAP@R"]).values())
     single = evaluation.compute(torch.randn(5, 3), torch.arange(5), ["e_recall@1", "mAP@R"])
     assert single == {"e_recall@1": 0, "mAP@R": 0}
-    assert evaluation.compute(torch.ones(50, 8), torch.arange(50) // 5, ["coding_rate@share"])["coding_rate@share"] < 0.4
+    assert (
+        evaluation.compute(torch.ones(50, 8), torch.arange(50) // 5, ["coding_rate@share"])["coding_rate@share"] < 0.4
+    )
     with pytest.raises(ValueError, match="2 of 5 embeddings are not finite"):
-        evaluation.compute(torch.tensor([[1.0], [float("nan")], [2.0], [float("inf")], [3.0]]), torch.zeros(5), ["e_recall@1"])
+        evaluation.compute(
+            torch.tensor([[1.0], [float("nan")], [2.0], [float("inf")], [3.0]]), torch.zeros(5), ["e_recall@1"]
+        )
     with pytest.raises(ValueError, match="--evaluation_metrics: 1 image"):
         evaluation.compute(torch.ones(1, 2), torch.zeros(1), ["e_recall@1"])
 
 
-@pytest.mark.parametrize("name, near", [("e_recal@10", "e_recall@10"), ("e_recall@0", "e_recall@K"), ("map@r", "mAP@R"), ("e_recall@1x", "e_recall@1")])
+@pytest.mark.parametrize(
+    "name, near",
+    [("e_recal@10", "e_recall@10"), ("e_recall@0", "e_recall@K"), ("map@r", "mAP@R"), ("e_recall@1x", "e_recall@1")],
+)
 def test_unknown_metric(name, near):
     with pytest.raises(ValueError) as error:
         evaluation.check_names(["nmi", name])
-    assert str(error.value).startswith(f"--evaluation_metrics {name}: unknown (did you mean {near}?); known: e_recall@K, mAP@R")
+    assert str(error.value).startswith(
+        f"--evaluation_metrics {name}: unknown (did you mean {near}?); known: e_recall@K, mAP@R"
+    )
     assert "\n" not in str(error.value)
     evaluation.check_names(ALL)
 
@@ -258,7 +295,15 @@ def test_evaluate_embeds_in_order_and_restores_the_mode():
             return self.linear(images.flatten(1).float())
 
     model, split = Flat(), Points(601)
-    opt = SimpleNamespace(evaluation_metrics=["e_recall@1", "nmi"], seed=0, bs=8, kernels=0, evaluate_on_cpu=False, search="auto", kmeans_restarts=1)
+    opt = SimpleNamespace(
+        evaluation_metrics=["e_recall@1", "nmi"],
+        seed=0,
+        bs=8,
+        kernels=0,
+        evaluate_on_cpu=False,
+        search="auto",
+        kmeans_restarts=1,
+    )
     before = torch.get_rng_state()
     model.train()
     metrics = evaluation.evaluate(model, split, opt)

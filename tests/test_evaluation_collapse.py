@@ -10,10 +10,35 @@ import evaluation
 from evaluation import __main__ as command
 from evaluation import clustering, collapse, retrieval, search
 
-EVERY = ["e_recall@1", "e_recall@8", "e_recall@150", "mAP@R", "R-precision", "mAP_1000", "mAP_lim", "mAP_c", "nmi",
-         "f1", "dists@intra", "dists@inter", "dists@intra_over_inter", "rho_spectrum@1", "rho_spectrum@-1", "effective_rank",
-         "coding_rate@share", "coding_rate@dis", "coding_rate@com", "coding_rate@delta", "uniformity", "alignment",
-         "c_recall@1", "c_recall@8", "c_nmi", "c_f1", "c_mAP_1000"]
+EVERY = [
+    "e_recall@1",
+    "e_recall@8",
+    "e_recall@150",
+    "mAP@R",
+    "R-precision",
+    "mAP_1000",
+    "mAP_lim",
+    "mAP_c",
+    "nmi",
+    "f1",
+    "dists@intra",
+    "dists@inter",
+    "dists@intra_over_inter",
+    "rho_spectrum@1",
+    "rho_spectrum@-1",
+    "effective_rank",
+    "coding_rate@share",
+    "coding_rate@dis",
+    "coding_rate@com",
+    "coding_rate@delta",
+    "uniformity",
+    "alignment",
+    "c_recall@1",
+    "c_recall@8",
+    "c_nmi",
+    "c_f1",
+    "c_mAP_1000",
+]
 
 
 def clustered(n=240, d=12, seed=0):
@@ -40,11 +65,22 @@ def test_no_metric_depends_on_the_unit_of_length(exponent):
 def test_functions_alone_do_not_depend_on_it_either():
     embeddings, labels = clustered()
     for factor in (2.0**100, 2.0**-100):
-        for metric in (collapse.coding_rate_share, collapse.coding_rate_expansion, collapse.uniformity,
-                       collapse.effective_rank, collapse.rho_spectrum):
+        for metric in (
+            collapse.coding_rate_share,
+            collapse.coding_rate_expansion,
+            collapse.uniformity,
+            collapse.effective_rank,
+            collapse.rho_spectrum,
+        ):
             assert metric(embeddings * factor) == pytest.approx(metric(embeddings), rel=1e-9)
-        for metric in (collapse.intra, collapse.inter, collapse.alignment, collapse.coding_rate_compression,
-                       retrieval.recall_at_k, retrieval.map_at_r):
+        for metric in (
+            collapse.intra,
+            collapse.inter,
+            collapse.alignment,
+            collapse.coding_rate_compression,
+            retrieval.recall_at_k,
+            retrieval.map_at_r,
+        ):
             assert metric(embeddings * factor, labels) == pytest.approx(metric(embeddings, labels), rel=1e-9)
 
 
@@ -58,7 +94,7 @@ def test_distances_near_collapse_are_those_of_float64(spread):
 
     def half_squares(x):
         """1 - cosine of all pairs of unit rows, by differences."""
-        return np.concatenate([((x[i + 1:] - x[i]) ** 2).sum(1) / 2 for i in range(len(x) - 1)])
+        return np.concatenate([((x[i + 1 :] - x[i]) ** 2).sum(1) / 2 for i in range(len(x) - 1)])
 
     within = [half_squares(units[labels.numpy() == c]) for c in range(24)]
     intra, inter = float(np.mean([part.mean() for part in within])), float(half_squares(means).mean())
@@ -79,8 +115,13 @@ def test_zero_vectors_have_cosine_zero_and_equal_rows_no_distance():
     within = [1 - (rows[labels == c] @ rows[labels == c].T)[np.triu_indices(10, 1)].mean() for c in range(24)]
     assert collapse.intra(embeddings, labels) == pytest.approx(np.mean(within), rel=1e-9)
     equal = torch.full((240, 12), 0.37)
-    assert [collapse.intra(equal, labels), collapse.inter(equal, labels), collapse.intra_over_inter(equal, labels),
-            collapse.alignment(equal, labels), collapse.uniformity(equal)] == [0, 0, 0, 0, 0]
+    assert [
+        collapse.intra(equal, labels),
+        collapse.inter(equal, labels),
+        collapse.intra_over_inter(equal, labels),
+        collapse.alignment(equal, labels),
+        collapse.uniformity(equal),
+    ] == [0, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("faiss", [True, False])
@@ -133,8 +174,14 @@ def test_recall_of_a_number_beyond_every_image():
         values = evaluation.compute(embeddings, alone, [f"e_recall@{k}", f"mAP_{k}", f"c_mAP_{k}"])
         assert list(values) == [f"e_recall@{k}", f"mAP_{k}", f"c_mAP_{k}"] and set(values.values()) == {0}
     for backend in ("faiss", "torch", "ivf") if search.have_faiss() else ("torch",):
-        crossed = evaluation.compute(embeddings, alone, ["e_recall@4611686018427387904"], search=backend,
-                                     query_embeddings=embeddings[:2], query_labels=alone[:2] + 100)
+        crossed = evaluation.compute(
+            embeddings,
+            alone,
+            ["e_recall@4611686018427387904"],
+            search=backend,
+            query_embeddings=embeddings[:2],
+            query_labels=alone[:2] + 100,
+        )
         assert crossed == {"e_recall@4611686018427387904": 0}
     with pytest.raises(ValueError, match="K must be at least 1"):
         retrieval.recall_at_k(embeddings, alone, [1, 0])
@@ -152,13 +199,18 @@ def test_labels_may_be_any_whole_number(least):
 
 def test_too_little_to_measure_is_one_line_that_names_the_flag():
     embeddings, labels = clustered()
-    for bad, message in ((lambda: evaluation.compute(embeddings[:1], labels[:1], ["e_recall@1"]),
-                          "--evaluation_metrics: 1 image"),
-                         (lambda: evaluation.compute(embeddings, labels, ["rho_spectrum@100"]),
-                          "--evaluation_metrics rho_spectrum@100: the embeddings have only 12 singular values"),
-                         (lambda: evaluation.check_names(["nmi", "rho_spectrum@-13"], 12),
-                          "--evaluation_metrics rho_spectrum@-13: --embed_dim 12 has only 12"),
-                         (lambda: evaluation.compute(embeddings, labels, ["nmi"], restarts=0), "--kmeans_restarts 0: ")):
+    for bad, message in (
+        (lambda: evaluation.compute(embeddings[:1], labels[:1], ["e_recall@1"]), "--evaluation_metrics: 1 image"),
+        (
+            lambda: evaluation.compute(embeddings, labels, ["rho_spectrum@100"]),
+            "--evaluation_metrics rho_spectrum@100: the embeddings have only 12 singular values",
+        ),
+        (
+            lambda: evaluation.check_names(["nmi", "rho_spectrum@-13"], 12),
+            "--evaluation_metrics rho_spectrum@-13: --embed_dim 12 has only 12",
+        ),
+        (lambda: evaluation.compute(embeddings, labels, ["nmi"], restarts=0), "--kmeans_restarts 0: "),
+    ):
         with pytest.raises(ValueError) as error:
             bad()
         assert str(error.value).startswith(message) and "\n" not in str(error.value)
@@ -172,10 +224,12 @@ def test_command_says_what_is_wrong_with_its_own_flags(tmp_path, capsys, monkeyp
     assert command.main([path, "--metrics", "e_recall@1", "nmi", "--seed", str(2**64 + 1), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == evaluation.compute(embeddings, labels, ["e_recall@1", "nmi"], seed=1)
     monkeypatch.setattr(search, "have_faiss", lambda: False)
-    for arguments, message in ((["--restarts", "0"], "--restarts 0: must be from 1"),
-                               (["--metrics", "rho_spectrum@100"], "--metrics rho_spectrum@100: the embeddings have"),
-                               (["--metrics", "mAP@K"], "--metrics mAP@K: unknown"),
-                               (["--search", "faiss"], "--search faiss: needs faiss")):
+    for arguments, message in (
+        (["--restarts", "0"], "--restarts 0: must be from 1"),
+        (["--metrics", "rho_spectrum@100"], "--metrics rho_spectrum@100: the embeddings have"),
+        (["--metrics", "mAP@K"], "--metrics mAP@K: unknown"),
+        (["--search", "faiss"], "--search faiss: needs faiss"),
+    ):
         assert command.main([path, *arguments]) == 2
         out, err = capsys.readouterr()
         assert out == "" and err.startswith(f"error: {message}") and err.count("\n") == 1

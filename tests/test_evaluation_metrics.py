@@ -33,7 +33,7 @@ def test_spectrum_against_scipy():
     embeddings, _ = data()
     values = np.linalg.svd(embeddings.astype(np.float64), compute_uv=False)
     for k in (1, 2, 5):
-        share, uniform = values[k - 1:] / values[k - 1:].sum(), np.full(8 - k, 1 / (8 - k))
+        share, uniform = values[k - 1 :] / values[k - 1 :].sum(), np.full(8 - k, 1 / (8 - k))
         assert collapse.rho_spectrum(embeddings, k) == pytest.approx(entropy(uniform, share), rel=1e-6)
         assert collapse.rho_spectrum(embeddings, -k) == pytest.approx(entropy(share, uniform), rel=1e-6)
     assert collapse.rho_spectrum(embeddings, 0) == collapse.rho_spectrum(embeddings, 1)
@@ -86,16 +86,26 @@ def test_against_pml_with_and_without_gallery():
     other = torch.as_tensor(data(n=40, seed=1)[0]), y[:40] % 9
     own, crossed = theirs.get_accuracy(x, y), theirs.get_accuracy(other[0], other[1], x, y, ref_includes_query=False)
     ours = evaluation.compute(x, y, ["mAP@R", "R-precision"])
-    found = evaluation.compute(x, y, ["mAP@R", "R-precision", "e_recall@1"], query_embeddings=other[0], query_labels=other[1])
-    assert ours["mAP@R"] == pytest.approx(own[wanted[0]], rel=1e-6) and ours["R-precision"] == pytest.approx(own[wanted[1]], rel=1e-6)
-    assert [found[name] for name in ("mAP@R", "R-precision", "e_recall@1")] == pytest.approx([crossed[name] for name in wanted], rel=1e-6)
+    found = evaluation.compute(
+        x, y, ["mAP@R", "R-precision", "e_recall@1"], query_embeddings=other[0], query_labels=other[1]
+    )
+    assert ours["mAP@R"] == pytest.approx(own[wanted[0]], rel=1e-6) and ours["R-precision"] == pytest.approx(
+        own[wanted[1]], rel=1e-6
+    )
+    assert [found[name] for name in ("mAP@R", "R-precision", "e_recall@1")] == pytest.approx(
+        [crossed[name] for name in wanted], rel=1e-6
+    )
     assert retrieval.r_precision(x, y) == ours["R-precision"]
 
 
 def test_gallery_keeps_the_querys_copy_and_misses_unknown_classes():
     gallery, labels = torch.randn(6, 4), torch.tensor([0, 0, 1, 1, 2, 2])
-    values = evaluation.compute(gallery, labels, ["e_recall@1", "mAP@R"], query_embeddings=gallery[:2], query_labels=torch.tensor([0, 9]))
-    assert values["e_recall@1"] == 0.5 and values["mAP@R"] >= 0.5  # its copy is found; class 9 is a miss, and no part of mAP@R
+    values = evaluation.compute(
+        gallery, labels, ["e_recall@1", "mAP@R"], query_embeddings=gallery[:2], query_labels=torch.tensor([0, 9])
+    )
+    assert (
+        values["e_recall@1"] == 0.5 and values["mAP@R"] >= 0.5
+    )  # its copy is found; class 9 is a miss, and no part of mAP@R
     with pytest.raises(ValueError, match="go together"):
         evaluation.compute(gallery, labels, ["e_recall@1"], query_embeddings=gallery)
     with pytest.raises(ValueError, match="3 dimensions, the gallery 4"):
@@ -114,7 +124,9 @@ def test_cosine_names_are_those_of_normalised_embeddings():
 
 def test_degenerate():
     ones, one_class = torch.ones(6, 3), torch.zeros(6, dtype=torch.long)
-    values = evaluation.compute(ones, one_class, ["dists@intra", "dists@inter", "uniformity", "alignment", "effective_rank", "R-precision"])
+    values = evaluation.compute(
+        ones, one_class, ["dists@intra", "dists@inter", "uniformity", "alignment", "effective_rank", "R-precision"]
+    )
     assert list(values.values()) == pytest.approx([0, 0, 0, 0, 1, 1], abs=1e-5)
     alone = evaluation.compute(torch.randn(6, 3), torch.arange(6), ["dists@intra", "alignment", "R-precision"])
     assert list(alone.values()) == [0, 0, 0]
@@ -125,10 +137,20 @@ def test_degenerate():
 def test_evaluate_takes_a_query_gallery_split(monkeypatch):
     sets = {"query": data(n=20, seed=2), "gallery": data(seed=2)}
     monkeypatch.setattr(evaluation, "embed", lambda model, split, **_: tuple(map(torch.as_tensor, sets[split])))
-    opt = SimpleNamespace(evaluation_metrics=["e_recall@1"], seed=0, bs=8, kernels=0, evaluate_on_cpu=False, search="auto", kmeans_restarts=1)
+    opt = SimpleNamespace(
+        evaluation_metrics=["e_recall@1"],
+        seed=0,
+        bs=8,
+        kernels=0,
+        evaluate_on_cpu=False,
+        search="auto",
+        kmeans_restarts=1,
+    )
     split = SimpleNamespace(query="query", gallery="gallery")
     nearest = cdist(sets["query"][0], sets["gallery"][0]).argmin(1)
-    assert evaluation.evaluate(None, split, opt)["e_recall@1"] == (sets["gallery"][1][nearest] == sets["query"][1]).mean()
+    assert (
+        evaluation.evaluate(None, split, opt)["e_recall@1"] == (sets["gallery"][1][nearest] == sets["query"][1]).mean()
+    )
 
 
 def test_command(tmp_path, capsys):
@@ -138,8 +160,11 @@ def test_command(tmp_path, capsys):
     assert command.main([str(path), "--metrics", "e_recall@1", "mAP@R", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == evaluation.compute(embeddings, labels, ["e_recall@1", "mAP@R"])
     np.savez(tmp_path / "bad.npz", embeddings=embeddings)
-    for arguments, message in (([str(tmp_path / "no.npz")], "no such file"), ([str(tmp_path / "bad.npz")], "labels is missing"),
-                               ([str(path), "--metrics", "nope"], "unknown")):
+    for arguments, message in (
+        ([str(tmp_path / "no.npz")], "no such file"),
+        ([str(tmp_path / "bad.npz")], "labels is missing"),
+        ([str(path), "--metrics", "nope"], "unknown"),
+    ):
         assert command.main(arguments) == 2
         out, err = capsys.readouterr()
         assert out == "" and err.startswith("error: ") and message in err and err.count("\n") == 1
@@ -150,7 +175,9 @@ def test_nmi_is_that_of_pml_on_the_same_clusters():
     calculator = pytest.importorskip("pytorch_metric_learning.utils.accuracy_calculator")
     embeddings, labels = data(n=200)
     clusters = evaluation.clustering.kmeans(embeddings, len(np.unique(labels)), seed=1)
-    theirs = calculator.AccuracyCalculator(include=("NMI",), k="max_bin_count", kmeans_func=lambda x, n: torch.as_tensor(clusters))
+    theirs = calculator.AccuracyCalculator(
+        include=("NMI",), k="max_bin_count", kmeans_func=lambda x, n: torch.as_tensor(clusters)
+    )
     expected = theirs.get_accuracy(torch.as_tensor(embeddings), torch.as_tensor(labels))["NMI"]
     assert evaluation.clustering.nmi(labels, clusters) == pytest.approx(expected, rel=1e-6)
     assert evaluation.compute(embeddings, labels, ["nmi"], seed=1)["nmi"] == pytest.approx(expected, rel=1e-6)
@@ -161,31 +188,60 @@ def test_restarts_do_not_make_the_clustering_worse():
 
     def spread(restarts):
         clusters = torch.as_tensor(evaluation.clustering.kmeans(points, 12, seed=0, restarts=restarts))
-        return sum(float((points[clusters == c] - points[clusters == c].mean(0)).square().sum()) for c in clusters.unique())
+        return sum(
+            float((points[clusters == c] - points[clusters == c].mean(0)).square().sum()) for c in clusters.unique()
+        )
 
     assert spread(8) <= spread(1) * 1.0001
 
 
-EVERY = ["e_recall@1", "e_recall@999", "mAP@R", "R-precision", "mAP_1000", "mAP_lim", "mAP_c", "nmi", "f1", "dists@intra", "dists@inter", "dists@intra_over_inter",
-         "coding_rate@share", "coding_rate@dis", "coding_rate@com", "coding_rate@delta", "uniformity", "alignment", "c_recall@1", "c_nmi", "c_f1", "c_mAP_1000"]
+EVERY = [
+    "e_recall@1",
+    "e_recall@999",
+    "mAP@R",
+    "R-precision",
+    "mAP_1000",
+    "mAP_lim",
+    "mAP_c",
+    "nmi",
+    "f1",
+    "dists@intra",
+    "dists@inter",
+    "dists@intra_over_inter",
+    "coding_rate@share",
+    "coding_rate@dis",
+    "coding_rate@com",
+    "coding_rate@delta",
+    "uniformity",
+    "alignment",
+    "c_recall@1",
+    "c_nmi",
+    "c_f1",
+    "c_mAP_1000",
+]
 SPECTRAL = ["rho_spectrum@1", "rho_spectrum@-1", "rho_spectrum@0", "effective_rank"]
 
 
-@pytest.mark.parametrize("name, embeddings, labels", [
-    ("one class", torch.randn(12, 4), torch.zeros(12)),
-    ("single images", torch.randn(12, 4), torch.arange(12)),
-    ("all equal", torch.ones(12, 4), torch.arange(12) // 3),
-    ("some zero vectors", torch.cat([torch.zeros(3, 4), torch.randn(9, 4)]), torch.arange(12) // 3),
-    ("all zero", torch.zeros(12, 4), torch.arange(12) // 3),
-    ("two images", torch.randn(2, 4), torch.zeros(2)),
-])
+@pytest.mark.parametrize(
+    "name, embeddings, labels",
+    [
+        ("one class", torch.randn(12, 4), torch.zeros(12)),
+        ("single images", torch.randn(12, 4), torch.arange(12)),
+        ("all equal", torch.ones(12, 4), torch.arange(12) // 3),
+        ("some zero vectors", torch.cat([torch.zeros(3, 4), torch.randn(9, 4)]), torch.arange(12) // 3),
+        ("all zero", torch.zeros(12, 4), torch.arange(12) // 3),
+        ("two images", torch.randn(2, 4), torch.zeros(2)),
+    ],
+)
 def test_every_metric_has_a_value_on_degenerate_input(name, embeddings, labels):
     values = evaluation.compute(embeddings, labels.long(), EVERY)
     assert list(values) == EVERY and all(np.isfinite(v) for v in values.values())
     if name == "one class":
         assert all(values[m] == pytest.approx(1) for m in ("e_recall@1", "mAP@R", "R-precision", "c_recall@1", "nmi"))
     if name == "single images":
-        assert all(values[m] == 0 for m in ("e_recall@1", "e_recall@999", "mAP@R", "R-precision", "dists@intra", "alignment"))
+        assert all(
+            values[m] == 0 for m in ("e_recall@1", "e_recall@999", "mAP@R", "R-precision", "dists@intra", "alignment")
+        )
     if name in ("all equal", "all zero"):  # ties by index: image 0 finds image 1, images from 3 on find image 0
         assert values["e_recall@1"] == pytest.approx(3 / 12) and values["uniformity"] == pytest.approx(0, abs=1e-6)
     if name != "all zero":
@@ -196,6 +252,9 @@ def test_what_cannot_be_measured_is_one_line():
     good, labels = torch.randn(6, 4), torch.zeros(6, dtype=torch.long)
     bad = good.clone()
     bad[2, 1] = float("nan")
-    for arguments in (dict(embeddings=bad, labels=labels), dict(embeddings=good, labels=labels, query_embeddings=bad, query_labels=labels)):
+    for arguments in (
+        dict(embeddings=bad, labels=labels),
+        dict(embeddings=good, labels=labels, query_embeddings=bad, query_labels=labels),
+    ):
         with pytest.raises(evaluation.Unmeasurable, match="1 of 6 embeddings are not finite"):
             evaluation.compute(**arguments, names=["e_recall@1"])

@@ -13,13 +13,35 @@ import main
 from datasets import Splits, glyphs
 from utilities import report, trackers
 
-BASE = ["--dataset", "glyphs", "--arch", "conv4_normalize", "--embed_dim", "16", "--bs", "32", "--samples_per_class", "4", "--kernels", "0", "--lr", "1e-3",
-        "--data_sampler", "class_balanced", "--n_epochs", "2", "--no_train_metrics", "--evaluation_metrics", "e_recall@1"]
+BASE = [
+    "--dataset",
+    "glyphs",
+    "--arch",
+    "conv4_normalize",
+    "--embed_dim",
+    "16",
+    "--bs",
+    "32",
+    "--samples_per_class",
+    "4",
+    "--kernels",
+    "0",
+    "--lr",
+    "1e-3",
+    "--data_sampler",
+    "class_balanced",
+    "--n_epochs",
+    "2",
+    "--no_train_metrics",
+    "--evaluation_metrics",
+    "e_recall@1",
+]
 
 
 @pytest.fixture
 def small(monkeypatch):
     """Glyphs of 20 + 20 classes."""
+
     def select(opt, input_size=224):
         splits = glyphs.splits(input_size, opt.augmentation)
         first = lambda split: split.subset(torch.nonzero(split.labels < 20).flatten().tolist())  # noqa: E731
@@ -29,8 +51,13 @@ def small(monkeypatch):
 
 
 def test_protocol_rows():
-    table = [{"epoch": 0, "test/m": 0.2, "val/m": 0.5}, {"epoch": 1, "test/m": 0.9, "val/m": 0.6}, {"epoch": 2, "test/m": 0.9, "val/m": 0.7},
-             {"epoch": 3, "test/m": 0.4, "val/m": 0.1}, {"epoch": 4, "loss/rate": 1.0}]
+    table = [
+        {"epoch": 0, "test/m": 0.2, "val/m": 0.5},
+        {"epoch": 1, "test/m": 0.9, "val/m": 0.6},
+        {"epoch": 2, "test/m": 0.9, "val/m": 0.7},
+        {"epoch": 3, "test/m": 0.4, "val/m": 0.1},
+        {"epoch": 4, "loss/rate": 1.0},
+    ]
     chosen = trackers.protocol_rows(table, "m")
     assert {name: row["epoch"] for name, row in chosen.items()} == {"last": 3, "best-test": 1, "best-val": 2}
     assert list(trackers.protocol_rows([{"epoch": 0, "test/m": 0.2}], "m")) == ["last", "best-test"]
@@ -44,7 +71,9 @@ def test_evaluate_only_and_saved_embeddings_give_the_runs_numbers(tmp_path, smal
     recalls = [float(r["test/e_recall@1"]) for r in csv.DictReader((folder / "metrics.csv").open())]
     assert protocol["best-test"]["test/e_recall@1"] == max(recalls)
     capsys.readouterr()
-    assert main.main(["--evaluate_only", "--checkpoint", str(folder / "checkpoint.pt"), "--embed_dim", "999"]) == 0  # the run's own flags
+    assert (
+        main.main(["--evaluate_only", "--checkpoint", str(folder / "checkpoint.pt"), "--embed_dim", "999"]) == 0
+    )  # the run's own flags
     assert "test/e_recall@1" in capsys.readouterr().out
     again = json.loads((folder / "evaluation_checkpoint.json").read_text())["metrics"]
     assert again["test/e_recall@1"] == recalls[-1]
@@ -52,8 +81,14 @@ def test_evaluate_only_and_saved_embeddings_give_the_runs_numbers(tmp_path, smal
         assert len(saved["paths"]) in (0, len(saved["labels"]))
         assert evaluation.compute(saved["embeddings"], saved["labels"], ["e_recall@1"])["e_recall@1"] == recalls[-1]
     out = str(tmp_path / "table")
-    assert report.main([str(folder), "--out", out, "--row", "best-test"]) == 0 and "best epoch on the test split" in capsys.readouterr().out
-    assert report.main([str(folder), "--out", out, "--row", "best-val"]) == 2 and "--row best-val" in capsys.readouterr().err
+    assert (
+        report.main([str(folder), "--out", out, "--row", "best-test"]) == 0
+        and "best epoch on the test split" in capsys.readouterr().out
+    )
+    assert (
+        report.main([str(folder), "--out", out, "--row", "best-val"]) == 2
+        and "--row best-val" in capsys.readouterr().err
+    )
     assert main.main([*BASE, "--evaluate_only", "--checkpoint", str(tmp_path / "none.pt")]) == 2
     assert "no such file" in capsys.readouterr().err
     with pytest.raises(SystemExit):

@@ -66,9 +66,17 @@ def one_long(n, seed=0, times=1e6):
     return x
 
 
-SETS = {"random": lambda n: torch.randn(n, 12, generator=drawn(1)), "triples": triples, "mirrored": mirrored,
-        "far from the origin": lambda n: torch.randn(n, 12, generator=drawn(2)) + 100, "one long": one_long,
-        "lattice": lattice, "copies": copies, "nearly": nearly, "all equal": lambda n: torch.full((n, 3), 0.7)}
+SETS = {
+    "random": lambda n: torch.randn(n, 12, generator=drawn(1)),
+    "triples": triples,
+    "mirrored": mirrored,
+    "far from the origin": lambda n: torch.randn(n, 12, generator=drawn(2)) + 100,
+    "one long": one_long,
+    "lattice": lattice,
+    "copies": copies,
+    "nearly": nearly,
+    "all equal": lambda n: torch.full((n, 3), 0.7),
+}
 FIT = ("random", "triples", "one long", "far from the origin")  # their ties are all within k + 8
 
 
@@ -146,9 +154,12 @@ def test_numpy_arrays_and_bad_arguments():
     assert torch.equal(search.nearest_neighbours(points[:9], points, 4), exact_order(points[:9], points, False)[:, :4])
     broken = points.copy()
     broken[3, 2] = np.nan
-    for arguments, message in (((points, points, 0), "k must be at least 1, got 0"),
-                               ((points[:0], points, 1), "needs queries"), ((points, broken, 1), "not finite"),
-                               ((points, points[:, :3], 1), "needs queries")):
+    for arguments, message in (
+        ((points, points, 0), "k must be at least 1, got 0"),
+        ((points[:0], points, 1), "needs queries"),
+        ((points, broken, 1), "not finite"),
+        ((points, points[:, :3], 1), "needs queries"),
+    ):
         with pytest.raises(ValueError, match=message):
             search.nearest_neighbours(*arguments)
     with pytest.raises(ValueError, match="with others"):
@@ -180,10 +191,16 @@ def test_metrics_are_those_of_the_stable_sort(name, backend, monkeypatch):
     points = SETS[name](450)
     labels = torch.cat([torch.randint(60, (446,), generator=drawn(6)), torch.tensor([100, 101, 102, 103])])
     values = evaluation.compute(points, labels, NAMES, search=backend)
-    assert values == pytest.approx(naive(exact_order(points, points, True), labels, labels, retrieval.class_sizes(labels), 1), rel=1e-12)
-    crossed = evaluation.compute(points[50:], labels[50:], NAMES, search=backend, query_embeddings=points[:50], query_labels=labels[:50])
+    assert values == pytest.approx(
+        naive(exact_order(points, points, True), labels, labels, retrieval.class_sizes(labels), 1), rel=1e-12
+    )
+    crossed = evaluation.compute(
+        points[50:], labels[50:], NAMES, search=backend, query_embeddings=points[:50], query_labels=labels[:50]
+    )
     sizes = retrieval.gallery_sizes(labels[:50], labels[50:])
-    assert crossed == pytest.approx(naive(exact_order(points[:50], points[50:], False), labels[50:], labels[:50], sizes, 0), rel=1e-12)
+    assert crossed == pytest.approx(
+        naive(exact_order(points[:50], points[50:], False), labels[50:], labels[:50], sizes, 0), rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -231,7 +248,9 @@ def test_approximate_search_is_near_and_complete():
     assert not (found == torch.arange(3000)[:, None]).any() and bool((found >= 0).all())
     share = (found[:, :, None] == exact[:, None]).any(2).float().mean()
     assert 0.5 < share < 1  # approximate, and not by accident exact
-    many = search.nearest_neighbours(points, points, 2000, exclude_self=True, backend="ivf")  # more than the visited lists hold
+    many = search.nearest_neighbours(
+        points, points, 2000, exclude_self=True, backend="ivf"
+    )  # more than the visited lists hold
     assert all(len(row.unique()) == 2000 for row in many[:20])
     labels = torch.arange(3000) % 40
     assert 0 < retrieval.recall_at_k(points, labels, 100, backend="ivf") <= 1

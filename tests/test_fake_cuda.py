@@ -8,6 +8,7 @@ import importlib.util
 
 import pytest
 import torch
+from pretend_gpu import PretendGpu
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
@@ -18,7 +19,6 @@ import parameters
 from criteria.base import Criterion
 from datasets.transforms import AREA, OnDevice
 from evaluation import search
-from pretend_gpu import PretendGpu
 
 pytestmark = pytest.mark.skipif(torch.version.cuda is None, reason="this torch is built without CUDA")
 CLASSES, BS, DIMENSIONS = 10, 24, 16

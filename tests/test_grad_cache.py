@@ -1,12 +1,12 @@
 """--grad_cache: the gradient of a batch that is embedded in chunks is the whole batch's (Gao et al., 2021)."""
 
+import miniatures
 import pytest
+import ranks
 import torch
 from torch import nn
 
 import main
-import miniatures
-import ranks
 from utilities import state
 
 

@@ -40,6 +40,7 @@ def splits_of(photos, *more, size=64):
 def by_v1(path, steps, seed):
     """uint8 (3, H, W) of an image by torchvision's v1 transforms, from the same random numbers as ours."""
     from PIL import ImageOps
+
     image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
     torch.manual_seed(seed)
     return v1.functional.pil_to_tensor(v1.Compose(steps)(image))
@@ -70,13 +71,34 @@ def test_training_images_are_those_of_the_v1_pipeline(name, photos):
 def test_evaluation_images_are_those_of_the_v1_pipeline(photos):
     for split in (splits_of(photos).test, splits_of(photos).train.unaugmented()):
         for i, path in enumerate(split.paths):
-            assert (split[i][0].float() - by_v1(path, [v1.Resize(73), v1.CenterCrop(64)], 0).float()).abs().mean() < limit(path), path
+            assert (
+                split[i][0].float() - by_v1(path, [v1.Resize(73), v1.CenterCrop(64)], 0).float()
+            ).abs().mean() < limit(path), path
 
 
-@pytest.mark.parametrize("name, v1_steps", [
-    ("big", lambda: [v1.RandomResizedCrop(64, scale=(0.4, 1)), v1.ColorJitter(0.2, 0.2, 0.2, 0.2), v1.RandomGrayscale(0.2), v1.RandomHorizontalFlip()]),
-    ("adv", lambda: [v1.RandomResizedCrop(64), v1.ColorJitter(0.2, 0.2, 0.2, 0.2), v1.RandomGrayscale(0.2), v1.RandomHorizontalFlip()]),
-])
+@pytest.mark.parametrize(
+    "name, v1_steps",
+    [
+        (
+            "big",
+            lambda: [
+                v1.RandomResizedCrop(64, scale=(0.4, 1)),
+                v1.ColorJitter(0.2, 0.2, 0.2, 0.2),
+                v1.RandomGrayscale(0.2),
+                v1.RandomHorizontalFlip(),
+            ],
+        ),
+        (
+            "adv",
+            lambda: [
+                v1.RandomResizedCrop(64),
+                v1.ColorJitter(0.2, 0.2, 0.2, 0.2),
+                v1.RandomGrayscale(0.2),
+                v1.RandomHorizontalFlip(),
+            ],
+        ),
+    ],
+)
 def test_coloured_augmentations_have_the_v1_pipelines_statistics(name, v1_steps, photos):
     fetch = splits_of(photos, "--augmentation", name).train.fetch
     torch.manual_seed(0)
@@ -90,8 +112,10 @@ def test_coloured_augmentations_have_the_v1_pipelines_statistics(name, v1_steps,
 
 def test_a_jpeg_is_decoded_reduced_where_the_crop_allows(tmp_path):
     noise(tmp_path / "x.jpg", (640, 480))
+
     def size(target, box=(0, 0, 480, 640), margin=1):
         return images.read(tmp_path / "x.jpg", lambda h, w: (box, target), margin)[0].shape[:2]
+
     assert size((200, 200)) == (240, 320) and size((120, 120)) == (120, 160) and size((60, 60)) == (60, 80)
     assert size((241, 200)) == (480, 640) and size((200, 200), margin=2) == (480, 640)
     assert size((64, 64), box=(100, 50, 120, 400)) == (480, 640)  # the part counts, not the image
@@ -110,14 +134,27 @@ def test_jpegs_by_torchvision_are_pillows(photos, monkeypatch):
 
 
 def test_the_header_is_read_as_pillow_reads_it(tmp_path):
-    for options_ in (dict(progressive=True), dict(comment=b"c" * 300), dict(icc_profile=b"p" * 70000), dict(dpi=(72, 72)), dict(restart_marker_blocks=2)):
+    for options_ in (
+        dict(progressive=True),
+        dict(comment=b"c" * 300),
+        dict(icc_profile=b"p" * 70000),
+        dict(dpi=(72, 72)),
+        dict(restart_marker_blocks=2),
+    ):
         data = io.BytesIO()
         Image.new("RGB", (37, 21)).save(data, "JPEG", **options_)
         assert images.plain_jpeg_size(data.getvalue()) == (21, 37)
     data = io.BytesIO()
     Image.new("CMYK", (37, 21)).save(data, "JPEG")
     assert images.plain_jpeg_size(data.getvalue()) is None
-    for junk in (b"", b"\xff\xd8", b"\xff\xd8\xff", b"\xff\xd8\xff\xc0\0\x11\x08\0\0\0\0\3", b"\x89PNG" + bytes(50), b"\xff\xd8" + b"\xff\xe0\0\0" * 20):
+    for junk in (
+        b"",
+        b"\xff\xd8",
+        b"\xff\xd8\xff",
+        b"\xff\xd8\xff\xc0\0\x11\x08\0\0\0\0\3",
+        b"\x89PNG" + bytes(50),
+        b"\xff\xd8" + b"\xff\xe0\0\0" * 20,
+    ):
         assert images.plain_jpeg_size(junk) is None
 
 
@@ -133,7 +170,9 @@ def test_augmentation_depends_on_seed_epoch_and_place_but_not_on_workers(photos)
     split = splits_of(photos).train
     first = batches(split, 0, 1)
     same = lambda a, b: len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b))  # noqa: E731
-    assert all(same(first, batches(split, workers, 1)) for workers in (1, 2)) and same(first[2:], batches(split, 1, 1, start=2))
+    assert all(same(first, batches(split, workers, 1)) for workers in (1, 2)) and same(
+        first[2:], batches(split, 1, 1, start=2)
+    )
     assert not same(first, batches(split, 0, 2)) and not same(first, batches(split, 0, 1, seed=1))
     one, two = split.fetch([0, 0], [1, 2])
     assert not torch.equal(one, two)  # an image twice in a batch is cropped twice
@@ -151,7 +190,9 @@ def test_the_cache_gives_the_same_images(photos, workers, tmp_path):
     for split, other in ((plain.train, cached.train), (plain.test, cached.test)):
         for i in range(len(split)):
             small = min(images.read(split.paths[i])[0].shape[:2]) <= 112  # 1.75 · 64: kept as it is
-            assert (split[i, 4][0].float() - other[i, 4][0].float()).abs().mean() < (1.0 if small else 3.0), split.paths[i]
+            assert (split[i, 4][0].float() - other[i, 4][0].float()).abs().mean() < (1.0 if small else 3.0), (
+                split.paths[i]
+            )
 
 
 def test_the_cache_is_made_once_and_anew_when_a_source_file_changes(tmp_path, monkeypatch):
@@ -166,7 +207,11 @@ def test_the_cache_is_made_once_and_anew_when_a_source_file_changes(tmp_path, mo
     assert len(built) == 1 and torch.equal(first.test[0][0], again.test[0][0])
     noise(tmp_path / "data" / "b" / "0.jpg", seed=77)
     changed = select()
-    assert len(built) == 2 and not torch.equal(changed.test[0][0], first.test[0][0]) and torch.equal(changed.test[1][0], first.test[1][0])
+    assert (
+        len(built) == 2
+        and not torch.equal(changed.test[0][0], first.test[0][0])
+        and torch.equal(changed.test[1][0], first.test[1][0])
+    )
     assert len(os.listdir(tmp_path / "cache")) == 2  # the former one is gone
     os.utime(tmp_path / "data" / "a" / "0.jpg", (1, 1))
     select()
@@ -225,8 +270,10 @@ def test_a_cache_with_other_content_of_the_same_size_is_refused(few, workers, tm
     split = few().train
     assert split[1][0].shape == (3, 64, 64)  # an image that is whole
     line = read_in_a_process(split, workers)
-    assert line == (f"--cache {tmp_path / 'cache'}: {data} is damaged or cut off (image 2); "
-                    "delete it, and the next run makes it anew")
+    assert line == (
+        f"--cache {tmp_path / 'cache'}: {data} is damaged or cut off (image 2); "
+        "delete it, and the next run makes it anew"
+    )
     data.unlink()
     assert torch.equal(few().train.unaugmented()[2][0], whole)
 
@@ -316,20 +363,29 @@ def test_crops_on_the_device_have_torchvisions_distribution():
     """Area, ratio and place of boxes against 4,000 of RandomResizedCrop.get_params, for a wide, a square and a very tall image."""
     torch.manual_seed(0)
     for width, height in ((500, 375), (300, 300), (100, 400)):
-        top, left, h, w = transforms.OnDevice("base", 224).boxes(torch.full((4000,), width / height), torch.rand(4000, 22))
+        top, left, h, w = transforms.OnDevice("base", 224).boxes(
+            torch.full((4000,), width / height), torch.rand(4000, 22)
+        )
         ours = np.stack([top * height, left * width, h * height, w * width])
         image = Image.new("RGB", (width, height))
         theirs = np.array([v1.RandomResizedCrop.get_params(image, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(4000)]).T
         assert (ours[2] <= height + 1e-3).all() and (ours[3] <= width + 1e-3).all() and (ours[:2] >= 0).all()
         assert (ours[0] + ours[2] <= height + 1e-3).all() and (ours[1] + ours[3] <= width + 1e-3).all()
         for a, b in zip([*ours, ours[2] * ours[3]], [*theirs, theirs[2] * theirs[3]]):
-            assert np.allclose(np.quantile(a, [0.1, 0.5, 0.9]), np.quantile(b, [0.1, 0.5, 0.9]), atol=0.04 * (b.max() - b.min()) + 1.5)
+            assert np.allclose(
+                np.quantile(a, [0.1, 0.5, 0.9]), np.quantile(b, [0.1, 0.5, 0.9]), atol=0.04 * (b.max() - b.min()) + 1.5
+            )
 
 
 def test_the_device_crops_what_its_boxes_say():
     """Crops and flips of smooth squares against torchvision's crop and resize of the same box."""
     torch.manual_seed(1)
-    squares = torch.nn.functional.interpolate(torch.rand(6, 3, 5, 5), size=96, mode="bicubic").clamp(0, 1).mul(255).to(torch.uint8)
+    squares = (
+        torch.nn.functional.interpolate(torch.rand(6, 3, 5, 5), size=96, mode="bicubic")
+        .clamp(0, 1)
+        .mul(255)
+        .to(torch.uint8)
+    )
     device = transforms.OnDevice("base", 64)
     boxes = device.boxes(torch.ones(6), torch.rand(6, 22))
     device.boxes = lambda *_: boxes
@@ -347,11 +403,19 @@ def test_the_device_crops_what_its_boxes_say():
 def test_gpu_augment(name, photos):
     split = splits_of(photos, "--gpu_augment", "--augmentation", name).train
     (square, aspect, seed), label = split[0, 9]
-    assert square.shape == (3, 96, 96) and square.dtype == torch.uint8 and float(aspect) == pytest.approx(160 / 120) and label == 0 and seed == 9
+    assert (
+        square.shape == (3, 96, 96)
+        and square.dtype == torch.uint8
+        and float(aspect) == pytest.approx(160 / 120)
+        and label == 0
+        and seed == 9
+    )
     (squares, aspects, seeds), labels = next(iter(torch.utils.data.DataLoader(split, batch_size=5)))
     first = split.on_device(squares, aspects, seeds)
     assert first.shape == (5, 3, 64, 64) and first.dtype == torch.uint8
-    assert torch.equal(first[2:], split.on_device(squares[2:], aspects[2:], seeds[2:]))  # an image by its own seed alone
+    assert torch.equal(
+        first[2:], split.on_device(squares[2:], aspects[2:], seeds[2:])
+    )  # an image by its own seed alone
     assert not torch.equal(first, split.on_device(squares, aspects, seeds + 1))
     same = split.on_device(squares[:1].expand(4, -1, -1, -1), aspects[:1].expand(4), torch.arange(4))
     assert len({image.numpy().tobytes() for image in same}) > 1
@@ -359,13 +423,30 @@ def test_gpu_augment(name, photos):
     assert plain.on_device is None and plain[0][0].shape == (3, 64, 64)
     if name == "red":  # keeps scale and shape: a crop of 64 / 73 of the shorter side, so no pixel is stretched
         _, _, height, width = split.on_device.boxes(torch.tensor([0.5, 1.0, 2.0]), torch.rand(3, 22))
-        assert torch.allclose(height, width * torch.tensor([0.5, 1.0, 2.0])) and math.isclose(float(height[1]), 64 / 73, rel_tol=1e-6)
+        assert torch.allclose(height, width * torch.tensor([0.5, 1.0, 2.0])) and math.isclose(
+            float(height[1]), 64 / 73, rel_tol=1e-6
+        )
 
 
 @pytest.mark.parametrize("more", [["--gpu_augment"], ["--cache"], ["--gpu_augment", "--cache"]])
 def test_runs_with_them(photos, more, tmp_path):
     more = [word for flag in more for word in ([flag, str(tmp_path / "cache")] if flag == "--cache" else [flag])]
-    flags = ["--dataset", "folder", "--source_path", str(photos), "--arch", "conv4_normalize", "--n_epochs", "1", "--bs", "8", "--kernels", "2", "--save_path", str(tmp_path)]
+    flags = [
+        "--dataset",
+        "folder",
+        "--source_path",
+        str(photos),
+        "--arch",
+        "conv4_normalize",
+        "--n_epochs",
+        "1",
+        "--bs",
+        "8",
+        "--kernels",
+        "2",
+        "--save_path",
+        str(tmp_path),
+    ]
     assert main.main([*flags, "--loss", "multisimilarity", *more]) == 0
 
 
@@ -373,4 +454,6 @@ def test_runs_with_them(photos, more, tmp_path):
 def test_glyphs_takes_neither(flag, capsys):
     with pytest.raises(SystemExit) as stop:
         main.main(["--dataset", "glyphs", flag, *(["x"] if flag == "--cache" else [])])
-    assert stop.value.code == 2 and f"--dataset glyphs {flag}: is for data sets of image files" in capsys.readouterr().err
+    assert (
+        stop.value.code == 2 and f"--dataset glyphs {flag}: is for data sets of image files" in capsys.readouterr().err
+    )

@@ -2,6 +2,7 @@
 
 import json
 
+import miniatures
 import numpy as np
 import pytest
 import torch
@@ -10,7 +11,6 @@ from torchvision.transforms import v2
 import architectures
 import datasets
 import main
-import miniatures
 import parameters
 
 

@@ -16,14 +16,42 @@ from datasets import Splits, glyphs
 from utilities import report, state
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-BASE = ["--dataset", "glyphs", "--arch", "conv4_normalize", "--embed_dim", "16", "--bs", "32", "--samples_per_class", "4", "--kernels", "0", "--lr", "1e-3",
-        "--data_sampler", "class_balanced", "--loss_oproxy_lrmulti", "10", "--n_epochs", "2", "--tau", "1", "--no_train_metrics",
-        "--evaluation_metrics", "e_recall@1", "nmi", "mAP@R", "coding_rate@share"]
+BASE = [
+    "--dataset",
+    "glyphs",
+    "--arch",
+    "conv4_normalize",
+    "--embed_dim",
+    "16",
+    "--bs",
+    "32",
+    "--samples_per_class",
+    "4",
+    "--kernels",
+    "0",
+    "--lr",
+    "1e-3",
+    "--data_sampler",
+    "class_balanced",
+    "--loss_oproxy_lrmulti",
+    "10",
+    "--n_epochs",
+    "2",
+    "--tau",
+    "1",
+    "--no_train_metrics",
+    "--evaluation_metrics",
+    "e_recall@1",
+    "nmi",
+    "mAP@R",
+    "coding_rate@share",
+]
 
 
 @pytest.fixture
 def small(monkeypatch):
     """Glyphs of 20 + 20 classes."""
+
     def select(opt, size):
         splits = glyphs.splits(size, opt.augmentation)
         first = lambda split: split.subset(torch.nonzero(split.labels < 20).flatten().tolist())  # noqa: E731
@@ -47,23 +75,48 @@ def numbers(folder):
 
 
 def test_a_run_learns_and_leaves_its_records(tmp_path, small):
-    folder = run(tmp_path, "--loss", "antico_batch_proxy", "--n_epochs", 6, "--tau", 5, "--store_improvements", "--storage_metrics", "e_recall@1", "nmi")
+    folder = run(
+        tmp_path,
+        "--loss",
+        "antico_batch_proxy",
+        "--n_epochs",
+        6,
+        "--tau",
+        5,
+        "--store_improvements",
+        "--storage_metrics",
+        "e_recall@1",
+        "nmi",
+    )
     table = rows(folder)
     assert [int(r["epoch"]) for r in table] == list(range(7))
     assert float(table[-1]["test/e_recall@1"]) > float(table[0]["test/e_recall@1"]) + 0.05
     assert float(table[-1]["loss"]) < float(table[1]["loss"])
     assert float(table[5]["lr"]) == 1e-3 and float(table[6]["lr"]) == pytest.approx(3e-4)  # --tau 5 --gamma 0.3
     config = json.loads((folder / "config.json").read_text())
-    assert config["flags"]["antico_form"] == "normalized" and config["seed"] == 0 and config["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert (
+        config["flags"]["antico_form"] == "normalized"
+        and config["seed"] == 0
+        and config["versions"]["torch"] == torch.__version__.split("+")[0]
+    )
     best, last = state.load(folder / "best.pt"), state.load(folder / "checkpoint.pt")
     recalls = [float(r["test/e_recall@1"]) for r in table]
-    assert best["epoch"] == int(np.argmax(recalls)) and best["best"]["e_recall@1"] == max(recalls) and last["epoch"] == 6
+    assert (
+        best["epoch"] == int(np.argmax(recalls)) and best["best"]["e_recall@1"] == max(recalls) and last["epoch"] == 6
+    )
     assert (folder / "best_nmi.pt").exists() and (folder / f"improved_epoch{best['epoch']:04d}.pt").exists()
     assert last["criterion"]["base.proxies"].shape == (20, 16)
 
 
-@pytest.mark.parametrize("loss", [*(f"{name}" for name in main.criteria.CRITERIA if name != "antico_batch_proxy"),
-                                  "antico_pair --antico_base none", "pml.SupConLoss", "antico_all_proxy --antico_base pml.NormalizedSoftmaxLoss"])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        *(f"{name}" for name in main.criteria.CRITERIA if name != "antico_batch_proxy"),
+        "antico_pair --antico_base none",
+        "pml.SupConLoss",
+        "antico_all_proxy --antico_base pml.NormalizedSoftmaxLoss",
+    ],
+)
 def test_every_loss_trains(tmp_path, small, loss):
     for start, package in (("nir", "FrEIA"), ("pml.", "pytorch_metric_learning")):
         if loss.split()[-1].startswith(start):
@@ -84,14 +137,18 @@ def test_resume_goes_on_as_if_never_stopped(tmp_path, small):
     whole = numbers(run(tmp_path / "a", "--loss", "antico_batch_proxy", "--n_epochs", 3))
     run(tmp_path / "b", "--loss", "antico_batch_proxy", "--n_epochs", 1)
     resumed = run(tmp_path / "b", "--loss", "antico_batch_proxy", "--n_epochs", 3, "--resume")
-    assert [{k: float(v) for k, v in r.items() if v} for r in numbers(resumed)] == [{k: float(v) for k, v in r.items() if v} for r in whole]
+    assert [{k: float(v) for k, v in r.items() if v} for r in numbers(resumed)] == [
+        {k: float(v) for k, v in r.items() if v} for r in whole
+    ]
 
 
 def test_a_second_run_does_not_overwrite_the_first(tmp_path, small):
     folder = run(tmp_path, "--loss", "proxyanchor", "--n_epochs", 0)
     before = (folder / "metrics.csv").read_bytes()
     run(tmp_path, "--loss", "multisimilarity", "--n_epochs", 1)
-    assert (folder / "metrics.csv").read_bytes() == before and (tmp_path / "glyphs" / "Sample_Run_s0-2" / "metrics.csv").exists()
+    assert (folder / "metrics.csv").read_bytes() == before and (
+        tmp_path / "glyphs" / "Sample_Run_s0-2" / "metrics.csv"
+    ).exists()
 
 
 def test_warmup_trains_only_the_head_and_the_proxies(tmp_path, small):
@@ -99,8 +156,10 @@ def test_warmup_trains_only_the_head_and_the_proxies(tmp_path, small):
     for n_epochs in (0, 1, 2):
         folder = run(tmp_path / str(n_epochs), "--loss", "proxyanchor", "--n_epochs", n_epochs, "--warmup", 1)
         states.append(state.load(folder / "checkpoint.pt"))
+
     def same(i, part, key):
         return torch.equal(states[i][part][key], states[i + 1][part][key])
+
     assert same(0, "model", "features.0.weight") and not same(1, "model", "features.0.weight")
     assert not same(0, "model", "last_linear.weight") and not same(0, "criterion", "proxies")
 
@@ -131,13 +190,16 @@ def test_diverging_loss_stops_with_a_line_and_keeps_what_was(tmp_path, small, ca
     assert state.load(tmp_path / "glyphs" / "Sample_Run_s0" / "checkpoint.pt")["epoch"] == 0
 
 
-@pytest.mark.parametrize("argv, words", [
-    (["--loss", "proxyancor"], "--loss proxyancor: unknown (did you mean proxyanchor?)"),
-    (["--arch", "conv5"], "--arch conv5: unknown backbone conv5 (did you mean conv4?)"),
-    (["--evaluation_metrics", "e_recall@1", "rank"], "--evaluation_metrics rank: unknown"),
-    (["--bs", "4000", "--samples_per_class", "2"], "--bs 40 at the most"),
-    (["--amp", "fp16"], "--amp fp16: needs a GPU"),
-])
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["--loss", "proxyancor"], "--loss proxyancor: unknown (did you mean proxyanchor?)"),
+        (["--arch", "conv5"], "--arch conv5: unknown backbone conv5 (did you mean conv4?)"),
+        (["--evaluation_metrics", "e_recall@1", "rank"], "--evaluation_metrics rank: unknown"),
+        (["--bs", "4000", "--samples_per_class", "2"], "--bs 40 at the most"),
+        (["--amp", "fp16"], "--amp fp16: needs a GPU"),
+    ],
+)
 def test_bad_input_is_one_line_and_status_2(tmp_path, small, capsys, argv, words):
     if words.startswith("--amp") and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
@@ -148,8 +210,29 @@ def test_bad_input_is_one_line_and_status_2(tmp_path, small, capsys, argv, words
 
 
 def test_command_line_prints_no_warning(tmp_path):
-    done = subprocess.run([sys.executable, "main.py", *BASE, "--loss", "antico", "--antico_type", "pair", "--embed_dim", "512", "--bs", "96", "--n_epochs", "1",
-                           "--save_path", str(tmp_path)], cwd=HERE, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "main.py",
+            *BASE,
+            "--loss",
+            "antico",
+            "--antico_type",
+            "pair",
+            "--embed_dim",
+            "512",
+            "--bs",
+            "96",
+            "--n_epochs",
+            "1",
+            "--save_path",
+            str(tmp_path),
+        ],
+        cwd=HERE,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0 and "warn" not in (done.stderr + done.stdout).lower()
     assert done.stderr.count("has no gradient left") == 1  # the published form of pair, said once
     assert len(done.stderr.splitlines()) == 1
@@ -158,7 +241,8 @@ def test_command_line_prints_no_warning(tmp_path):
 def test_report(tmp_path, small, capsys):
     for seed in (0, 1):
         run(tmp_path, "--loss", "proxyanchor", "--seed", seed, "--group", "pa", "--n_epochs", 1) if seed else main.main(
-            [*BASE, "--loss", "proxyanchor", "--group", "pa", "--save_path", str(tmp_path), "--n_epochs", "1"])
+            [*BASE, "--loss", "proxyanchor", "--group", "pa", "--save_path", str(tmp_path), "--n_epochs", "1"]
+        )
     main.main([*BASE, "--loss", "antico_pair", "--group", "pair", "--save_path", str(tmp_path), "--n_epochs", "1"])
     out = tmp_path / "table"
     assert report.main([str(tmp_path / "glyphs"), "--out", str(out)]) == 0
@@ -179,6 +263,12 @@ def test_list_names_everything_with_its_source(capsys):
     assert main.main(["--list"]) == 0
     text = capsys.readouterr().out
     packages = (main.criteria.CRITERIA, main.criteria.MINERS, main.architectures.BACKBONES, main.datasets.DATASETS)
-    for name in ["pml.<ClassName>", "none", "mAP@R", "e_recall@K", *(name for registry in packages for name in registry)]:
+    for name in [
+        "pml.<ClassName>",
+        "none",
+        "mAP@R",
+        "e_recall@K",
+        *(name for registry in packages for name in registry),
+    ]:
         (line,) = [line for line in text.splitlines() if line.split()[:1] == [name]]
         assert len(line.split()) > 3

@@ -21,15 +21,20 @@ def test_published_flag_has_its_type_and_default(row):
         assert os.path.dirname(default) == os.path.dirname(checkout)
     else:
         kind = {"str": str, "int": int, "float": float, "flag": lambda text: text == "True"}.get(row["type"])
-        assert default == (kind(row["default"]) if kind else eval(row["default"])) and (kind is None or type(default) is type(kind(row["default"])))
+        assert default == (kind(row["default"]) if kind else eval(row["default"])) and (
+            kind is None or type(default) is type(kind(row["default"]))
+        )
 
 
-@pytest.mark.parametrize("line", [
-    "--kernels 6 --source_path /data --n_epochs 100 --tau 100 --gamma 0.5 --dataset cub200 --seed 0 --bs 90 --samples_per_class 2 --loss antico --arch "
-    "resnet50_frozen_normalize_double --embed_dim 512 --loss_oproxy_lrmulti 2000 --antico_type batch_proxy --antico_w 1 --antico_eps 0.5 --loss_ac_w_align 0.0035 "
-    "--gpu 0 --evaluate_on_cpu --group cub --savename group_plus_seed --warmup 0 --data_sampler class_random --no_train_metrics",
-    "--dataset online_products --n_epochs 400 --tau 190 250 --gamma 0.2 --warmup 1 --loss oproxy --loss_oproxy_mode nca --internal_split 1 --data_ssl_set --completed",
-])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--kernels 6 --source_path /data --n_epochs 100 --tau 100 --gamma 0.5 --dataset cub200 --seed 0 --bs 90 --samples_per_class 2 --loss antico --arch "
+        "resnet50_frozen_normalize_double --embed_dim 512 --loss_oproxy_lrmulti 2000 --antico_type batch_proxy --antico_w 1 --antico_eps 0.5 --loss_ac_w_align 0.0035 "
+        "--gpu 0 --evaluate_on_cpu --group cub --savename group_plus_seed --warmup 0 --data_sampler class_random --no_train_metrics",
+        "--dataset online_products --n_epochs 400 --tau 190 250 --gamma 0.2 --warmup 1 --loss oproxy --loss_oproxy_mode nca --internal_split 1 --data_ssl_set --completed",
+    ],
+)
 def test_published_command_lines_parse(line):
     opt = parameters.parse(shlex.split(line))
     assert opt.gamma in (0.5, 0.2) and isinstance(opt.tau, list)
@@ -44,27 +49,30 @@ def test_defaults_follow_the_loss_and_what_is_given_wins():
     assert (given.antico_w, given.antico_form, given.antico_base) == (7, "exp", "proxyanchor")
 
 
-@pytest.mark.parametrize("line, words", [
-    ("--bs 90 --samples_per_class 4", "90 is not divisible by 4"),
-    ("--lr fast", "--lr: 'fast' is not a number from 0 to 1e+30"),
-    ("--bs 0", "--bs: '0' is not a whole number from 1 to 1000000"),
-    ("--lr nan", "--lr"),
-    ("--antico_w inf", "--antico_w"),
-    ("--data_sampler balanced", "--data_sampler"),
-    ("--los antico", "--los"),
-    ("--use_tv_split", "--tv_split_perc 0: the share must lie between 0 and 1"),
-    ("--tv_split_by_samples", "needs --use_tv_split"),
-    ("--gpu 0 1", "a run uses one GPU"),
-    ("--not_pretrained --weights x", "give one of the two"),
-    ("--loss antico_pair --antico_gam2 2", "--antico_gam2: acts on --antico_form exp and neg"),
-    ("--antico_eps 0", "--antico_eps 0: must be positive"),
-    ("--miner_distance_lower_cutoff 1.5", "must be below"),
-    ("--miner_rho_distance_upper_cutoff 0.1", "--miner_rho_distance_lower_cutoff 0.5: must be below"),
-    ("--loss proxyanchor --pml_args m=1", "--pml_args m=1: needs a loss of pytorch-metric-learning"),
-    ("--storage_metrics mAP@R", "--storage_metrics mAP@R: not among"),
-    ("--no_train_metrics --no_test_metrics", "nothing is left to evaluate"),
-    ("--use_float16 --amp bf16", "give one of the two"),
-])
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ("--bs 90 --samples_per_class 4", "90 is not divisible by 4"),
+        ("--lr fast", "--lr: 'fast' is not a number from 0 to 1e+30"),
+        ("--bs 0", "--bs: '0' is not a whole number from 1 to 1000000"),
+        ("--lr nan", "--lr"),
+        ("--antico_w inf", "--antico_w"),
+        ("--data_sampler balanced", "--data_sampler"),
+        ("--los antico", "--los"),
+        ("--use_tv_split", "--tv_split_perc 0: the share must lie between 0 and 1"),
+        ("--tv_split_by_samples", "needs --use_tv_split"),
+        ("--gpu 0 1", "a run uses one GPU"),
+        ("--not_pretrained --weights x", "give one of the two"),
+        ("--loss antico_pair --antico_gam2 2", "--antico_gam2: acts on --antico_form exp and neg"),
+        ("--antico_eps 0", "--antico_eps 0: must be positive"),
+        ("--miner_distance_lower_cutoff 1.5", "must be below"),
+        ("--miner_rho_distance_upper_cutoff 0.1", "--miner_rho_distance_lower_cutoff 0.5: must be below"),
+        ("--loss proxyanchor --pml_args m=1", "--pml_args m=1: needs a loss of pytorch-metric-learning"),
+        ("--storage_metrics mAP@R", "--storage_metrics mAP@R: not among"),
+        ("--no_train_metrics --no_test_metrics", "nothing is left to evaluate"),
+        ("--use_float16 --amp bf16", "give one of the two"),
+    ],
+)
 def test_bad_input_is_one_line_and_status_2(line, words, capsys):
     with pytest.raises(SystemExit) as stop:
         parameters.parse(shlex.split(line))
@@ -78,18 +86,21 @@ def test_help_explains_every_flag():
     parameters.build_parser().format_help()  # a stray % in a help text would raise
 
 
-@pytest.mark.parametrize("line, words", [
-    ("--seed 4294967296", "--seed: '4294967296' is not a whole number from 0 to 4294967295"),
-    ("--seed 18446744073709551616", "--seed"),
-    ("--gamma 1e30 --tau 1 2 3 4 5 6 7 8 9 10 11 12", "--gamma 1e+30: the learning rate would grow beyond 1e+30"),
-    ("--embed_dim 1000000000", "--embed_dim: '1000000000' is not a whole number from 1"),
-    ("--bs 10000000000000000000000", "--bs"),
-    ("--lr 1e305", "--lr: '1e305' is not a number from 0 to 1e+30"),
-    ("--gamma 1e308", "--gamma"),
-    ("--gamma 1e20 --tau 1 2 3", "--gamma 1e+20"),
-    ("--kmeans_restarts 0", "--kmeans_restarts: '0'"),
-    ("--resume ''", "--resume"),
-])
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ("--seed 4294967296", "--seed: '4294967296' is not a whole number from 0 to 4294967295"),
+        ("--seed 18446744073709551616", "--seed"),
+        ("--gamma 1e30 --tau 1 2 3 4 5 6 7 8 9 10 11 12", "--gamma 1e+30: the learning rate would grow beyond 1e+30"),
+        ("--embed_dim 1000000000", "--embed_dim: '1000000000' is not a whole number from 1"),
+        ("--bs 10000000000000000000000", "--bs"),
+        ("--lr 1e305", "--lr: '1e305' is not a number from 0 to 1e+30"),
+        ("--gamma 1e308", "--gamma"),
+        ("--gamma 1e20 --tau 1 2 3", "--gamma 1e+20"),
+        ("--kmeans_restarts 0", "--kmeans_restarts: '0'"),
+        ("--resume ''", "--resume"),
+    ],
+)
 def test_values_beyond_all_bounds_are_one_line(line, words, capsys):
     with pytest.raises(SystemExit) as stop:
         parameters.parse(shlex.split(line))
@@ -104,17 +115,26 @@ def test_the_first_metric_evaluated_chooses_the_best():
     assert given.storage_metrics == ["nmi"]
 
 
-@pytest.mark.parametrize("line, idle", [
-    ("--loss proxyanchor --antico_w 3", "note: --antico_w: no effect on a run of --loss proxyanchor"),
-    ("--loss antico_pair --loss_nir_margin 1 --completed", "note: --completed, --loss_nir_margin: no effect"),
-    ("--loss margin --loss_margin_beta 1 --batch_mining all --miner_semihard_margin 1", "note: --miner_semihard_margin: no effect"),
-    ("--dataset glyphs --skip_broken --source_path DIR", "note: --skip_broken, --source_path: no effect"),
-    ("--evaluation_metrics mAP@R --kmeans_restarts 3", "note: --kmeans_restarts: no effect"),
-    ("--evaluation_metrics mAP@R c_nmi --kmeans_restarts 3", ""),
-    ("--loss antico_pair --antico_base none --loss_ac_w_align 2", "note: --loss_ac_w_align: no effect"),
-    ("--loss antico --antico_w 3 --antico_gam2 2", ""),
-    ("--loss antico_pair --antico_base triplet --loss_triplet_margin 1 --batch_mining semihard --miner_semihard_margin 1", ""),
-])
+@pytest.mark.parametrize(
+    "line, idle",
+    [
+        ("--loss proxyanchor --antico_w 3", "note: --antico_w: no effect on a run of --loss proxyanchor"),
+        ("--loss antico_pair --loss_nir_margin 1 --completed", "note: --completed, --loss_nir_margin: no effect"),
+        (
+            "--loss margin --loss_margin_beta 1 --batch_mining all --miner_semihard_margin 1",
+            "note: --miner_semihard_margin: no effect",
+        ),
+        ("--dataset glyphs --skip_broken --source_path DIR", "note: --skip_broken, --source_path: no effect"),
+        ("--evaluation_metrics mAP@R --kmeans_restarts 3", "note: --kmeans_restarts: no effect"),
+        ("--evaluation_metrics mAP@R c_nmi --kmeans_restarts 3", ""),
+        ("--loss antico_pair --antico_base none --loss_ac_w_align 2", "note: --loss_ac_w_align: no effect"),
+        ("--loss antico --antico_w 3 --antico_gam2 2", ""),
+        (
+            "--loss antico_pair --antico_base triplet --loss_triplet_margin 1 --batch_mining semihard --miner_semihard_margin 1",
+            "",
+        ),
+    ],
+)
 def test_a_flag_that_acts_on_nothing_is_a_note_in_one_line(line, idle):
     note = parameters.note(parameters.parse(shlex.split(line)))
     assert note.startswith(idle) and bool(note) == bool(idle) and "\n" not in note
@@ -129,9 +149,15 @@ def test_what_a_name_stands_for_is_what_config_says():
 
 def test_flags_without_effect_are_the_last_group_of_help():
     *others, last = parameters.build_parser()._action_groups
-    assert "act on nothing" in last.title and {"data_ssl_set", "internal_split", "completed"} <= {a.dest for a in last._group_actions}
+    assert "act on nothing" in last.title and {"data_ssl_set", "internal_split", "completed"} <= {
+        a.dest for a in last._group_actions
+    }
     always = {a.dest for a in last._group_actions}
     assert not any(a.help.startswith("accepted for") for group in others for a in group._group_actions)
     for loss in ("antico", "nir", "margin"):
-        assert always <= parameters.without_effect(parameters.parse(["--loss", loss, "--log_online", "--scheduler", "step"]))
-    assert parameters.build_parser().format_help().rstrip().rfind(last.title) > parameters.build_parser().format_help().find("writing down")
+        assert always <= parameters.without_effect(
+            parameters.parse(["--loss", loss, "--log_online", "--scheduler", "step"])
+        )
+    assert parameters.build_parser().format_help().rstrip().rfind(
+        last.title
+    ) > parameters.build_parser().format_help().find("writing down")

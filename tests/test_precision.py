@@ -3,10 +3,10 @@
 import math
 
 import pytest
+import ranks
 import torch
 
 import main
-import ranks
 from utilities import state
 
 

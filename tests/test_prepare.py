@@ -74,7 +74,9 @@ def test_archives_become_a_data_set_that_loads(name, tmp_path, counts, capsys):
     assert splits.partial == "" and len(splits.train) == 6 and splits.train[5][0].shape == (3, 32, 32)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*.[jJ]*")}
     assert run(name, tmp_path / "data", "--archive", *archives) == 0  # a second time writes no image again
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*.[jJ]*")} == before and len(before) == 12
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*.[jJ]*")} == before and len(
+        before
+    ) == 12
 
 
 @pytest.mark.parametrize("mode", ["w", "w:bz2", "w:xz"])
@@ -117,8 +119,16 @@ def test_hostile_tars_write_nothing(name, tmp_path, capsys):
     assert not (tmp_path / "data").exists()  # not even the good entry before the bad one
 
 
-@pytest.mark.parametrize("name, words", [("../x", "leave the folder"), ("/x", "leave the folder"), ("Stanford_Online_Products/a/..\\..\\..\\x", "leave the folder"),
-                                         ("link", "has the link"), ("secret", "has the encrypted file")])
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("../x", "leave the folder"),
+        ("/x", "leave the folder"),
+        ("Stanford_Online_Products/a/..\\..\\..\\x", "leave the folder"),
+        ("link", "has the link"),
+        ("secret", "has the encrypted file"),
+    ],
+)
 def test_hostile_zips_write_nothing(name, words, tmp_path, capsys):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
         file.writestr("Stanford_Online_Products/Ebay_train.txt", "x")
@@ -146,7 +156,11 @@ def test_bombs_are_refused_before_a_byte_is_written(tmp_path, capsys, monkeypatc
     header = entry("x")[0]
     header.type, header.size = tarfile.XHDTYPE, 40 << 20  # a header that would be read into memory
     (tmp_path / "header.tar.bz2").write_bytes(bz2.compress(header.tobuf(tarfile.USTAR_FORMAT) + bytes(41 << 20)))
-    for name, words in (("bomb.tgz", "20 times its size"), ("bomb.zip", "20 times its size"), ("header.tar.bz2", "has a header of")):
+    for name, words in (
+        ("bomb.tgz", "20 times its size"),
+        ("bomb.zip", "20 times its size"),
+        ("header.tar.bz2", "has a header of"),
+    ):
         assert run("cub200", tmp_path / "data", "--archive", tmp_path / name) == 2
         text = capsys.readouterr().err
         assert words in text and text.count("\n") == 1 and not (tmp_path / "data").exists()
@@ -278,7 +292,11 @@ def test_damaged_and_wrong_archives_are_one_line(tmp_path, counts, capsys):
     for name in ("page.tgz", "half.tgz", "empty.tgz"):
         assert run("cub200", tmp_path / "data", "--archive", tmp_path / name) == 2
         text = capsys.readouterr().err
-        assert text.count("\n") == 1 and f"{tmp_path / name}: " in text and ("not a tar or zip" in text or "damaged" in text or "nothing of" in text)
+        assert (
+            text.count("\n") == 1
+            and f"{tmp_path / name}: " in text
+            and ("not a tar or zip" in text or "damaged" in text or "nothing of" in text)
+        )
     assert run("cub200", tmp_path / "data", "--archive", tmp_path / "none.tgz") == 2
     assert "CUB_200_2011.tgz of CUB-200-2011" in capsys.readouterr().err
     assert run("folder", tmp_path / "data", "--archive", tmp_path / "half.tgz") == 2
@@ -288,7 +306,9 @@ def test_damaged_and_wrong_archives_are_one_line(tmp_path, counts, capsys):
 def test_partial_data_is_an_error_unless_allowed(tmp_path, capsys):
     archive = archives_of("cub200", tmp_path)[0]
     assert run("cub200", tmp_path / "data", "--archive", archive) == 2
-    assert "is not whole: train: found 2 classes, 6 images, expected 100 classes, 5,864 images" in capsys.readouterr().err
+    assert (
+        "is not whole: train: found 2 classes, 6 images, expected 100 classes, 5,864 images" in capsys.readouterr().err
+    )
     assert run("cub200", tmp_path / "data", "--allow_partial") == 0
     assert "cub200: PARTIAL: train: found 2" in capsys.readouterr().out
 
@@ -300,7 +320,10 @@ def test_verify_lists_the_broken_images(tmp_path, counts, capsys):
     for kernels in (0, 2):
         assert run("cub200", tmp_path, "--verify", "--kernels", kernels) == 1
         lines = capsys.readouterr().out.splitlines()
-        assert [line.split(": ")[0].split("/")[-2:] for line in lines[-3:-1]] == [[CUB[0], "b_1.jpg"], [CUB[3], "b_2.jpg"]]
+        assert [line.split(": ")[0].split("/")[-2:] for line in lines[-3:-1]] == [
+            [CUB[0], "b_1.jpg"],
+            [CUB[3], "b_2.jpg"],
+        ]
         assert lines[-1] == "cub200: 2 of 12 images are broken"
 
 
@@ -318,7 +341,17 @@ def test_it_can_be_interrupted_and_repeated(tmp_path):
     for i in range(300):
         write(tmp_path / "made" / "CUB_200_2011" / "images" / f"{i % 200 + 1:03d}.A" / f"{i}.jpg")
     noise(tmp_path / "made" / "CUB_200_2011" / "images" / "001.A" / "large.jpg", (4000, 3000), quality=100)
-    command = [sys.executable, "-m", "datasets.prepare", "cub200", "--allow_partial", "--archive", str(tar_of(tmp_path / "made", tmp_path / "a.tar", "w")), "--source_path", str(tmp_path / "data")]
+    command = [
+        sys.executable,
+        "-m",
+        "datasets.prepare",
+        "cub200",
+        "--allow_partial",
+        "--archive",
+        str(tar_of(tmp_path / "made", tmp_path / "a.tar", "w")),
+        "--source_path",
+        str(tmp_path / "data"),
+    ]
     slow = "import time, datasets.unpack as u; w = u.write; u.write = lambda *a: (time.sleep(0.02), w(*a)); from datasets import prepare; import sys; sys.exit(prepare.main())"
     process = subprocess.Popen([sys.executable, "-c", slow, *command[3:]], cwd=HERE, stderr=subprocess.PIPE, text=True)
     while len(list((tmp_path / "data").rglob("*.jpg"))) < 5:
@@ -331,4 +364,6 @@ def test_it_can_be_interrupted_and_repeated(tmp_path):
     for path in written:
         assert path.read_bytes() == (tmp_path / "made" / path.relative_to(tmp_path / "data")).read_bytes()
     assert subprocess.run(command, cwd=HERE, capture_output=True).returncode == 0
-    assert len(list((tmp_path / "data").rglob("*.jpg"))) == 301 and all(path.stat().st_mtime_ns == t for path, t in written.items())
+    assert len(list((tmp_path / "data").rglob("*.jpg"))) == 301 and all(
+        path.stat().st_mtime_ns == t for path, t in written.items()
+    )

@@ -3,11 +3,11 @@
 import json
 import re
 
+import miniatures
 import pytest
 import torch
 
 import main
-import miniatures
 from utilities import device, folders, state
 
 

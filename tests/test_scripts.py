@@ -8,7 +8,9 @@ HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def bash(*words, **environment):
-    return subprocess.run(["bash", *words], cwd="/", capture_output=True, text=True, timeout=120, env={**os.environ, **environment})
+    return subprocess.run(
+        ["bash", *words], cwd="/", capture_output=True, text=True, timeout=120, env={**os.environ, **environment}
+    )
 
 
 def test_usage_and_unknown_task():
@@ -29,7 +31,13 @@ def test_a_prepared_interpreter_that_lacks_packages_is_refused(script, tmp_path)
 
 
 def test_run_tests_uses_the_prepared_interpreter():
-    done = bash(os.path.join(HERE, "run_tests.sh"), "tests/test_parameters.py", "-k", "help_explains", ANTICO_PYTHON=sys.executable)
+    done = bash(
+        os.path.join(HERE, "run_tests.sh"),
+        "tests/test_parameters.py",
+        "-k",
+        "help_explains",
+        ANTICO_PYTHON=sys.executable,
+    )
     assert done.returncode == 0 and "1 passed" in done.stdout
 
 

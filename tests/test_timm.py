@@ -21,11 +21,15 @@ timm = pytest.importorskip("timm")
 
 def build(arch, *more):
     torch.manual_seed(0)
-    return architectures.select(parameters.parse(["--arch", arch, "--embed_dim", "16", *(more or ["--not_pretrained"])]))
+    return architectures.select(
+        parameters.parse(["--arch", arch, "--embed_dim", "16", *(more or ["--not_pretrained"])])
+    )
 
 
 # a transformer, a convolutional net, one whose head has a hidden layer, a CLIP image tower
-@pytest.mark.parametrize("name", ["test_vit", "test_convnext", "mobilenetv3_small_050", "vit_xsmall_patch16_clip_224.tinyclip_yfcc15m"])
+@pytest.mark.parametrize(
+    "name", ["test_vit", "test_convnext", "mobilenetv3_small_050", "vit_xsmall_patch16_clip_224.tinyclip_yfcc15m"]
+)
 def test_embeds_what_the_network_pools_itself_from_its_own_normalisation(name):
     model = build(f"timm.{name}_frozen").eval()
     torch.manual_seed(1)
@@ -38,16 +42,24 @@ def test_embeds_what_the_network_pools_itself_from_its_own_normalisation(name):
     normalised = v2.Normalize(config.mean, config.std)(images / 255)
     assert torch.allclose(model(images), model.last_linear(theirs(normalised)), atol=1e-4)
     model.to(memory_format=torch.channels_last)
-    assert torch.allclose(model(images.to(memory_format=torch.channels_last)), model.last_linear(theirs(normalised)), atol=1e-4)
+    assert torch.allclose(
+        model(images.to(memory_format=torch.channels_last)), model.last_linear(theirs(normalised)), atol=1e-4
+    )
 
 
 def test_preprocessing_is_that_of_the_network():
     clip, imagenet = build("timm.vit_xsmall_patch16_clip_224.tinyclip_yfcc15m"), build("timm.test_vit")
     assert clip.mean.flatten().tolist() == pytest.approx([0.48145466, 0.4578275, 0.40821073])  # OpenAI's
-    assert imagenet.mean.flatten().tolist() == pytest.approx(timm.get_pretrained_cfg("test_vit").mean) and imagenet.input_size == 160 != clip.input_size
+    assert (
+        imagenet.mean.flatten().tolist() == pytest.approx(timm.get_pretrained_cfg("test_vit").mean)
+        and imagenet.input_size == 160 != clip.input_size
+    )
 
 
-@pytest.mark.parametrize("name, suffix, channels_last", [("test_resnet", "double", False), ("test_resnet", "lp3", False), ("mambaout_femto", "lp3", True)])
+@pytest.mark.parametrize(
+    "name, suffix, channels_last",
+    [("test_resnet", "double", False), ("test_resnet", "lp3", False), ("mambaout_femto", "lp3", True)],
+)
 def test_pooling_of_feature_maps(name, suffix, channels_last):
     model = build(f"timm.{name}_{suffix}").eval()
     x = torch.rand(2, 3, 160, 160)
@@ -68,12 +80,15 @@ def test_frozen_holds_timms_batchnorm_too():
         assert all(m.weight.grad is not None for m in norms)
 
 
-@pytest.mark.parametrize("arch, parsed", [
-    ("timm.vit_small_patch16_224_frozen_normalize", ("timm.vit_small_patch16_224", {"frozen", "normalize"})),
-    ("timm.vit_small_patch16_224.dino_normalize", ("timm.vit_small_patch16_224.dino", {"normalize"})),
-    ("timm.resnet50_double_frozen", ("timm.resnet50", {"double", "frozen"})),
-    ("timm.vit_base_patch16_clip_224.openai", ("timm.vit_base_patch16_clip_224.openai", set())),
-])
+@pytest.mark.parametrize(
+    "arch, parsed",
+    [
+        ("timm.vit_small_patch16_224_frozen_normalize", ("timm.vit_small_patch16_224", {"frozen", "normalize"})),
+        ("timm.vit_small_patch16_224.dino_normalize", ("timm.vit_small_patch16_224.dino", {"normalize"})),
+        ("timm.resnet50_double_frozen", ("timm.resnet50", {"double", "frozen"})),
+        ("timm.vit_base_patch16_clip_224.openai", ("timm.vit_base_patch16_clip_224.openai", set())),
+    ],
+)
 def test_suffixes_come_off_the_end_of_timms_names(arch, parsed):
     assert architectures.parse_arch(arch) == parsed
 
@@ -83,15 +98,21 @@ def test_no_name_of_timm_ends_like_a_suffix():
         assert name.rpartition("_")[2] not in architectures.SUFFIXES, name
 
 
-@pytest.mark.parametrize("arch, words", [
-    ("timm.vit_smal_patch16_224", "did you mean timm.vit_small_patch16_224"),
-    ("timm.vit_small_patch16_224_frosen", "has no network vit_small_patch16_224_frosen .did you mean"),
-    ("timm.vit_small_patch16_224.dyno", "has no weights dyno of vit_small_patch16_224; it has timm.vit_small_patch16_224.dino"),
-    ("timm.", "has no network "),
-    ("timm.test_vit_double", "gives tokens, not a feature map"),
-    ("timm.coat_tiny_lp2", "gives tokens, not a feature map"),  # a list of them
-    ("timm.test_resnet_lp2_lp3", "keep one of _lp2, _lp3"),
-])
+@pytest.mark.parametrize(
+    "arch, words",
+    [
+        ("timm.vit_smal_patch16_224", "did you mean timm.vit_small_patch16_224"),
+        ("timm.vit_small_patch16_224_frosen", "has no network vit_small_patch16_224_frosen .did you mean"),
+        (
+            "timm.vit_small_patch16_224.dyno",
+            "has no weights dyno of vit_small_patch16_224; it has timm.vit_small_patch16_224.dino",
+        ),
+        ("timm.", "has no network "),
+        ("timm.test_vit_double", "gives tokens, not a feature map"),
+        ("timm.coat_tiny_lp2", "gives tokens, not a feature map"),  # a list of them
+        ("timm.test_resnet_lp2_lp3", "keep one of _lp2, _lp3"),
+    ],
+)
 def test_unknown_names_are_one_line(arch, words):
     with pytest.raises(ValueError, match=words) as problem:
         build(arch)
@@ -204,10 +225,13 @@ def test_weights_of_timms_own_files(tmp_path, name, ending):
         torch.save(theirs.state_dict(), path)
     else:
         from safetensors.torch import save_file
+
         save_file(theirs.state_dict(), path)
     model = build(f"timm.{name}", "--weights", path)
     theirs.reset_classifier(0)
-    assert all(torch.equal(a, b) for a, b in zip(theirs.state_dict().values(), model.features.net.state_dict().values()))
+    assert all(
+        torch.equal(a, b) for a, b in zip(theirs.state_dict().values(), model.features.net.state_dict().values())
+    )
     cut = {k: v for i, (k, v) in enumerate(theirs.state_dict().items()) if i}
     torch.save({**cut, "head_of_another": torch.ones(1)}, tmp_path / "cut.pth")
     with pytest.raises(ValueError, match=r"missing .* \(1\); not in this backbone head_of_another \(1\)"):
@@ -217,7 +241,9 @@ def test_weights_of_timms_own_files(tmp_path, name, ending):
 def recall_at_1(model, loader):
     """Share of images whose nearest other image is of their class, by brute force."""
     with torch.no_grad():
-        embeddings, labels = (torch.cat(parts) for parts in zip(*((model(images), labels) for images, labels in loader)))
+        embeddings, labels = (
+            torch.cat(parts) for parts in zip(*((model(images), labels) for images, labels in loader))
+        )
     distances = torch.cdist(embeddings, embeddings).fill_diagonal_(torch.inf)
     return float((labels[distances.argmin(1)] == labels).float().mean())
 
@@ -240,12 +266,22 @@ def test_pretrained_weights_retrieve_better_than_random_ones(tmp_path):
     torch.save(dict(zip(state, tensors)), tmp_path / "lite0.pth")
 
     torch.manual_seed(0)
-    view = v2.Compose([v2.RandomRotation(20), v2.CenterCrop(100), v2.RandomResizedCrop(128, scale=(0.3, 1), antialias=True),
-                       v2.RandomHorizontalFlip(), v2.ColorJitter(0.5, 0.5, 0.5), v2.RandomGrayscale(0.2)])
-    photographs = [torch.from_numpy(np.array(photograph)).permute(2, 0, 1) for photograph in load_sample_images().images]
+    view = v2.Compose(
+        [
+            v2.RandomRotation(20),
+            v2.CenterCrop(100),
+            v2.RandomResizedCrop(128, scale=(0.3, 1), antialias=True),
+            v2.RandomHorizontalFlip(),
+            v2.ColorJitter(0.5, 0.5, 0.5),
+            v2.RandomGrayscale(0.2),
+        ]
+    )
+    photographs = [
+        torch.from_numpy(np.array(photograph)).permute(2, 0, 1) for photograph in load_sample_images().images
+    ]
     for spot in range(24):
         which, row, column = spot // 12, spot % 12 // 4, spot % 4
-        piece = photographs[which][:, row * 142:row * 142 + 142, column * 160:column * 160 + 142]
+        piece = photographs[which][:, row * 142 : row * 142 + 142, column * 160 : column * 160 + 142]
         folder = tmp_path / "images" / f"spot {spot:02d}"
         folder.mkdir(parents=True)
         for number in range(3):
@@ -254,7 +290,9 @@ def test_pretrained_weights_retrieve_better_than_random_ones(tmp_path):
     loader = torch.utils.data.DataLoader(images, batch_size=32)
     scores = {}
     for given in (["--weights", str(tmp_path / "lite0.pth")], ["--not_pretrained"]):
-        model = architectures.select(parameters.parse(["--arch", "timm.tf_efficientnet_lite0_normalize", "--embed_dim", "512", *given])).eval()
+        model = architectures.select(
+            parameters.parse(["--arch", "timm.tf_efficientnet_lite0_normalize", "--embed_dim", "512", *given])
+        ).eval()
         scores[given[0]] = recall_at_1(model, loader)
     print(scores)
     assert scores["--weights"] > scores["--not_pretrained"] + 0.1

@@ -7,12 +7,12 @@ import subprocess
 import sys
 import time
 
+import miniatures
 import pytest
+import ranks
 import torch
 
 import main
-import miniatures
-import ranks
 from utilities import state
 
 FLAGS = [
@@ -124,7 +124,12 @@ def test_sigterm_to_torchrun_saves_and_the_run_can_go_on(images, whole, tmp_path
     assert any(line.startswith("epoch   0/") for line in lines)
     begun.send_signal(signal.SIGTERM)
     _, err = begun.communicate(timeout=120)
-    assert begun.returncode != 0 and err.count("stopped by SIGTERM") == 1 and "all is saved" in err and "main.py --resume" in err, err
+    assert (
+        begun.returncode != 0
+        and err.count("stopped by SIGTERM") == 1
+        and "all is saved" in err
+        and "main.py --resume" in err
+    ), err
     folder = tmp_path / "folder" / "Sample_Run_s0"
     saved = state.load(folder / "checkpoint.pt")
     capsys.readouterr()

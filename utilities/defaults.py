@@ -10,10 +10,18 @@ ANTICO = {
         antico_base="multisimilarity", antico_form="normalized", loss_ac_w_align=1.0, antico_w=0.1, antico_type="pair"
     ),
     "antico_batch_proxy": dict(
-        antico_base="proxyanchor", antico_form="normalized", loss_ac_w_align=1.0, antico_w=30.0, antico_type="batch_proxy"
+        antico_base="proxyanchor",
+        antico_form="normalized",
+        loss_ac_w_align=1.0,
+        antico_w=30.0,
+        antico_type="batch_proxy",
     ),
     "antico_all_proxy": dict(
-        antico_base="proxyanchor", antico_form="normalized", loss_ac_w_align=1.0, antico_w=100.0, antico_type="all_proxy"
+        antico_base="proxyanchor",
+        antico_form="normalized",
+        loss_ac_w_align=1.0,
+        antico_w=100.0,
+        antico_type="all_proxy",
     ),
 }
 # of every one of them

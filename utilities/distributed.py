@@ -16,7 +16,9 @@ import torch.distributed as dist
 from torch import nn
 
 STANDARD_OUTPUT = "standard output"
-LONG = datetime.timedelta(hours=12)  # the others wait while one process measures; that one has died is torchrun's to see
+LONG = datetime.timedelta(
+    hours=12
+)  # the others wait while one process measures; that one has died is torchrun's to see
 
 
 def rank():

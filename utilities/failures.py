@@ -87,7 +87,11 @@ def stopped(run):
 def known(problem, after):
     """The Stop for what goes wrong on machines, None for what must be a bug."""
     text = str(problem)
-    if isinstance(problem, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in text or "out of memory" in text:
+    if (
+        isinstance(problem, (torch.OutOfMemoryError, MemoryError))
+        or "allocate memory" in text
+        or "out of memory" in text
+    ):
         advice = "lower --bs, embed it in parts with --grad_cache CHUNK, or give --amp bf16"
         return Stop(f"error: memory ran out; {advice}. {after}", 1)
     if isinstance(problem, BrokenPipeError):

@@ -17,9 +17,14 @@ from utilities.files import write_whole
 from utilities.trackers import protocol_rows
 
 COLUMNS = {  # heading: (column of metrics.csv, factor, decimals)
-    "Recall@1": ("test/e_recall@1", 100, 1), "Recall@2": ("test/e_recall@2", 100, 1), "Recall@4": ("test/e_recall@4", 100, 1),
-    "Recall@8": ("test/e_recall@8", 100, 1), "NMI": ("test/nmi", 100, 1), "mAP@R": ("test/mAP@R", 100, 1),
-    "coding rate": ("test/coding_rate@share", 100, 1), "seconds": ("seconds", 1, 0),
+    "Recall@1": ("test/e_recall@1", 100, 1),
+    "Recall@2": ("test/e_recall@2", 100, 1),
+    "Recall@4": ("test/e_recall@4", 100, 1),
+    "Recall@8": ("test/e_recall@8", 100, 1),
+    "NMI": ("test/nmi", 100, 1),
+    "mAP@R": ("test/mAP@R", 100, 1),
+    "coding rate": ("test/coding_rate@share", 100, 1),
+    "seconds": ("seconds", 1, 0),
 }
 
 
@@ -41,8 +46,18 @@ def group_runs(folders, by=()):
     runs = [read_run(f) for f in find_runs(folders)]
     if not runs:
         raise ValueError(f"{' '.join(folders)}: no run there (a folder with config.json and metrics.csv)")
-    aside = {"seed", "group", "savename", "loss", "antico_base", "antico_form", "loss_ac_w_align", "antico_w",
-             "antico_type", "resume"} - set(by)
+    aside = {
+        "seed",
+        "group",
+        "savename",
+        "loss",
+        "antico_base",
+        "antico_form",
+        "loss_ac_w_align",
+        "antico_w",
+        "antico_type",
+        "resume",
+    } - set(by)
     values = {}  # of each flag, in the runs that it acts on
     for config, _ in runs:
         for name, value in config["flags"].items():
@@ -51,17 +66,25 @@ def group_runs(folders, by=()):
     groups = {}
     for config, rows in runs:
         extra = ", ".join(f"{name} {config['flags'][name]}" for name in differing if name in config["flags"])
-        groups.setdefault(config["flags"]["loss"] + (f" ({extra})" if extra else "") + incomplete(config), []).append((config, rows))
+        groups.setdefault(config["flags"]["loss"] + (f" ({extra})" if extra else "") + incomplete(config), []).append(
+            (config, rows)
+        )
     return groups
 
 
 def incomplete(config):
     """What a row's label says of a run on less than the whole data set."""
     skipped = len(config.get("skipped_broken", ()))
-    return (" [partial data]" if config.get("partial") else "") + (f" [{skipped} broken images skipped]" if skipped else "")
+    return (" [partial data]" if config.get("partial") else "") + (
+        f" [{skipped} broken images skipped]" if skipped else ""
+    )
 
 
-ROWS = {"last": "last epoch", "best-test": "best epoch on the test split (as published tables; flatters)", "best-val": "best epoch on the validation split"}
+ROWS = {
+    "last": "last epoch",
+    "best-test": "best epoch on the test split (as published tables; flatters)",
+    "best-val": "best epoch on the validation split",
+}
 
 
 def chosen_row(config, rows, which):
@@ -71,7 +94,9 @@ def chosen_row(config, rows, which):
     metric = config["flags"].get("storage_metrics", ["e_recall@1"])[0]
     found = protocol_rows(rows, metric).get(which)
     if found is None:
-        raise ValueError(f"--row {which}: a run of {config['flags']['loss']} has no {which.removeprefix('best-')}/{metric}; --row last needs none")
+        raise ValueError(
+            f"--row {which}: a run of {config['flags']['loss']} has no {which.removeprefix('best-')}/{metric}; --row last needs none"
+        )
     return found
 
 
@@ -86,12 +111,17 @@ def cell(runs, column, factor, decimals, split="test", which="last"):
 
 def table(groups, split="test", which="last"):
     """[[heading, ...], [label, value, ...], ...] of strings; shares in percent."""
-    return [["loss", *COLUMNS]] + [[label, *(cell(runs, *spec, split, which) for spec in COLUMNS.values())] for label, runs in groups.items()]
+    return [["loss", *COLUMNS]] + [
+        [label, *(cell(runs, *spec, split, which) for spec in COLUMNS.values())] for label, runs in groups.items()
+    ]
 
 
 def markdown(rows):
     widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = ["| " + " | ".join(v.ljust(w) if i == 0 else v.rjust(w) for i, (v, w) in enumerate(zip(row, widths))) + " |" for row in rows]
+    lines = [
+        "| " + " | ".join(v.ljust(w) if i == 0 else v.rjust(w) for i, (v, w) in enumerate(zip(row, widths))) + " |"
+        for row in rows
+    ]
     lines.insert(1, "|" + "|".join("-" * (w + 1) + ("-" if i == 0 else ":") for i, w in enumerate(widths)) + "|")
     return "\n".join(lines)
 
@@ -101,15 +131,18 @@ def caption(groups, split="test", which="last"):
     which_search = " Search: ivf, approximate." if config["flags"].get("search") == "ivf" else ""
     flags, seeds = config["flags"], sorted({c["seed"] for runs in groups.values() for c, _ in runs})
     lacking = next((c["partial"] for runs in groups.values() for c, _ in runs if c.get("partial")), "")
-    return ((f"PARTIAL DATA ({lacking}). " if lacking else "")
-            + f"{flags['dataset']}, {flags['arch']}, {flags['embed_dim']} dimensions, {int(rows[-1]['epoch'])} epochs, {split} split, {ROWS[which]}; "
-            f"seed {', '.join(map(str, seeds))}; {config['device']}. Percent; coding rate as a share of its maximum; "
-            f"seconds of training and evaluation.{which_search}")
+    return (
+        (f"PARTIAL DATA ({lacking}). " if lacking else "")
+        + f"{flags['dataset']}, {flags['arch']}, {flags['embed_dim']} dimensions, {int(rows[-1]['epoch'])} epochs, {split} split, {ROWS[which]}; "
+        f"seed {', '.join(map(str, seeds))}; {config['device']}. Percent; coding rate as a share of its maximum; "
+        f"seconds of training and evaluation.{which_search}"
+    )
 
 
 def figure(groups, path, split="test"):
     """Recall@1 and the coding rate's share of a split against epochs, one line a loss: the mean of its seeds, their range as a band."""
     import matplotlib
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
@@ -124,11 +157,30 @@ def figure(groups, path, split="test"):
                     if row.get(column) is not None:
                         found.setdefault(row["epoch"], []).append(row[column] * factor)
             epochs = sorted(found)
-            axis.plot(epochs, [statistics.fmean(found[e]) for e in epochs], label=label, color=f"C{i}", marker="o", markersize=3,
-                      linewidth=1.6, linestyle="-" if label.startswith("antico") else "--")
+            axis.plot(
+                epochs,
+                [statistics.fmean(found[e]) for e in epochs],
+                label=label,
+                color=f"C{i}",
+                marker="o",
+                markersize=3,
+                linewidth=1.6,
+                linestyle="-" if label.startswith("antico") else "--",
+            )
             if len(runs) > 1:
-                axis.fill_between(epochs, [min(found[e]) for e in epochs], [max(found[e]) for e in epochs], color=f"C{i}", alpha=0.15, linewidth=0)
-        axis.set(xlabel="epoch", ylabel="%", title=f"{heading}{' / its maximum' if heading == 'coding rate' else ''}, {split} classes")
+                axis.fill_between(
+                    epochs,
+                    [min(found[e]) for e in epochs],
+                    [max(found[e]) for e in epochs],
+                    color=f"C{i}",
+                    alpha=0.15,
+                    linewidth=0,
+                )
+        axis.set(
+            xlabel="epoch",
+            ylabel="%",
+            title=f"{heading}{' / its maximum' if heading == 'coding rate' else ''}, {split} classes",
+        )
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(frameon=False, fontsize=8.5, loc="lower right")
@@ -140,7 +192,9 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m utilities.report", description=__doc__.splitlines()[0])
     parser.add_argument("folders", nargs="+", help="folders of runs")
     parser.add_argument("--out", required=True, help="path without suffix of the .md, .csv and .png to write")
-    parser.add_argument("--split", default="test", choices=["train", "val", "test"], help="split whose metrics are shown")
+    parser.add_argument(
+        "--split", default="test", choices=["train", "val", "test"], help="split whose metrics are shown"
+    )
     parser.add_argument("--row", default="last", choices=list(ROWS), help="epoch whose metrics are shown")
     parser.add_argument("--by", nargs="+", default=[], metavar="FLAG", help="flags that tell rows apart, e.g. antico_w")
     given = parser.parse_args(argv)

@@ -63,13 +63,16 @@ class Progress:
         best.pt is of the first of the metrics, as measured on `split`, best_<metric>.pt of each further one; with
         `all_better` every epoch that improves the first has a file of its own.
         """
+
         def highest(name):
             return max((r[name] for r in self.rows if r.get(name) is not None), default=float("-inf"))
 
         files = []
         for metric in metrics:
             name = f"{split}/{metric}"
-            if row.get(name) is not None and row[name] > highest(name):  # rows know the split, which --resume may change
+            if row.get(name) is not None and row[name] > highest(
+                name
+            ):  # rows know the split, which --resume may change
                 self.best[metric] = row[name]
                 files.append("best.pt" if metric == metrics[0] else f"best_{metric}.pt")
         self.rows.append(row)
@@ -135,7 +138,9 @@ def fill(model, weights, flag):
     try:
         model.load_state_dict(weights)
     except RuntimeError as problem:
-        raise ValueError(f"{flag}: does not fit what is built here ({str(problem).splitlines()[-1].strip()})") from problem
+        raise ValueError(
+            f"{flag}: does not fit what is built here ({str(problem).splitlines()[-1].strip()})"
+        ) from problem
 
 
 def newest(folder):
@@ -155,7 +160,9 @@ def newest(folder):
         except Damaged as problem:
             damaged.append(problem)
     if damaged:
-        raise Damaged(f"{'; '.join(map(str, damaged))}; no whole checkpoint is left, start the run anew without --resume")
+        raise Damaged(
+            f"{'; '.join(map(str, damaged))}; no whole checkpoint is left, start the run anew without --resume"
+        )
     return None
 
 
@@ -230,12 +237,16 @@ class Checkpoints:
             return Progress()
         missing = {*self.facts, *self.parts, *(f.name for f in fields(Progress))} - set(state)
         if missing:
-            raise ValueError(f"--resume {folder}: its checkpoint is of another version of this program and has no "
-                             f"{', '.join(sorted(missing))}; start a new run without --resume")
+            raise ValueError(
+                f"--resume {folder}: its checkpoint is of another version of this program and has no "
+                f"{', '.join(sorted(missing))}; start a new run without --resume"
+            )
         for name, value in self.facts.items():
             if state[name] != value:
-                raise ValueError(f"--resume {folder}: that run has {name} {state[name]}, here it is {value}; "
-                                 "give it the data and flags that it began with")
+                raise ValueError(
+                    f"--resume {folder}: that run has {name} {state[name]}, here it is {value}; "
+                    "give it the data and flags that it began with"
+                )
         for name, part in self.parts.items():
             if isinstance(part, torch.nn.Module):
                 fill(part, state[name], f"--resume {folder}")
@@ -252,5 +263,7 @@ def check_chunks(opt, model):
     model.train()
     norms = (module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm))
     if any(norm.training for norm in norms):
-        raise ValueError(f"--grad_cache {opt.grad_cache}: needs BatchNorm with frozen statistics, since those of a chunk are "
-                         f"not the batch's; give --arch {opt.arch} the suffix _frozen")
+        raise ValueError(
+            f"--grad_cache {opt.grad_cache}: needs BatchNorm with frozen statistics, since those of a chunk are "
+            f"not the batch's; give --arch {opt.arch} the suffix _frozen"
+        )

@@ -45,7 +45,9 @@ def command(argv):
     words, secret = [], False
     for word in argv:
         flag, equals, _ = word.partition("=")
-        words.append("(not written)" if secret else f"{flag}=(not written)" if equals and flag == f"--{SECRET}" else word)
+        words.append(
+            "(not written)" if secret else f"{flag}=(not written)" if equals and flag == f"--{SECRET}" else word
+        )
         secret = word == f"--{SECRET}"
     return words
 
@@ -257,7 +259,9 @@ def closing_lines(run):
 def write_evaluation(opt, epoch, partial, metrics):
     """Print the metrics of --evaluate_only and write them beside the checkpoint; a record of other data is not replaced."""
     notes = ["approximate search"] * (opt.search == "ivf") + [f"PARTIAL DATA: {partial}"] * bool(partial)
-    print("; ".join([f"{opt.checkpoint}: epoch {epoch}, {opt.dataset}, {opt.arch}, {opt.embed_dim} dimensions", *notes]))
+    print(
+        "; ".join([f"{opt.checkpoint}: epoch {epoch}, {opt.dataset}, {opt.arch}, {opt.embed_dim} dimensions", *notes])
+    )
     print("\n".join(f"{name:32s} {value:.6f}" for name, value in metrics.items()))
     folder, name = os.path.split(os.path.abspath(opt.checkpoint))
     source = os.path.abspath(opt.source_path) if opt.dataset != "glyphs" else ""
