@@ -1,8 +1,8 @@
 """glyphs, the embedded data set: letters of the world's scripts in the faces that matplotlib installs.
 
-Class = letter, images = the letter in different faces; dark on white, one size and one baseline, so that o and O differ.
-Letters that look the same (Latin A, Greek Alpha, Cyrillic A) are one class. Classes are ordered by code point; the first
-half is for training, the last for testing. python -m utilities.figures.glyphs FILE.png draws some of it.
+Class = letter, images = the letter in different faces; dark on white, one size and one baseline, so that o and O
+differ. Letters that look the same (Latin A, Greek Alpha, Cyrillic A) are one class. Classes are ordered by code point;
+the first half is for training, the last for testing. python -m utilities.figures.glyphs FILE.png draws some of it.
 """
 
 import collections
@@ -126,7 +126,7 @@ def lookalikes(ink, codes, faces):
 
 
 def build():
-    """The data set's arrays: ink (n, SIZE, SIZE) uint8, code, face and cls (the class's smallest code point), each (n,)."""
+    """Arrays: ink (n, SIZE, SIZE) uint8; code, face and cls (the smallest code point of the class), each (n,)."""
     ink, code, face = render()
     cls = lookalikes(ink, code, face)
     # one image of each rendering in a class, none of a rendering that two classes share (serif italic т is an m, say)

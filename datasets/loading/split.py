@@ -88,7 +88,7 @@ class Splits:
 
 
 def train_val_split(train, share, by_samples=False, seed=0):
-    """(train, val): `share` of the classes, drawn by seed, stay in training; by_samples: `share` of each class's images.
+    """(train, val): `share` of the classes, drawn by seed, stay in training; by_samples: of each class's images.
 
     val is not augmented. Raises ValueError, one line, if nothing would be left on one side.
     """
