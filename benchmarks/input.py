@@ -117,11 +117,11 @@ def difference(folder, split):
         index = split.fetch.paths.index(path)
         torch.manual_seed(seed)
         if split.on_device is None:
-            ours = split.fetch.one(index, split.fetch.views[True])
+            ours = split.fetch.one(index, split.fetch.training)
         else:
             top, left, height, width = plain_transforms.RandomResizedCrop.get_params(image, (0.08, 1.0), (3 / 4, 4 / 3))
             flipped = torch.rand(1) < 0.5
-            square, aspect = split.fetch.one(index, split.fetch.views[True])
+            square, aspect = split.fetch.one(index, split.fetch.training)
             device = split.on_device
             device.boxes = lambda *_: [
                 torch.tensor([v])
