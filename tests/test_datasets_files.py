@@ -422,8 +422,10 @@ PUBLISHED = {
 def test_the_published_command_lines_run_to_the_end(name, layout, tmp_path):
     LAYOUTS[name, layout](tmp_path)
     line = (
-        f"--kernels 6 --dataset {name} {PUBLISHED[name]} --seed 0 --bs 90 --samples_per_class 2 --loss antico --antico_type batch_proxy --antico_w 1 --antico_eps 0.5 "
-        "--loss_ac_w_align 0.0035 --arch resnet50_frozen_normalize_double --embed_dim 512 --loss_oproxy_lrmulti 2000 --lr 1e-5 --decay 4e-4 --data_sampler class_random "
+        f"--kernels 6 --dataset {name} {PUBLISHED[name]} --seed 0 --bs 90 --samples_per_class 2 --loss antico "
+        "--antico_type batch_proxy --antico_w 1 --antico_eps 0.5 --loss_ac_w_align 0.0035 "
+        "--arch resnet50_frozen_normalize_double --embed_dim 512 --loss_oproxy_lrmulti 2000 --lr 1e-5 --decay 4e-4 "
+        "--data_sampler class_random "
         "--no_train_metrics --gpu 0 --evaluate_on_cpu --group published --savename group_plus_seed --augmentation base"
     ).split()
     here = [

@@ -1,4 +1,4 @@
-"""The input pipeline against torchvision's v1 pipeline on PIL images; cache, augmentation on the device, seeded workers."""
+"""The input against torchvision's v1 pipeline on PIL images; cache, augmentation on the device, seeded workers."""
 
 import math
 import os
@@ -20,7 +20,7 @@ from datasets.loading import cache, decode
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Images like photographs: <root>/{train,test}/<class>/*, JPEGs of several sizes, a PNG, a grey one and a turned one."""
+    """Images like photographs: <root>/{train,test}/<class>/*, JPEGs of several sizes, a PNG, a grey and a turned one."""
     root = tmp_path_factory.mktemp("photos")
     for c in range(4):
         for i, size in enumerate([(160, 120), (120, 200), (97, 131), (400, 301)]):
@@ -58,8 +58,10 @@ V1 = {
 
 @pytest.mark.parametrize("name", list(V1))
 def test_training_images_are_those_of_the_v1_pipeline(name, photos):
-    """The same crop, the same flip: mean difference below 0.6 levels, below 5 where a large JPEG may have been decoded reduced (sharper, or without the
-    smooth upsampling of its colours); other crops differ by 35 and more."""
+    """The same crop, the same flip: mean difference below 0.6 levels; other crops differ by 35 and more.
+
+    Below 5 where a large JPEG may have been decoded reduced: sharper, or without the smooth upsampling of its colours.
+    """
     fetch = splits_of(photos, "--augmentation", name).train.fetch
     for seed in range(6):
         for i, path in enumerate(fetch.paths[:11]):
@@ -159,7 +161,7 @@ def batches(split, workers, epoch, start=0, seed=0):
 
 
 def test_augmentation_depends_on_seed_epoch_and_place_but_not_on_workers(photos):
-    """The same images with 0, 1 and 2 workers, and when an epoch is entered in its middle; others in another epoch or with another seed."""
+    """The same with 0, 1 and 2 workers and when an epoch is entered in its middle; others by another epoch or seed."""
     split = splits_of(photos).train
     first = batches(split, 0, 1)
     same = lambda a, b: len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b))  # noqa: E731
@@ -353,7 +355,7 @@ def test_an_empty_cache_flag_is_one_line(few, tmp_path):
 
 
 def test_crops_on_the_device_have_torchvisions_distribution():
-    """Area, ratio and place of boxes against 4,000 of RandomResizedCrop.get_params, for a wide, a square and a very tall image."""
+    """Area, ratio and place of boxes against 4,000 of RandomResizedCrop.get_params; a wide, a square, a tall image."""
     torch.manual_seed(0)
     for width, height in ((500, 375), (300, 300), (100, 400)):
         top, left, h, w = transforms.OnDevice("base", 224).boxes(
