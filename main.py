@@ -74,7 +74,7 @@ class Run:
 def check_names(opt):
     """Every name that a flag can give, before anything is loaded."""
     datasets.check_name(opt)
-    criteria.check_names(opt)
+    criteria.check(opt)
     architectures.parse_arch(opt.arch)
     evaluation.check_names(opt.evaluation_metrics, opt.embed_dim)
     evaluation.search.check_backend(opt.search)
@@ -254,6 +254,8 @@ def fit(run):
         row = {"epoch": epoch}
         if epoch > 0:
             row |= train_epoch(run, epoch)
+            if note := run.criterion.note([*progress.rows, row]):
+                distributed.say(note)
         collapse = ""
         if epoch % opt.eval_every == 0 or epoch == opt.n_epochs:
             with run.signals.deferred(False), failures.placed(lambda: f"in the evaluation of epoch {epoch}"):
