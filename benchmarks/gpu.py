@@ -192,11 +192,7 @@ def torchrun(bench):
     ]
     words = [
         sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=1",
-        "main.py",
+        *"-m torch.distributed.run --standalone --nproc_per_node=1 main.py".split(),
         *map(str, flags),
     ]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=240)

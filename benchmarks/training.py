@@ -1,9 +1,9 @@
 """Our training loop against a plain one, in one run: python -m benchmarks.training [--quick]
 
 Both train the same network on the same images with the same loss and Adam; a turn is some steps of each, one after the
-other. The plain loop is what one writes first: a DataLoader, forward, loss, backward, step. `plain` leaves memory format
-and Adam as torch has them; `plain, tuned` has our channels-last memory and fused Adam, so that what differs is the loop
-alone. A ratio above 1 says how many times faster ours is: of the fastest turns, and the median over the turns.
+other. The plain loop is what one writes first: a DataLoader, forward, loss, backward, step. `plain` leaves memory
+format and Adam as torch has them; `plain, tuned` has our channels-last memory and fused Adam, so that what differs is
+the loop alone. A ratio above 1 says how many times faster ours is: of the fastest turns, and the median over the turns.
 """
 
 import argparse
@@ -33,11 +33,7 @@ def build(folder, *flags):
     flags = [
         "--save_path",
         folder,
-        "--checkpoint_minutes",
-        "1000000",
-        "--no_train_metrics",
-        "--n_epochs",
-        "1",
+        *"--checkpoint_minutes 1000000 --no_train_metrics --n_epochs 1".split(),
         *map(str, flags),
     ]
     opt = parameters.parse(flags)
@@ -45,8 +41,6 @@ def build(folder, *flags):
     with contextlib.redirect_stdout(io.StringIO()):  # its opening line
         run = program.build(opt, device, name, interrupts.Interrupts())
     folders.release()
-    compiles = opt.compile == "on" or (opt.compile == "auto" and device.type == "cuda")
-    run.compiled = torch.compile(run.model) if compiles else run.model
     return run
 
 
@@ -137,16 +131,7 @@ def ratios(times, peer):
 
 def workloads(folder, quick):
     """(what, images of a batch, flags, steps of a turn)."""
-    small = [
-        "--loss",
-        "antico_batch_proxy",
-        "--lr",
-        "1e-3",
-        "--loss_oproxy_lrmulti",
-        "10",
-        "--evaluation_metrics",
-        "e_recall@1",
-    ]
+    small = ("--loss antico_batch_proxy --lr 1e-3 --loss_oproxy_lrmulti 10 --evaluation_metrics e_recall@1").split()
     yield (
         "conv4 at 32 px, glyphs, in memory",
         32 if quick else 112,
@@ -160,9 +145,7 @@ def workloads(folder, quick):
         f"{network.split('_')[0]} at {size} px, JPEGs of 500 x 375, {workers} workers",
         bs,
         [
-            "--dataset",
-            "folder",
-            "--source_path",
+            *"--dataset folder --source_path".split(),
             os.path.join(folder, "images"),
             "--arch",
             network,
