@@ -141,6 +141,8 @@ def run_here(run, argv, log):
         traceback.print_exc()
     finally:
         sys.stdout.flush()
+        if os.environ.get("RANK") == "0":
+            time.sleep(1)  # it keeps the processes' store, which under torchrun outlives all
         os._exit(status)
 
 

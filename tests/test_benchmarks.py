@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import main
-from benchmarks import gpu, training
+from benchmarks import training
+from benchmarks.gpu import __main__ as gpu
 from utilities import device
 
 
@@ -125,8 +126,8 @@ def test_rows_notice_what_is_wrong(broken, word, capsys, monkeypatch):
         right = gpu.search.nearest_neighbours
         monkeypatch.setattr(gpu.search, "nearest_neighbours", lambda q, g, k, **how: right(q, g, k + 1, **how)[:, 1:])
     else:
-        right = gpu.clustering.kmeans
-        monkeypatch.setattr(gpu.clustering, "kmeans", lambda *a, **how: right(*a, **how)[::-1])
+        right = gpu.parts.clustering.kmeans
+        monkeypatch.setattr(gpu.parts.clustering, "kmeans", lambda *a, **how: right(*a, **how)[::-1])
     assert gpu.main(["--quick", "--only", word]) == 1
     assert "FAILED" in capsys.readouterr().out
 

@@ -15,7 +15,7 @@ import main
 from utilities import state
 
 FLAGS = (
-    "--dataset folder --arch conv4_normalize --embed_dim 8 --bs 12 --kernels 0 --lr 1e-4 --data_sampler "
+    "--dataset folder --arch conv4_normalize --embed_dim 8 --bs 12 --kernels 0 --optim sgd --lr 1e-4 --data_sampler "
     "class_balanced --loss antico_pair --antico_base margin --no_train_metrics --evaluation_metrics "
     "e_recall@1 mAP@R"
 ).split()

@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from utilities.distributed import world
+from utilities import distributed
 
 
 def norms_of(model):
@@ -23,7 +23,7 @@ def check_chunks(model, opt):
 def of_the_whole_batch(model):
     """The model, its BatchNorm with the statistics of all processes' images; torch's own does so on GPUs alone."""
     norms = [norm for norm in norms_of(model) if norm.training]
-    if world() == 1 or not norms:
+    if distributed.world() == 1 or not norms:
         return model
     if next(model.parameters()).is_cuda:
         return with_sync_batchnorm(model)
@@ -69,7 +69,7 @@ class WholeBatchNorm2d(nn.BatchNorm2d):
         if not self.training:
             return super().forward(x)
         dtype, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))  # statistics as torch's, never in bf16
-        n = x.numel() // x.shape[1] * world()
+        n = x.numel() // x.shape[1] * distributed.world()
         mean = SumOverProcesses.apply(x.sum((0, 2, 3))) / n
         centred = x - mean[:, None, None]
         variance = SumOverProcesses.apply(centred.square().sum((0, 2, 3))) / n
