@@ -6,9 +6,9 @@ import torch
 
 
 def in_a_process_of_its_own(prepare, device):
-    """MiB that prepare(device)() takes at its peak beyond what prepare(device) left.
+    """MiB that prepare(device)() takes at its peak beyond what prepare(device) left; None where it cannot be read (CPU: Linux only).
 
-    prepare: a function of a module, so that a fresh process can import it. None where it cannot be read (CPU: Linux only).
+    prepare: a function of a module, so that a fresh process can import it.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
