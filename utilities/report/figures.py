@@ -84,7 +84,7 @@ def draw_curve(axis, number, label, runs, column, split):
         return 0
     look = style.look(number, "(collapsed)" in label)
     mean = [statistics.fmean(values[epoch] for values in series) for epoch in epochs]
-    axis.plot(epochs, mean, label=label, markevery=max(len(epochs) // 8, 1), **look)
+    axis.plot(epochs, mean, label=label, markevery=style.every(number, len(epochs)), **look)
     if len(series) > 1:
         ends = [[end(values[epoch] for values in series) for epoch in epochs] for end in (min, max)]
         axis.fill_between(epochs, *ends, color=look["color"], alpha=0.18, linewidth=0)

@@ -113,8 +113,9 @@ def name_rows(rows):
 def label_of(row, rows, without=()):
     """The row's label; flags in `without` have a column of their own."""
     names = differing([other for other in rows if other.head == row.head])
-    for name in differing(rows):
-        acting = {other.flags[name] for other in rows if name in other.flags}
+    counting = [other for other in rows if other.runs or other is row]
+    for name in differing(counting):
+        acting = {other.flags[name] for other in counting if name in other.flags}
         if name not in IN_NAME and not name.startswith(OF_ANTICO) and name in row.flags and len(acting) > 1:
             names.append(name)
     texts = [shown(name, row.flags.get(name)) for name in dict.fromkeys(names) if name not in without]

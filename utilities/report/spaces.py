@@ -6,8 +6,9 @@ import textwrap
 import numpy as np
 
 from utilities.report import style
+from utilities.report.style import every
 
-CLASSES, IMAGES, PANELS = 8, 25, 6  # of the t-SNE figure
+CLASSES, IMAGES, PANELS = 10, 25, 9  # of the t-SNE figure
 PROXIES = 2000  # of many classes so many, evenly chosen: 2 million pairs show the same distribution
 
 
@@ -16,7 +17,7 @@ class Unreadable(ValueError):
 
 
 def lines_of(table, name=""):
-    """[(number, label, runs)] a row: its runs that count, those that collapsed apart; with `name`, those with that file."""
+    """[(number, label, runs)] a row: those that count, and apart those that collapsed; with `name`, that left it."""
     found = []
     for number, row in enumerate(table.rows):
         for kind in ("", "collapsed"):
@@ -61,7 +62,7 @@ def spectrum(tables, split):
             values = [singular_values(load_embeddings(run.folder, split)[0]) for run in runs]
             values = np.stack([v[: min(map(len, values))] for v in values])
             x, look = np.arange(1, values.shape[1] + 1), style.look(number, "(collapsed)" in label)
-            axis.plot(x, values.mean(0), label=label, markevery=(number, max(len(x) // 8, 1)), **look)
+            axis.plot(x, values.mean(0), label=label, markevery=every(number, len(x)), **look)
             if len(runs) > 1:
                 axis.fill_between(x, values.min(0), values.max(0), color=look["color"], alpha=0.18, linewidth=0)
         axis.set(yscale="log", xlabel="singular value, largest first", ylabel="share of their sum")
@@ -112,14 +113,15 @@ def proxies(tables):
     for (axis,), (table, rows) in zip(axes, found):
         values = {entry[:2]: similarities(entry[3]) for entry in rows}
         low, high = min(v.min() for v in values.values()), max(v.max() for v in values.values())
-        edges = np.linspace(max(low - 0.02, -1), min(high + 0.02, 1), 61)
+        bins = min(max(int(min(map(len, values.values())) ** 0.5), 8), 60)  # of few pairs each bin needs some
+        edges = np.linspace(max(low - 0.02, -1), min(high + 0.02, 1), bins + 1)
         for (number, label), cosines in values.items():
             share = 100 * np.histogram(cosines, edges)[0] / len(cosines)
             axis.plot(
                 (edges[1:] + edges[:-1]) / 2,
                 share,
                 label=label,
-                markevery=(number, 8),
+                markevery=(number % 8, 8),
                 **style.look(number, "(collapsed)" in label),
             )
         axis.set(xlabel="cosine similarity of two classes' proxies", ylabel="pairs, %")
@@ -132,7 +134,8 @@ def proxies(tables):
 def tsne(tables, split):
     """t-SNE (van der Maaten and Hinton, JMLR 2008) of the same classes in each row's first run, side by side."""
     name = f"embeddings_{split}.npz"
-    found = [(table, *entry) for table in tables for entry in lines_of(table, name)][:PANELS]
+    every_row = [(table, *entry) for table in tables for entry in lines_of(table, name)]
+    found = every_row[:PANELS]
     if not found:
         return f"no run left {name} (--save_embeddings)"
     across = min(len(found), 3)
@@ -149,6 +152,9 @@ def tsne(tables, split):
         axis.set_title("\n".join(textwrap.wrap(f"{place}{label}, seed {runs[0].seed}", 30)), fontsize=9)
         axis.set(xticks=[], yticks=[])
         axis.grid(False)
+        axis.spines[["top", "right"]].set_visible(True)
+    if len(every_row) > len(found):
+        figure.suptitle(f"the first {len(found)} of {len(every_row)} rows", fontsize=9)
     return figure
 
 

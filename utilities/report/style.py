@@ -16,7 +16,7 @@ WIDTH = 7.0  # inches: the text of a page; at half of it, a column, type of 10 p
 SETTINGS = {
     "font.size": 10, "axes.titlesize": 10, "axes.labelsize": 10, "legend.fontsize": 9, "xtick.labelsize": 9,
     "ytick.labelsize": 9, "axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False,
-    "lines.linewidth": 1.7, "lines.markersize": 5, "pdf.fonttype": 42, "figure.constrained_layout.use": True,
+    "lines.linewidth": 1.7, "lines.markersize": 4, "pdf.fonttype": 42, "figure.constrained_layout.use": True,
 }  # fmt: skip
 
 
@@ -25,6 +25,12 @@ def look(number, hollow=False):
     color, line = COLORS[number % len(COLORS)], LINES[number % len(LINES)]
     face = "white" if hollow else color
     return {"color": color, "linestyle": line, "marker": MARKERS[number % len(MARKERS)], "markerfacecolor": face}
+
+
+def every(number, points):
+    """markevery of a curve: about eight markers, those of curves that run together at different places."""
+    step = max(points // 8, 1)
+    return number % step, step
 
 
 def panels(rows, columns, height):

@@ -106,7 +106,7 @@ def paired(row, base):
         return Difference(1, mean, why="1 pair: no test")
     largest = max(abs(cell.values[seed]) for cell in (row, base) for seed in seeds)
     if max(differences) - min(differences) <= 1e-9 * largest:  # equal but for rounding
-        return Difference(n, mean, why="all differences equal: no test")
+        return Difference(n, mean, why="all equal: no test")
     from scipy import stats
 
     test = stats.ttest_rel([row.values[s] for s in seeds], [base.values[s] for s in seeds])
@@ -222,7 +222,11 @@ def caption(table, split, which):
     flags = [row.flags for row in table.rows]
     common = {name: flags[0].get(name) for name in ("arch", "embed_dim", "n_epochs")}
     words = {"arch": "{}", "embed_dim": "{} dimensions", "n_epochs": "{} epochs"}
-    facts = [words[n].format(v) for n, v in common.items() if v is not None and all(f.get(n) == v for f in flags)]
+    facts = [
+        words[n].format(v).removesuffix("s" if v == 1 else "")
+        for n, v in common.items()
+        if v is not None and all(f.get(n) == v for f in flags)
+    ]
     chosen = sorted({best_by(run) for row in table.rows for run in row.runs})
     best = f" by {' or '.join(chosen)}" if which != "last" else ""
     lines = [", ".join([title(table), *facts, f"{split} split, {ROWS[which]}{best}"])]
@@ -237,7 +241,8 @@ def caption(table, split, which):
     if any(row.differences for row in table.rows):
         lines.append(
             "Difference: mean of (row - base) over the seeds that both have, [95% confidence interval], p of the "
-            f"two-sided paired t-test; **bold: p < {LEVEL}**, better or worse; not corrected for the {tests} tests of this table"
+            f"two-sided paired t-test; **bold: p < {LEVEL}**, better or worse; not corrected for the {tests} tests "
+            "of this table"
         )
     return lines + seeds_of(table) + facts_that_differ(table)
 
