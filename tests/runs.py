@@ -160,10 +160,10 @@ def fewer_glyphs():
     @functools.cache
     def splits(size, augmentation):
         whole = glyphs.splits(size, augmentation)
-        return Splits(train=few(whole.train), test=few(whole.test))
+        return dict(train=few(whole.train), test=few(whole.test))
 
     entry = datasets.DATASETS["glyphs"]
-    datasets.DATASETS["glyphs"] = entry._replace(load=lambda opt, size: splits(size, opt.augmentation))
+    datasets.DATASETS["glyphs"] = entry._replace(load=lambda opt, size: Splits(**splits(size, opt.augmentation)))
 
 
 def image_folder(root):
