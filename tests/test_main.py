@@ -19,10 +19,18 @@ BASE = (
 ).split()
 
 
+@pytest.fixture(scope="module")
+def registry():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets, "DATASETS", dict(datasets.DATASETS))
+        fewer_glyphs()
+        yield datasets.DATASETS
+
+
 @pytest.fixture
-def small(monkeypatch):
-    monkeypatch.setattr(datasets, "DATASETS", dict(datasets.DATASETS))
-    fewer_glyphs()
+def small(registry, monkeypatch):
+    """--dataset glyphs has 20 + 20 classes."""
+    monkeypatch.setattr(datasets, "DATASETS", registry)
 
 
 def run(tmp_path, *more, status=0):
