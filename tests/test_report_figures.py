@@ -49,7 +49,7 @@ def test_singular_values_are_those_of_the_file(tmp_path):
     for seed in (0, 1):
         rows, _, _ = write_spaces(write(tmp_path, "proxyanchor", seed, [0.1, 0.5]), 20, seed)
     write_spaces(write(tmp_path, "multisimilarity", 0, [0.1, 0.5]), 3)
-    figure = figures.draw_all(made(tmp_path), "test")["_spectrum"]
+    figure = spaces.spectrum(made(tmp_path), "test")
     (axis,) = figure.axes
     # independent: of the Gram matrix's eigenvalues
     with np.load(next((tmp_path / "glyphs").glob("*proxyanchor_s1")) / "embeddings_test.npz") as file:

@@ -41,6 +41,7 @@ class Run:
     seed: int
     epochs: int  # that it was to have
     chosen: dict = field(default_factory=dict)  # the row that the report shows
+    collapsed: bool = False
     kind: str = ""  # why it does not count, in one word: unfinished, diverged, collapsed, partial, repeated
     reason: str = ""
     advice: str = ""
@@ -201,8 +202,8 @@ def collect(given, split, which, count_collapsed=False):
             run.chosen = chosen_row(run, which)
     leave_out_repeated(runs)
     for run in runs:
-        if not run.reason and not count_collapsed:
-            leave_out_collapsed(run, split)
+        if not run.reason:
+            look_for_collapse(run, split, count_collapsed)
     return runs
 
 
@@ -277,8 +278,8 @@ def began(run):
         return math.inf
 
 
-def leave_out_collapsed(run, split):
-    """A collapse by the rule by which training says one, where the shown epoch measured the rank or the rate's share."""
+def look_for_collapse(run, split, counts):
+    """A collapse by the rule of training, where the shown epoch measured the rank or the rate's share."""
     rank = run.chosen.get(f"{split}/effective_rank")
     share = run.chosen.get(f"{split}/coding_rate@share")
     dimensions = run.flags.get("embed_dim", 0)
@@ -289,4 +290,6 @@ def leave_out_collapsed(run, split):
         values = {n: run.chosen.get(f"{split}/{n}") for n in ("e_recall@1", "mAP@R")}
         signs += [f"{name} {value:.3f}" for name, value in values.items() if value is not None]
         advice = "this is a result of its method: say so, or count it with --count_collapsed"
-        leave_out(run, "collapsed", f"collapsed in epoch {run.chosen['epoch']:.0f}: {', '.join(signs)}", advice)
+        run.collapsed = True
+        if not counts:
+            leave_out(run, "collapsed", f"collapsed in epoch {run.chosen['epoch']:.0f}: {', '.join(signs)}", advice)
