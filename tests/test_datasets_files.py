@@ -19,7 +19,7 @@ import datasets
 import evaluation
 import main
 from datasets.loading import decode
-from utilities import report
+from utilities.report import __main__ as report
 
 
 @pytest.mark.parametrize("name, layout", list(LAYOUTS))
@@ -407,10 +407,10 @@ def test_broken_images_are_skipped_and_counted_and_the_run_says_so(tmp_path, cap
     run = tmp_path / "runs" / "cub200" / "Sample_Run_s0"
     config = json.loads((run / "config.json").read_text())
     assert "expected 100 classes" in config["partial"] and len(config["skipped_broken"]) == 1
-    groups = report.group_runs([str(run)])
-    assert "[partial data] [1 broken images skipped]" in report.markdown(report.table(groups)) and report.caption(
-        groups
-    ).startswith("PARTIAL DATA (train: found")
+    assert report.main([str(run), "--out", str(tmp_path / "table")]) == 0
+    text = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert "1 broken images skipped" in text and "partial data (train: found 2 classes" in text
+    assert "| 0 of 1 |" in text  # in no mean
 
 
 # the published commands, apart from paths, the number of epochs and the network, which needs a download here
