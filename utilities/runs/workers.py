@@ -1,4 +1,4 @@
-"""A queue of runs on one or several GPUs: each run once, a failed one stops nothing, Ctrl-C lets them save themselves."""
+"""A queue of runs on one or several GPUs: each run once, a failed one stops nothing, Ctrl-C lets them save."""
 
 import concurrent.futures
 import contextlib
@@ -12,6 +12,8 @@ import subprocess
 import sys
 import threading
 import time
+
+from utilities.runs.records import ROOT
 
 try:
     import fcntl
@@ -124,7 +126,7 @@ class Queue:
                 if self.signal is not None:
                     return 0, start
                 process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
+                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=ROOT,
                     pass_fds=[handle.fileno()], start_new_session=True,  # a terminal's Ctrl-C comes through us, once
                 )  # fmt: skip
                 self.running[run] = process, time.monotonic()
