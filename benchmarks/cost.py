@@ -4,8 +4,8 @@ python -m benchmarks.cost FILE.json FLAGS...             measure, and write the 
 python -m benchmarks.cost --table X FILE.json ...        X.md and X.csv of such files
 
 A step is the whole one: images, network, loss, optimizer; nothing else may use the machine meanwhile. Milliseconds are
-of the fastest of 5 turns of 10 steps, after one that does not count. Memory is the peak: on a GPU what torch allocates, on
-a CPU (Linux) what the process grows by, the data set that is held in memory included.
+of the fastest of 5 turns of 10 steps, after one that does not count. Memory is the peak: on a GPU what torch allocates,
+on a CPU (Linux) what the process grows by, the data set that is held in memory included.
 """
 
 import csv
@@ -15,6 +15,7 @@ import os
 import sys
 import tempfile
 
+from utilities import interrupts
 from utilities.files import write_whole
 
 TURNS, STEPS = 5, 10
@@ -79,6 +80,7 @@ def main(words):
     if len(words) > 2 and words[0] == "--table":
         table(words[1], words[2:])
     elif len(words) > 1 and words[0].endswith(".json"):
+        interrupts.end_at_once()
         try:
             record = measure(words[1:])
         except (ValueError, OSError) as problem:

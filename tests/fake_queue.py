@@ -1,7 +1,7 @@
 """The queue with a main.py and a report that take no time: python -m tests.fake_queue WORDS OF antico_runs.sh.
 
-The fake main.py (python -m tests.fake_queue main FLAGS) keeps a run's folder as the true one does and trains nothing. It
-notes each epoch in <save_path>/epochs.txt. FAKE_SECONDS is what an epoch takes, FAKE_FAIL the loss whose run fails.
+The fake main.py keeps a run's folder as the true one does and trains nothing. It notes each epoch in
+<save_path>/epochs.txt. FAKE_SECONDS is what an epoch takes, FAKE_FAIL the loss whose run fails.
 """
 
 import json
