@@ -74,8 +74,9 @@ def test_main_has_the_losses_and_networks_of_the_issue():
     runs = planned("main --datasets cub200 --seeds 3")
     losses = {(r.opt.loss, r.opt.antico_base if r.opt.loss == "antico_pair" else "") for r in runs}
     assert losses == {
-        ("proxyanchor", ""), ("oproxy", ""), ("nir", ""), ("antico", ""), ("antico_batch_proxy", ""),
-        ("antico_all_proxy", ""), ("multisimilarity", ""), ("antico_pair", "proxyanchor"), ("antico_pair", "multisimilarity"),
+        ("proxyanchor", ""), ("oproxy", ""), ("nir", ""), ("antico", ""), ("multisimilarity", ""),
+        ("antico_batch_proxy", ""), ("antico_all_proxy", ""),
+        ("antico_pair", "proxyanchor"), ("antico_pair", "multisimilarity"),
     }  # fmt: skip
     assert {r.opt.arch.split("_")[0] for r in runs} == {"bninception", "resnet50"} and len(runs) == 18
     inshop = planned("main --datasets inshop")[0].opt.evaluation_metrics

@@ -81,7 +81,7 @@ class Queue:
         self.running = {}  # {run: (process, start)}
         self.elsewhere = set()
         self.seconds = {}  # {(data set, network): [seconds of a finished run]}
-        self.signal, self.lock = None, threading.RLock()
+        self.signal, self.lock, self.shown = None, threading.RLock(), ""
 
     # --- one worker ---
 
@@ -212,9 +212,12 @@ class Queue:
         if sys.stdout.isatty():
             with self.lock:
                 line = self.status()[: shutil.get_terminal_size().columns - 1]
-                print(f"\r\033[K{line}", end="", flush=True)
+                if line != self.shown:
+                    print(f"\r\033[K{line}", end="", flush=True)
+                self.shown = line
 
     def clear(self):
+        self.shown = ""
         if sys.stdout.isatty():
             print("\r\033[K", end="", flush=True)
 
