@@ -104,7 +104,8 @@ def build(opt, device, device_name, signals):
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
     parts = dict(model=model, criterion=criterion, optimizer=optimizer, scheduler=scheduler, scaler=scaler)
-    facts = dict(dataset=opt.dataset, n_classes=n_classes, n_images=len(splits.train), input_size=model.input_size)
+    facts = dict(dataset=opt.dataset, n_classes=n_classes, n_images=len(splits.train), input_size=model.input_size,
+                 contents=datasets.contents(splits))  # fmt: skip
     checkpoints = state.Checkpoints(parts, {**facts, "arch": opt.arch, "embed_dim": opt.embed_dim})
     progress = checkpoints.restore(saved, opt.resume, device)
     profile = Profile(opt.profile, device)
