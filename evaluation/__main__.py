@@ -1,6 +1,6 @@
 """Metrics of saved embeddings, without a model: python -m evaluation FILE.npz --metrics e_recall@1 mAP@R [--json]
 
-FILE.npz holds `embeddings` (n, d) and `labels` (n,); with `query_embeddings` and `query_labels` beside them, query against gallery.
+FILE.npz holds `embeddings` (n, d) and `labels` (n,); with `query_embeddings` and `query_labels`, query against gallery.
 """
 
 import argparse
@@ -12,34 +12,20 @@ import numpy as np
 
 import evaluation
 
-DEFAULT = [
-    "e_recall@1",
-    "e_recall@2",
-    "e_recall@4",
-    "e_recall@8",
-    "mAP@R",
-    "R-precision",
-    "nmi",
-    "f1",
-    "coding_rate@share",
-]
+DEFAULT = "e_recall@1 e_recall@2 e_recall@4 e_recall@8 mAP@R R-precision nmi f1 coding_rate@share".split()
+ARRAYS = ("embeddings", "labels", "query_embeddings", "query_labels")
 
 
 def load(path):
     """The arrays of a file by name; ValueError, one line, where it does not hold what is needed."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {
-                name: file[name]
-                for name in ("embeddings", "labels", "query_embeddings", "query_labels")
-                if name in file.files
-            }
+            arrays = {name: file[name] for name in ARRAYS if name in file.files}
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except Exception as problem:  # numpy has many for a damaged file
-        raise ValueError(
-            f"{path}: cannot be read as npz of plain arrays ({str(problem).splitlines()[0] if str(problem) else type(problem).__name__})"
-        ) from None
+        reason = (str(problem).splitlines() or [type(problem).__name__])[0]
+        raise ValueError(f"{path}: cannot be read as npz of plain arrays ({reason})") from None
     missing = [name for name in ("embeddings", "labels") if name not in arrays]
     if missing or ("query_embeddings" in arrays) != ("query_labels" in arrays):
         raise ValueError(
@@ -47,12 +33,10 @@ def load(path):
             "expected embeddings (n, d), labels (n,), and for query/gallery query_embeddings, query_labels"
         )
     for name in arrays:
-        if not np.issubdtype(arrays[name].dtype, np.integer if "labels" in name else np.number):
-            raise ValueError(
-                f"{path}: {name} are {arrays[name].dtype}, expected {'whole numbers' if 'labels' in name else 'numbers'}"
-            )
-        wide = arrays[name].dtype.itemsize >= 8
-        arrays[name] = arrays[name].astype(np.int64 if "labels" in name else np.float64 if wide else np.float32)
+        dtype, whole = arrays[name].dtype, "labels" in name
+        if not np.issubdtype(dtype, np.integer if whole else np.number):
+            raise ValueError(f"{path}: {name} are {dtype}, expected {'whole numbers' if whole else 'numbers'}")
+        arrays[name] = arrays[name].astype(np.int64 if whole else np.float64 if dtype.itemsize >= 8 else np.float32)
     return arrays
 
 
