@@ -13,13 +13,11 @@ if __name__ == "__main__":  # a wrong flag is answered before the seconds that t
 # ruff: noqa: E402
 import argparse
 import os
-import time
 import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 import architectures
 import criteria
@@ -27,14 +25,18 @@ import datasampler
 import datasets
 import evaluation
 import parameters
+from utilities import batchnorm, console, distributed, failures, folders, state, trackers
 from utilities import device as devices
-from utilities import distributed, failures, folders, state, trackers
-from utilities.profile import NoProfile, Profile, check_steps
+from utilities.profile import Profile, phase
 from utilities.randomness import derive
 
-COLLAPSE = ("effective_rank", "coding_rate@share")  # measured at every evaluation, so that a collapse is said
 LOOK_EVERY = 20  # steps between looks at the loss: a look waits for the GPU
-ERRORS = {criteria.NonFinite: 1, state.NotFinite: 1, evaluation.Unmeasurable: 1, datasets.BrokenImage: 2}  # exit status
+ERRORS = {  # of the packages, each told as one line: (exit status, where in the run it was)
+    criteria.NonFinite: (1, ", in step {step} of epoch {epoch}{terms}"),
+    state.NotFinite: (1, "{terms}"),
+    evaluation.Unmeasurable: (1, ", in the evaluation of epoch {epoch}"),
+    datasets.BrokenImage: (2, ""),
+}
 
 
 @dataclass
@@ -56,11 +58,10 @@ class Run:
     partial: str  # what the data lacks
     progress: state.Progress
     checkpoints: state.Checkpoints
-    log: Any = None  # on the first process
-    profile: Any = NoProfile()
-    compiled: Any = None  # the model, compiled where that is asked for
+    log: Any  # on the first process
+    profile: Profile
+    compiled: Any  # the model, compiled where that is asked for
     net: Any = None  # and replicated: what trains
-    warming_up: Any = None  # whether only the head learns
 
     @property
     def best_split(self):
@@ -74,7 +75,7 @@ class Run:
 def check_names(opt):
     """Every name that a flag can give, before anything is loaded."""
     datasets.check_name(opt)
-    criteria.check_names(opt)
+    criteria.check(opt)
     architectures.parse_arch(opt.arch)
     evaluation.check_names(opt.evaluation_metrics, opt.embed_dim)
     evaluation.search.check_backend(opt.search)
@@ -88,16 +89,13 @@ def build(opt, device, device_name, signals):
 
     torch.manual_seed(opt.seed)
     model = architectures.select(opt).to(device, memory_format=torch.channels_last)
-    model = distributed.synchronize_batchnorm(model)
-    if opt.grad_cache:
-        state.check_chunks(opt, model)
+    model = batchnorm.of_the_whole_batch(model)
+    batchnorm.check_chunks(model, opt)
 
-    with distributed.first_process_first():
-        splits = datasets.select(opt, input_size=model.input_size)
+    splits, evaluated = load_data(opt, model)
     n_classes = len(splits.train.class_names)
     sampler = datasampler.select(opt, splits.train.labels, distributed.rank(), distributed.world())
     loader = datasampler.loader(opt, splits.train, sampler, device)
-    evaluated = datasets.evaluated_splits(opt, splits)
 
     torch.manual_seed(derive(opt.seed, "criterion"))
     criterion = criteria.select(opt, n_classes).to(device)
@@ -109,16 +107,25 @@ def build(opt, device, device_name, signals):
     facts = dict(dataset=opt.dataset, n_classes=n_classes, n_images=len(splits.train), input_size=model.input_size)
     checkpoints = state.Checkpoints(parts, {**facts, "arch": opt.arch, "embed_dim": opt.embed_dim})
     progress = checkpoints.restore(saved, opt.resume, device)
-    check_steps(opt.profile, (opt.n_epochs - max(progress.epoch, 0)) * sampler.n_batches - progress.step)
-    config = trackers.describe(
-        opt, parameters.without_effect(opt), partial=splits.partial, skipped_broken=list(splits.skipped),
-        device=device_name, processes=distributed.world(), data=facts,
-    )  # fmt: skip
+    profile = Profile(opt.profile, device)
+    profile.check((opt.n_epochs - max(progress.epoch, 0)) * sampler.n_batches - progress.step)
+
+    facts = dict(skipped_broken=list(splits.skipped), device=device_name, processes=distributed.world(), data=facts)
+    config = trackers.describe(opt, parameters.without_effect(opt), partial=splits.partial, **facts)
     checkpoints.folder, log = trackers.open_folder(opt, config, progress)
-    run = Run(opt, device, dtype, signals, model, criterion, optimizer, scheduler, scaler, sampler, loader, evaluated,
-              splits.partial, progress, checkpoints, log)  # fmt: skip
-    distributed.say(*filter(None, [parameters.note(opt), trackers.opening_line(run, config)]), sep="\n")
+    compiled = devices.compiled(opt, model, device)
+    run = Run(opt=opt, device=device, dtype=dtype, signals=signals, **parts, sampler=sampler, loader=loader,
+              evaluated=evaluated, partial=splits.partial, progress=progress, checkpoints=checkpoints, log=log,
+              profile=profile, compiled=compiled)  # fmt: skip
+    distributed.print_once(*filter(None, [parameters.note(opt), console.opening_line(run, config)]), sep="\n")
     return run
+
+
+def load_data(opt, model):
+    """(the splits, {name: split} of those that are evaluated)."""
+    with distributed.first_process_first():
+        splits = datasets.select(opt, input_size=model.input_size)
+    return splits, datasets.evaluated_splits(opt, splits)
 
 
 def make_optimizer(opt, model, criterion):
@@ -128,7 +135,20 @@ def make_optimizer(opt, model, criterion):
     return kind(groups, lr=opt.lr, weight_decay=opt.decay, fused=True, **more)
 
 
-# --- train ---
+# --- a training step ---
+
+
+def training_step(run, images, labels, epoch):
+    """One step of the optimizer: {loss term: 0-dimensional tensor}. Nothing here waits for the device."""
+    seed = derive(run.opt.seed, epoch, run.progress.step)
+    chunks = images.split(run.opt.grad_cache or len(images))
+    chunks = [(chunk, derive(seed, distributed.rank(), number)) for number, chunk in enumerate(chunks)]
+    embeddings = forward(run, chunks)
+    leaf = embeddings.detach().requires_grad_()  # its gradient is all that the network needs to know of the loss
+    loss = loss_and_gradient(run, leaf, labels, seed)
+    backward(run, chunks, embeddings, leaf.grad)
+    update(run)
+    return {"loss": loss, **{f"loss/{name}": value for name, value in run.criterion.terms.items()}}
 
 
 def embed(run, images, seed):
@@ -138,89 +158,69 @@ def embed(run, images, seed):
         return run.net(images)
 
 
-def backward(run, embeddings, gradient):
+@phase("forward")
+def forward(run, chunks):
+    with torch.set_grad_enabled(not run.opt.grad_cache):
+        return torch.cat([embed(run, images, seed) for images, seed in chunks])
+
+
+@phase("loss")
+def loss_and_gradient(run, embeddings, labels, seed):
+    """Of the batch of all processes, on each of them alike."""
+    devices.seed(seed, run.device)  # of mining
+    loss = run.criterion(distributed.gather(embeddings), distributed.gather(labels))
+    run.optimizer.zero_grad(set_to_none=True)
+    run.scaler.scale(loss).backward()
+    return loss
+
+
+@phase("backward")
+def backward(run, chunks, embeddings, gradient):
+    """Through the network; with --grad_cache each chunk is embedded once more, with its graph (Gao et al., 2021)."""
     with devices.tf32(run.opt.tf32):
-        embeddings.backward(gradient)
+        if not run.opt.grad_cache:
+            embeddings.backward(gradient)
+            return
+        for number, part in enumerate(gradient.split(run.opt.grad_cache)):
+            with distributed.gradients_stay_here(run.net, number < len(chunks) - 1):
+                embed(run, *chunks[number]).backward(part)
 
 
-def training_step(run, images, labels, epoch):
-    """One step of the optimizer: {loss term: 0-dimensional tensor}. Nothing here waits for the device."""
-    seed = derive(run.opt.seed, epoch, run.progress.step)
-    chunks = images.split(run.opt.grad_cache or len(images))
-    seeds = [derive(seed, distributed.rank(), number) for number in range(len(chunks))]
-    with run.profile.phase("forward"), torch.set_grad_enabled(not run.opt.grad_cache):
-        embeddings = torch.cat([embed(run, chunk, s) for chunk, s in zip(chunks, seeds)])
+@phase("optimizer")
+def update(run):
+    distributed.average_gradients(run.criterion.parameters())
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
 
-    with run.profile.phase("loss"):  # of a leaf: its gradient is all that the network needs to know
-        devices.seed(seed, run.device)  # mining draws alike on all processes
-        leaf = embeddings.detach().requires_grad_()
-        loss = run.criterion(distributed.gather(leaf), distributed.gather(labels))
-        run.optimizer.zero_grad(set_to_none=True)
-        run.scaler.scale(loss).backward()
 
-    with run.profile.phase("backward"):
-        if run.opt.grad_cache:  # each chunk once more, with its graph
-            for number, gradient in enumerate(leaf.grad.split(run.opt.grad_cache)):
-                with distributed.gradients_stay_here(run.net, number < len(chunks) - 1):
-                    backward(run, embed(run, chunks[number], seeds[number]), gradient)
-        else:
-            backward(run, embeddings, leaf.grad)
-
-    with run.profile.phase("optimizer"):
-        distributed.average_gradients(run.criterion.parameters())
-        run.scaler.step(run.optimizer)
-        run.scaler.update()
-    return {"loss": loss, **{f"loss/{name}": value for name, value in run.criterion.terms.items()}}
+# --- an epoch ---
 
 
 def train_epoch(run, epoch):
     """What is left of an epoch. Its part of metrics.csv: the learning rate and the means of the loss terms."""
     progress, lr = run.progress, run.optimizer.param_groups[0]["lr"]
-    make_net(run, warming_up=epoch <= run.opt.warmup)
+    if run.net is None or epoch == run.opt.warmup + 1:
+        make_net(run, warming_up=epoch <= run.opt.warmup)
     run.model.train()
     run.sampler.set_epoch(epoch, start=progress.step)
     batches = devices.prefetch(run.loader, run.device, run.loader.dataset.on_device)
-    bar = tqdm(total=run.sampler.n_batches, initial=progress.step, desc=f"epoch {epoch}/{run.opt.n_epochs}",
-               leave=False, disable=True if distributed.rank() else None, dynamic_ncols=True)  # fmt: skip
-    with bar:
-        while True:
-            with run.profile.phase("input"):
-                images, labels = next(batches, (None, None))
-            if images is None:
-                break
-            where = lambda: f"in step {progress.step + 1} of epoch {epoch}{terms(run, 'before: ')}"  # noqa: E731
-            with run.signals.deferred(), failures.placed(where):
-                progress.add(training_step(run, images, labels, epoch))
-            run.profile.end_step()
+    with console.progress_bar(run, epoch) as bar:
+        for images, labels in run.profile.inputs(batches):
+            progress.add(training_step(run, images, labels, epoch))
+            run.profile.end_step(run.checkpoints.folder)
             bar.update()
             if progress.step % LOOK_EVERY == 0:
-                bar.set_postfix(loss=f"{look(run)['loss']:.3f}")
+                bar.set_postfix(loss=f"{progress.means()['loss']:.3f}")
             if run.checkpoints.minutes() > run.opt.checkpoint_minutes:
-                save(run)
+                run.checkpoints.save(progress)
             stop_if_asked(run)
-    return {"lr": lr, **look(run)}
+    return {"lr": lr, **progress.means()}
 
 
 def make_net(run, warming_up):
     """The network as it trains: made anew when what learns changes, since DistributedDataParallel looks only once."""
-    if run.warming_up is not warming_up:
-        run.model.warm_up(warming_up)
-        run.net = distributed.replicate(run.compiled, run.device)
-        run.warming_up = warming_up
-
-
-def look(run):
-    """The loss terms' means over the epoch so far. Raises NonFinite if the loss was not finite in some step."""
-    bad = run.progress.first_bad_step()
-    if bad:
-        raise criteria.NonFinite(f"the loss is not finite, in step {bad} of epoch {run.progress.epoch + 1}{terms(run)}")
-    return run.progress.means()
-
-
-def terms(run, when=""):
-    """The loss terms of the last step that had some, in brackets."""
-    shown = ", ".join(f"{name} {value:g}" for name, value in run.criterion.logs.items())
-    return f" ({when}{shown})" if shown else ""
+    run.model.warm_up(warming_up)
+    run.net = distributed.replicate(run.compiled, run.device)
 
 
 def stop_if_asked(run):
@@ -228,79 +228,60 @@ def stop_if_asked(run):
         run.signals.stop()
 
 
-def save(run, also=()):
-    with run.signals.deferred():
-        look(run)  # a run that has diverged keeps its last good one
-        run.checkpoints.save(run.progress, also)
-
-
 # --- fit ---
 
 
 def fit(run):
     """Train and evaluate to the last epoch; epoch 0 evaluates the network as it comes."""
-    opt, progress = run.opt, run.progress
-    compiles = opt.compile == "on" or (opt.compile == "auto" and run.device.type == "cuda")
-    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")  # advice of the compiler; that is --tf32
-    run.compiled = torch.compile(run.model) if compiles else run.model  # evaluation has other sizes, and is not
-    if opt.profile:
-        path = run.checkpoints.path("profile.json") if distributed.rank() == 0 else None
-        run.profile = Profile(opt.profile, path, run.device)
-    start, first = time.monotonic(), max(progress.epoch + 1, 1)
-    for epoch in range(progress.epoch + 1, opt.n_epochs + 1):
+    opt = run.opt
+    warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")  # an epoch resumed at its end has no step
+    for epoch in range(run.progress.epoch + 1, opt.n_epochs + 1):
         stop_if_asked(run)
-        if epoch == first:
-            start = time.monotonic()
-        row = {"epoch": epoch}
+        row, collapse = {"epoch": epoch}, ""
         if epoch > 0:
             row |= train_epoch(run, epoch)
-        collapse = ""
+            if note := run.criterion.note([*run.progress.rows, row]):
+                distributed.print_once(note)
         if epoch % opt.eval_every == 0 or epoch == opt.n_epochs:
-            with run.signals.deferred(False), failures.placed(lambda: f"in the evaluation of epoch {epoch}"):
-                metrics, collapse = evaluate(run, epoch)
+            metrics, collapse = evaluate(run)
             row |= metrics
-        finish_epoch(run, row)
-        left = (time.monotonic() - start) / max(epoch - first + 1, 1) * (opt.n_epochs - epoch)
-        distributed.say(trackers.epoch_line(run, row, left if epoch else None) + collapse)
-    distributed.say(trackers.closing_lines(run))
+        end_epoch(run, row)
+        distributed.print_once(console.epoch_line(run, row) + (collapse if epoch > 0 else ""))
+    distributed.print_once(console.closing_lines(run))
     if opt.save_embeddings:
-        save_embeddings(run.model, run.evaluated, opt, run.checkpoints.folder)
+        with run.signals.at_once():
+            save_embeddings(run.model, run.evaluated, opt, run.checkpoints.folder)
     if run.log:
         run.log.close()
 
 
-def evaluate(run, epoch):
+def evaluate(run):
     """({split/metric: value}, a line that says a collapse where there is one)."""
-    wanted = argparse.Namespace(**vars(run.opt))
-    wanted.evaluation_metrics = list(dict.fromkeys([*run.opt.evaluation_metrics, *COLLAPSE]))
-    found = {name: evaluation.evaluate(run.model, split, wanted) for name, split in run.evaluated.items()}
-    metrics = {f"{name}/{metric}": found[name][metric] for name in found for metric in run.opt.evaluation_metrics}
-    rank, share = (found[run.best_split][metric] for metric in COLLAPSE)
-    split = run.evaluated[run.best_split]
-    dimensions = min(run.opt.embed_dim, len(getattr(split, "gallery", split)))  # few images span no more
-    return metrics, trackers.collapse_line(rank, share, dimensions) if epoch > 0 else ""
+    opt = argparse.Namespace(**vars(run.opt))
+    opt.evaluation_metrics = list(dict.fromkeys([*run.opt.evaluation_metrics, *console.COLLAPSE]))
+    with run.signals.at_once():  # an evaluation can be repeated
+        values = {name: evaluation.evaluate(run.model, split, opt) for name, split in run.evaluated.items()}
+    metrics = {f"{name}/{metric}": values[name][metric] for name in values for metric in run.opt.evaluation_metrics}
+    return metrics, console.collapse_line(values[run.best_split], run.evaluated[run.best_split], opt.embed_dim)
 
 
-def finish_epoch(run, row):
-    """Count the epoch, save it, write it down: all of it or nothing."""
-    with run.signals.deferred():
-        if row["epoch"] > 0:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # an epoch resumed at its end has no step here
-                run.scheduler.step()
-        row["seconds"] = round(run.checkpoints.seconds(run.progress), 2)
-        better = run.progress.end_epoch(row, run.best_split, run.opt.storage_metrics, run.opt.store_improvements)
-        save(run, better)
-        if run.log:
-            trackers.write_rows(run.checkpoints.folder, run.progress.rows, run.opt.storage_metrics[0])
-            run.log.log(row)
+def end_epoch(run, row):
+    """Count the epoch, save it, write it down."""
+    if row["epoch"] > 0:
+        run.scheduler.step()
+    row["seconds"] = round(run.checkpoints.seconds(run.progress), 2)
+    better = run.progress.end_epoch(row, run.best_split, run.opt.storage_metrics, run.opt.store_improvements)
+    run.checkpoints.save(run.progress, better)
+    if run.log:
+        trackers.write_rows(run.checkpoints.folder, run.progress.rows, run.opt.storage_metrics[0])
+        run.log.log(row)
 
 
 def save_embeddings(model, evaluated, opt, folder):
     for name, split in evaluated.items():
         path = os.path.join(folder, f"embeddings_{name}.npz")
         evaluation.save_embeddings(model, split, path, opt)
-        distributed.say(f"written: {path}")
+        distributed.print_once(f"written: {path}")
 
 
 # --- evaluate only ---
@@ -314,11 +295,9 @@ def evaluate_only(opt, device):
     opt.input_size = opt.input_size or saved.get("input_size")
     model = architectures.select(opt).to(device, memory_format=torch.channels_last)
     state.fill(model, saved["model"], f"--checkpoint {opt.checkpoint}")
-    with distributed.first_process_first():
-        splits = datasets.select(opt, input_size=model.input_size)
-    evaluated = datasets.evaluated_splits(opt, splits)
-    found = {name: evaluation.evaluate(model, split, opt) for name, split in evaluated.items()}
-    metrics = {f"{name}/{metric}": value for name in found for metric, value in found[name].items()}
+    splits, evaluated = load_data(opt, model)
+    values = {name: evaluation.evaluate(model, split, opt) for name, split in evaluated.items()}
+    metrics = {f"{name}/{metric}": value for name in values for metric, value in values[name].items()}
     if distributed.rank() == 0:
         trackers.write_evaluation(opt, saved["epoch"], splits.partial, metrics)
     if opt.save_embeddings:
@@ -352,19 +331,18 @@ def main(argv=None, opt=None):
         with interrupts.Interrupts() as signals:
             with failures.bad_input(signals):
                 if opt.list:
-                    distributed.say(listing())
+                    distributed.print_once(listing())
                     return 0
                 device, device_name = devices.choose_device(opt)
             with distributed.processes(device):
                 with failures.bad_input(signals):
                     run = evaluate_only(opt, device) if opt.evaluate_only else build(opt, device, device_name, signals)
                 if run:
-                    # several processes stop at the same step: a signal waits until they have agreed
-                    with failures.while_running(run, ERRORS, save), signals.deferred(distributed.world() > 1):
+                    with failures.while_running(run, ERRORS), signals.deferred():
                         fit(run)
         return 0
     except (failures.Stop, interrupts.Interrupted) as stop:
-        return failures.tell(stop)
+        return failures.report(stop)
     finally:
         folders.release()
 

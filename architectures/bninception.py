@@ -19,9 +19,9 @@ BLOCKS = {
 
 
 class BNInception(nn.Module):
-    """Images (B, 3, H, W), BGR in 0..255 less the mean (104, 117, 128) → maps (B, 1024, H/32, W/32); H and W are multiples of 32.
+    """Images (B, 3, H, W), BGR in 0..255 less the mean (104, 117, 128) → maps (B, 1024, H/32, W/32).
 
-    Its keys are those of the weights converted from Caffe, bn_inception-52deb4733.pth.
+    H and W are multiples of 32. Its keys are those of the weights converted from Caffe, bn_inception-52deb4733.pth.
     Source: Ioffe and Szegedy, Batch Normalization, ICML 2015.
     """
 
@@ -45,28 +45,28 @@ class BNInception(nn.Module):
             width = single + triple + double + (projection or width)
 
     def add(self, name, channels, width, kernel, stride=1):
-        self.add_module(
-            name, nn.Conv2d(channels, width, kernel, stride, kernel // 2)
-        )  # with a bias, as the weights have it
+        # with a bias, as the weights have it
+        self.add_module(name, nn.Conv2d(channels, width, kernel, stride, kernel // 2))
         self.add_module(name + "_bn", nn.BatchNorm2d(width))
 
-    def unit(self, name, x):
-        return relu(getattr(self, name + "_bn")(getattr(self, name)(x)), inplace=True)
+    def unit(self, x, *names):
+        """Convolution, BatchNorm and ReLU of each name in turn."""
+        for name in names:
+            x = relu(getattr(self, name + "_bn")(getattr(self, name)(x)), inplace=True)
+        return x
 
     def block(self, block, x):
         name, halves = f"inception_{block}_", not BLOCKS[block][0]
-        triple = self.unit(name + "3x3", self.unit(name + "3x3_reduce", x))
-        double = self.unit(
-            name + "double_3x3_2", self.unit(name + "double_3x3_1", self.unit(name + "double_3x3_reduce", x))
-        )
+        triple = self.unit(x, name + "3x3_reduce", name + "3x3")
+        double = self.unit(x, name + "double_3x3_reduce", name + "double_3x3_1", name + "double_3x3_2")
         if halves:
             return cat([triple, double, max_pool2d(x, 3, 2, ceil_mode=True)], 1)
         pooled = max_pool2d(x, 3, 1, 1) if block == "5b" else avg_pool2d(x, 3, 1, 1)
-        return cat([self.unit(name + "1x1", x), triple, double, self.unit(name + "pool_proj", pooled)], 1)
+        return cat([self.unit(x, name + "1x1"), triple, double, self.unit(pooled, name + "pool_proj")], 1)
 
     def forward(self, images):
-        x = max_pool2d(self.unit("conv1_7x7_s2", images), 3, 2, ceil_mode=True)
-        x = max_pool2d(self.unit("conv2_3x3", self.unit("conv2_3x3_reduce", x)), 3, 2, ceil_mode=True)
+        x = max_pool2d(self.unit(images, "conv1_7x7_s2"), 3, 2, ceil_mode=True)
+        x = max_pool2d(self.unit(x, "conv2_3x3_reduce", "conv2_3x3"), 3, 2, ceil_mode=True)
         for block in BLOCKS:
             x = self.block(block, x)
         return x

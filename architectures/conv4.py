@@ -10,11 +10,7 @@ def conv4(width=64):
     """
     layers, channels = [], 3
     for _ in range(4):
-        layers += [
-            nn.Conv2d(channels, width, 3, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(inplace=True),
-            nn.MaxPool2d(2),
-        ]
+        convolution = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+        layers += [convolution, nn.BatchNorm2d(width), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
         channels = width
     return nn.Sequential(*layers)

@@ -8,12 +8,7 @@ from torch.nn.functional import normalize
 
 from architectures.weights import first_line
 
-BATCH_NORM = (
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.BatchNorm3d,
-    nn.SyncBatchNorm,
-)  # and what derives from them, as in timm
+BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)  # and what derives from them (timm)
 
 
 def average(maps):
@@ -28,9 +23,10 @@ def double(maps):
 def generalised_mean(maps, p):
     """(1/hw · sum over positions of |x|^p)^(1/p) of each channel: (B, C, h, w) → (B, C), in float32 or better.
 
-    That is the p-norm over positions, divided by hw^(1/p) so that it does not grow with the image. Between the average (p = 1) and the
-    maximum (p → ∞) of |x|. |x| counts as at least 1e-6, where the root would have no gradient. p is fixed.
-    Source: Radenović et al., Fine-tuning CNN Image Retrieval with No Human Annotation, TPAMI 2019 (there p learns and x ≥ 0).
+    That is the p-norm over positions, divided by hw^(1/p) so that it does not grow with the image. Between the average
+    (p = 1) and the maximum (p → ∞) of |x|. |x| counts as at least 1e-6, where the root would have no gradient.
+    Source: Radenović et al., Fine-tuning CNN Image Retrieval with No Human Annotation, TPAMI 2019; p learns there, and
+    x ≥ 0.
     """
     maps = maps.to(torch.promote_types(maps.dtype, torch.float32))  # 1e-6^p is no half-precision number
     return maps.abs().clamp(min=1e-6).pow(p).mean((2, 3)).pow(1 / p)
@@ -57,10 +53,8 @@ def features_of_one(features, size, arch):
 
 
 def refused(arch, size, problem):
-    reason = first_line(problem)
-    return ValueError(
-        f"--input_size {size} --arch {arch}: this network cannot be had for images of that size ({reason})"
-    )
+    reason = f"this network cannot be had for images of that size ({first_line(problem)})"
+    return ValueError(f"--input_size {size} --arch {arch}: {reason}")
 
 
 class EmbeddingNet(nn.Module):
@@ -69,7 +63,7 @@ class EmbeddingNet(nn.Module):
     Parameters
     ----------
     features : nn.Module
-        Normalised images → maps (B, width, h, w), or features (B, width) that it has pooled itself (with pooling "avg" only).
+        Normalised images → maps (B, width, h, w), or with pooling "avg" also features (B, width) that it has pooled.
     input_size : int
         H = W the network is made for, in pixels; convolutional networks take larger images too.
     mean, std : three floats
@@ -104,13 +98,8 @@ class EmbeddingNet(nn.Module):
         if channels not in ("RGB", "BGR"):
             raise ValueError(f"channels {channels}: must be RGB or BGR")
         self.features, self.last_linear = features, nn.Linear(width, embed_dim)
-        self.input_size, self.embed_dim, self.frozen, self.normalize, self.pooling = (
-            input_size,
-            embed_dim,
-            frozen,
-            normalize,
-            pooling,
-        )
+        self.input_size, self.embed_dim = input_size, embed_dim
+        self.frozen, self.normalize, self.pooling = frozen, normalize, pooling
         self.channels, self.input_range = channels, input_range
         # not persistent: they belong to the architecture, not to what was learned
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)

@@ -6,7 +6,7 @@ import difflib
 from torch import nn
 
 from architectures.embedding import features_of_one, refused
-from architectures.weights import first_line
+from architectures.weights import WAY_OUT, first_line
 
 SECONDS = 10  # to wait for an answer; huggingface_hub's own limit for a file's header
 
@@ -36,17 +36,12 @@ def check_name(arch, name):
     tagged = timm.list_models(pretrained=True)
     if not timm.is_model(base):
         near = difflib.get_close_matches(name, timm.list_models() + tagged, 3, 0.5)
-        raise ValueError(
-            f"--arch {arch}: timm {timm.__version__} has no network {name}"
-            + (f" (did you mean timm.{' or timm.'.join(near)}?)" if near else "")
-        )
+        hint = f" (did you mean timm.{' or timm.'.join(near)}?)" if near else ""
+        raise ValueError(f"--arch {arch}: timm {timm.__version__} has no network {name}{hint}")
     if tag and name not in tagged:
-        tags = [n for n in tagged if n.partition(".")[0] == base]
-        near = difflib.get_close_matches(name, tags, 3, 0)
-        raise ValueError(
-            f"--arch {arch}: timm {timm.__version__} has no weights {tag} of {base}"
-            + (f"; it has timm.{', timm.'.join(near)}" if near else "")
-        )
+        near = difflib.get_close_matches(name, [other for other in tagged if other.partition(".")[0] == base], 3, 0)
+        hint = f"; it has timm.{', timm.'.join(near)}" if near else ""
+        raise ValueError(f"--arch {arch}: timm {timm.__version__} has no weights {tag} of {base}{hint}")
 
 
 @contextlib.contextmanager
@@ -70,53 +65,50 @@ def quick_hub():
         constants.HF_HUB_OFFLINE = offline
 
 
-def timm_backbone(arch, name, maps, pretrained, input_size=None):
-    """The fields of a Backbone for timm's `name`: mean, std and size from its pretrained_cfg, the width from what it gives for one image.
-
-    `maps`: give feature maps to pool, not what the network pools itself; ValueError for one that has tokens.
-    `input_size`: of the images instead of its own; a network made for one size is made for this one, its position
-    embedding resampled. ValueError if that cannot be.
-    """
+def create(arch, name, pretrained, input_size):
+    """timm's network with its classifier, so that timm compares every key of its download."""
     import timm
 
     made_for = {"img_size": input_size} if input_size and timm.get_pretrained_cfg(name).fixed_input_size else {}
     with quick_hub() if pretrained else contextlib.nullcontext() as unreachable:
         try:
-            # made with its classifier, so that timm compares every key of its download
-            net = timm.create_model(name, pretrained=pretrained, **made_for)
+            return timm.create_model(name, pretrained=pretrained, **made_for)
         except Exception as problem:
             if made_for and isinstance(problem, (TypeError, AssertionError)):
                 raise refused(arch, input_size, problem) from problem
             if not pretrained:
                 raise
             reason = unreachable or first_line(problem)
-            raise ValueError(
-                f"the weights of --arch {arch} cannot be had ({reason}): give a file with --weights PATH, "
-                "or start from random weights with --not_pretrained"
-            ) from problem
-    whole = net.state_dict().keys()
+            raise ValueError(f"the weights of --arch {arch} cannot be had ({reason}): {WAY_OUT}") from problem
+
+
+def timm_backbone(arch, name, maps, pretrained, input_size=None):
+    """The fields of a Backbone for timm's `name`: mean, std, size from its pretrained_cfg, width from what it gives.
+
+    `maps`: give feature maps to pool, not what the network pools itself; ValueError for one that has tokens.
+    `input_size`: of the images instead of its own; a network made for one size is made for this one, its position
+    embedding resampled. ValueError if that cannot be.
+    """
+    net = create(arch, name, pretrained, input_size)
+    with_classifier = net.state_dict().keys()
     net.reset_classifier(0)
     config = net.pretrained_cfg
-    _, height, size = config["input_size"]
-    if height != size:
-        raise ValueError(
-            f"--arch {arch}: takes images of {height} x {size} pixels; the data sets here give square ones"
-        )
-    size = input_size or size
+    _, height, width = config["input_size"]
+    if height != width:
+        problem = f"takes images of {height} x {width} pixels; the data sets here give square ones"
+        raise ValueError(f"--arch {arch}: {problem}")
     features = TimmFeatures(net, maps)
-    shape = getattr(features_of_one(features, size, arch), "shape", ())  # some give a list of token maps
+    shape = getattr(features_of_one(features, input_size or width, arch), "shape", ())  # some give a list of token maps
     if maps and len(shape) != 4:
-        raise ValueError(
-            f"--arch {arch}: {name} gives tokens, not a feature map to pool; leave the pooling suffix away for its own pooling"
-        )
+        problem = f"{name} gives tokens, not a feature map to pool"
+        raise ValueError(f"--arch {arch}: {problem}; leave the pooling suffix away for its own pooling")
     classifier = config["classifier"] or ()
     classifier = [layer + "." for layer in ((classifier,) if isinstance(classifier, str) else classifier)]
     return dict(
         about=f"timm's {name}",
         build=lambda: features,
         width=shape[1],
-        input_size=size,
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
-        not_in_backbone=(*classifier, *(whole - net.state_dict().keys())),
+        input_size=input_size or width,
+        wants=dict(mean=config["mean"], std=config["std"]),
+        not_in_backbone=(*classifier, *(with_classifier - net.state_dict().keys())),
     )

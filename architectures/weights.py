@@ -7,6 +7,8 @@ from urllib.parse import urlparse
 
 import torch
 
+WAY_OUT = "give a file with --weights PATH, or start from random weights with --not_pretrained"
+
 
 def load_backbone(features, source, not_in_backbone=()):
     """Load a state dict into `features`: from a path, or from a http(s) address that carries its hash.
@@ -30,30 +32,32 @@ def load_backbone(features, source, not_in_backbone=()):
         path = download(path, digest)
     elif not os.path.isfile(path):
         raise FileNotFoundError(f"--weights {path}: no such file")
-    elif digest and not (found := sha256(path)).startswith(digest):
-        raise ValueError(f"--weights {path}: its SHA-256 is {found}, not {digest}")
+    elif digest and not sha256(path).startswith(digest):
+        raise ValueError(f"--weights {path}: its SHA-256 is {sha256(path)}, not {digest}")
     state = {k: v for k, v in read_state(path).items() if not k.startswith(tuple(not_in_backbone))}
 
     own = features.state_dict()
-    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
-    unexpected = [k for k in state if k not in own]
-    wrong = [
-        f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}"
-        for k in state
-        if k in own and state[k].shape != own[k].shape
-    ]
-    if missing or unexpected or wrong:
-        told = [
-            f"{what} {', '.join(keys[:4])}{' ...' if len(keys) > 4 else ''} ({len(keys)})"
-            for what, keys in (("missing", missing), ("not in this backbone", unexpected), ("other shape", wrong))
-            if keys
-        ]
-        raise ValueError(f"--weights {source}: does not fit this backbone: {'; '.join(told)}")
+    problems = {
+        "missing": [k for k in own if k not in state and not k.endswith("num_batches_tracked")],
+        "not in this backbone": [k for k in state if k not in own],
+        "other shape": [
+            f"{k} {tuple(v.shape)} for {tuple(own[k].shape)}"
+            for k, v in state.items()
+            if k in own and v.shape != own[k].shape
+        ],
+    }
+    lines = [f"{problem} {first_few(keys)}" for problem, keys in problems.items() if keys]
+    if lines:
+        raise ValueError(f"--weights {source}: does not fit this backbone: {'; '.join(lines)}")
     features.load_state_dict(state, strict=False)  # strictness was checked above; old files lack num_batches_tracked
 
 
+def first_few(keys):
+    return f"{', '.join(keys[:4])}{' ...' if len(keys) > 4 else ''} ({len(keys)})"
+
+
 def split_hash(source):
-    """'a.pth#sha256=12ab34cd' → ('a.pth', '12ab34cd'); an address without it may have the digits in its file name; else None."""
+    """'a.pth#sha256=12ab34cd' → ('a.pth', '12ab34cd'); an address may have them in its name; None without them."""
     path, mark, digest = source.partition("#sha256=")
     if mark:
         if not re.fullmatch("[0-9a-f]{8,64}", digest.lower()):
@@ -62,19 +66,18 @@ def split_hash(source):
     if path.startswith(("https://", "http://")):
         in_name = re.search(r"-([0-9a-f]{8,64})\.\w+$", urlparse(path).path)
         if not in_name:
-            raise ValueError(
-                f"--weights {source}: an address must carry its hash: name-<first 8 digits of the SHA-256>.pth, or #sha256=<digits> after it"
-            )
+            form = "name-<first 8 digits of the SHA-256>.pth, or #sha256=<digits> after it"
+            raise ValueError(f"--weights {source}: an address must carry its hash: {form}")
         return path, in_name[1]
     return path, None
 
 
 def sha256(path):
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            found.update(chunk)
-    return found.hexdigest()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def download(address, digest):
@@ -83,14 +86,10 @@ def download(address, digest):
     try:
         if not (os.path.isfile(path) and sha256(path).startswith(digest)):
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            torch.hub.download_url_to_file(
-                address, path, hash_prefix=digest
-            )  # under another name until the hash is right
+            # under another name until the hash is right
+            torch.hub.download_url_to_file(address, path, hash_prefix=digest)
     except Exception as problem:  # no network, a proxy's page, a full disk, a wrong hash: the way out is the same
-        raise ValueError(
-            f"the weights {address} cannot be downloaded ({first_line(problem)}): give a file with "
-            "--weights PATH, or start from random weights with --not_pretrained"
-        ) from problem
+        raise ValueError(f"the weights {address} cannot be downloaded ({first_line(problem)}): {WAY_OUT}") from problem
     return path
 
 
@@ -109,11 +108,8 @@ def read_state(path):
         raise ValueError(f"--weights {path}: not a file of tensors ({first_line(problem)})") from problem
     if isinstance(state, dict):
         state = next((state[k] for k in ("state_dict", "model") if isinstance(state.get(k), dict)), state)
-    if (
-        not isinstance(state, dict)
-        or not state
-        or not all(isinstance(k, str) and torch.is_tensor(v) for k, v in state.items())
-    ):
+    is_dict = isinstance(state, dict) and len(state) > 0
+    if not is_dict or not all(isinstance(k, str) and torch.is_tensor(v) for k, v in state.items()):
         raise ValueError(f"--weights {path}: holds no state dict of tensors")
     return state
 

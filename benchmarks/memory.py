@@ -6,9 +6,9 @@ import torch
 
 
 def in_a_process_of_its_own(prepare, device):
-    """MiB that prepare(device)() takes at its peak beyond what prepare(device) left; None where it cannot be read (CPU: Linux only).
+    """MiB that prepare(device)() takes at its peak beyond what prepare(device) left.
 
-    prepare: a function of a module, so that a fresh process can import it.
+    None where it cannot be read (CPU: Linux only). `prepare` is a function of a module: a fresh process imports it.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)

@@ -1,9 +1,9 @@
 """Our training loop against a plain one, in one run: python -m benchmarks.training [--quick]
 
 Both train the same network on the same images with the same loss and Adam; a turn is some steps of each, one after the
-other. The plain loop is what one writes first: a DataLoader, forward, loss, backward, step. `plain` leaves memory format
-and Adam as torch has them; `plain, tuned` has our channels-last memory and fused Adam, so that what differs is the loop
-alone. A ratio above 1 says how many times faster ours is: of the fastest turns, and the median over the turns.
+other. The plain loop is what one writes first: a DataLoader, forward, loss, backward, step. `plain` leaves memory
+format and Adam as torch has them; `plain, tuned` has our channels-last memory and fused Adam, so that what differs is
+the loop alone. A ratio above 1 says how many times faster ours is: of the fastest turns, and the median over the turns.
 """
 
 import argparse
@@ -30,23 +30,13 @@ from utilities.randomness import derive
 
 def build(folder, *flags):
     """A Run of main.py with these flags, built and not trained, in a folder of its own."""
-    flags = [
-        "--save_path",
-        folder,
-        "--checkpoint_minutes",
-        "1000000",
-        "--no_train_metrics",
-        "--n_epochs",
-        "1",
-        *map(str, flags),
-    ]
+    fixed = "--checkpoint_minutes 1000000 --no_train_metrics --n_epochs 1".split()
+    flags = ["--save_path", folder, *fixed, *map(str, flags)]
     opt = parameters.parse(flags)
     device, name = devices.choose_device(opt)
     with contextlib.redirect_stdout(io.StringIO()):  # its opening line
         run = program.build(opt, device, name, interrupts.Interrupts())
     folders.release()
-    compiles = opt.compile == "on" or (opt.compile == "auto" and device.type == "cuda")
-    run.compiled = torch.compile(run.model) if compiles else run.model
     return run
 
 
@@ -108,10 +98,8 @@ def plain(run, steps, network, tuned=False):
 
 def three(run, steps):
     """{"ours", "plain", "plain, tuned": function that trains so many steps}."""
-    loops = {
-        name: plain(run, steps, network_of(run, tuned), tuned)
-        for name, tuned in (("plain", False), ("plain, tuned", True))
-    }
+    peers = {"plain": False, "plain, tuned": True}
+    loops = {name: plain(run, steps, network_of(run, tuned), tuned) for name, tuned in peers.items()}
     return {"ours": ours(run, steps), **loops}
 
 
@@ -137,83 +125,50 @@ def ratios(times, peer):
 
 def workloads(folder, quick):
     """(what, images of a batch, flags, steps of a turn)."""
-    small = [
-        "--loss",
-        "antico_batch_proxy",
-        "--lr",
-        "1e-3",
-        "--loss_oproxy_lrmulti",
-        "10",
-        "--evaluation_metrics",
-        "e_recall@1",
-    ]
-    yield (
-        "conv4 at 32 px, glyphs, in memory",
-        32 if quick else 112,
-        ["--dataset", "glyphs", "--arch", "conv4_normalize", "--kernels", "0", *small],
-        2 if quick else 12,
-    )
+    both = "--loss antico_batch_proxy --lr 1e-3 --loss_oproxy_lrmulti 10 --evaluation_metrics e_recall@1".split()
+    glyphs = "--dataset glyphs --arch conv4_normalize --kernels 0".split()
+    yield "conv4 at 32 px, glyphs, in memory", 32 if quick else 112, [*glyphs, *both], 2 if quick else 12
     size, bs, network = (32, 8, "conv4_normalize") if quick else (224, 16, "resnet18_frozen_normalize")
-    inputs.make(os.path.join(folder, "images"), "CUB's, 500 x 375", 8 if quick else 180)
-    workers = 0 if quick else 2
-    yield (
-        f"{network.split('_')[0]} at {size} px, JPEGs of 500 x 375, {workers} workers",
-        bs,
-        [
-            "--dataset",
-            "folder",
-            "--source_path",
-            os.path.join(folder, "images"),
-            "--arch",
-            network,
-            "--not_pretrained",
-            "--input_size",
-            size,
-            "--kernels",
-            workers,
-            *small,
-        ],
-        2 if quick else 3,
-    )
+    images, workers = os.path.join(folder, "images"), 0 if quick else 2
+    inputs.make(images, "CUB's, 500 x 375", 8 if quick else 180)
+    flags = [
+        "--dataset",
+        "folder",
+        "--source_path",
+        images,
+        "--arch",
+        network,
+        "--not_pretrained",
+        "--input_size",
+        size,
+    ]
+    what = f"{network.split('_')[0]} at {size} px, JPEGs of 500 x 375, {workers} workers"
+    yield what, bs, [*flags, "--kernels", workers, *both], 2 if quick else 3
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=5, help="timed turns of each")
-    parser.add_argument(
-        "--quick", action="store_true", help="two turns of two steps on small images: whether it runs, not how fast"
-    )
-    parser.add_argument(
-        "--cpu_time",
-        action="store_true",
-        help="processor time of the main process instead of the wall clock's: "
-        "steady on a machine that others use; not for a GPU",
-    )
+    parser.add_argument("--quick", action="store_true", help="two turns of two steps on small images, not to be timed")
+    cpu_time = "processor time of the main process, not the wall clock's: for a machine that others use; not for a GPU"
+    parser.add_argument("--cpu_time", action="store_true", help=cpu_time)
     args = parser.parse_args(argv)
     clock = time.process_time if args.cpu_time else time.perf_counter
     turns = 2 if args.quick else args.turns
+    gpu, cpu = torch.cuda.is_available(), f"CPU, {torch.get_num_threads()} threads"
+    clock_name = "; processor time" if args.cpu_time else ""
+    print(f"{torch.cuda.get_device_name() if gpu else cpu}; torch {torch.__version__}; {turns} turns{clock_name}\n")
+    print("| workload | ours, ms a step | peer | ms a step | ratio of the fastest | median ratio | wanted |")
+    print("|---|---:|---|---:|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as folder:
-        for number, (what, bs, flags, steps) in enumerate(workloads(folder, args.quick)):
+        for what, bs, flags, steps in workloads(folder, args.quick):
             run = build(os.path.join(folder, "runs"), *flags, "--bs", bs)
-            if number == 0:
-                name = (
-                    torch.cuda.get_device_name()
-                    if run.device.type == "cuda"
-                    else f"CPU, {torch.get_num_threads()} threads"
-                )
-                print(
-                    f"{name}; torch {torch.__version__}; {turns} turns{'; processor time' if args.cpu_time else ''}\n"
-                )
-                print(
-                    "| workload | ours, ms a step | peer | ms a step | ratio of the fastest | median ratio | wanted |"
-                )
-                print("|---|---:|---|---:|---:|---:|---:|")
             times = in_turns(three(run, steps), turns, run.device, clock)
             for peer in ("plain", "plain, tuned"):
                 fastest, median = ratios(times, peer)
-                mine, other = (1e3 * min(times[name]) / steps for name in ("ours", peer))
+                mine, other = (f"{1e3 * min(times[name]) / steps:.1f}" for name in ("ours", peer))
                 print(
-                    f"| {what}, batch {bs} | {mine:.1f} | {peer} | {other:.1f} | {fastest:.2f} | {median:.2f} | ≥ 1 |",
+                    f"| {what}, batch {bs} | {mine} | {peer} | {other} | {fastest:.2f} | {median:.2f} | ≥ 1 |",
                     flush=True,
                 )
     return 0

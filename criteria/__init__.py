@@ -1,236 +1,179 @@
-"""The losses by name. To add one: write its file, then add one line to BASES and its flags to parameters.py."""
+"""The losses by name. To add one: its file, and one line in BASES; README.md beside this has an example."""
 
-import difflib
-from functools import partial
-from typing import Callable, NamedTuple
+import functools
+import inspect
+import pkgutil
+from typing import NamedTuple
 
-from criteria import coding_rate, miners  # noqa: F401 (criteria.coding_rate is part of the interface)
-from criteria.antico import AntiCo, NoBase
-from criteria.base import Criterion, NonFinite
-from criteria.contrastive import Contrastive
-from criteria.margin import Margin
-from criteria.multisimilarity import MultiSimilarity
-from criteria.nir import NIR
-from criteria.npair import NPair
-from criteria.oproxy import OProxy
-from criteria.pml import PREFIX, find_pml
-from criteria.proxynca import ProxyNCA
-from criteria.softmax import ArcFace, NormalizedSoftmax
-from criteria.triplet import Triplet
-
-__all__ = ["BASES", "CRITERIA", "MINERS", "Criterion", "NonFinite", "check_names", "select"]
+from utilities.registry import flags, lookup
 
 
 class Entry(NamedTuple):
+    where: str  # "module:Class", imported when the loss is made: torch takes two seconds, which --help need not wait
     about: str  # one line for main.py --list, with the paper
-    build: Callable
+    fixed: dict = {}  # arguments of the constructor that go with the name, which are then no flags
+    defaults: dict = {}  # {flag: its default where the loss has this name}
 
 
-# name: how to make the function (embeddings, labels) → triplets from opt
+# name: a function (embeddings, labels, its own parameters) → triplets
 MINERS = {
-    "all": Entry("every triplet of the batch", lambda opt: miners.every),
-    "random": Entry("every positive pair with a random negative", lambda opt: miners.random),
+    "all": Entry("criteria.miners:every", "every triplet of the batch"),
+    "random": Entry("criteria.miners:random", "every positive pair with a random negative"),
     "semihard": Entry(
-        "negatives a little farther than the positive (Schroff et al., CVPR 2015)",
-        lambda opt: partial(miners.semihard, margin=opt.miner_semihard_margin),
+        "criteria.miners:semihard", "negatives a little farther than the positive (Schroff et al., CVPR 2015)"
     ),
     "softhard": Entry(
+        "criteria.miners:softhard",
         "positives and negatives that are on the wrong side of some other (Roth & Brattoli, 2019)",
-        lambda opt: miners.softhard,
     ),
-    "distance": Entry(
-        "negatives uniform in distance (Wu et al., ICCV 2017)",
-        lambda opt: partial(
-            miners.distance_weighted,
-            lower_cutoff=opt.miner_distance_lower_cutoff,
-            upper_cutoff=opt.miner_distance_upper_cutoff,
-        ),
-    ),
+    "distance": Entry("criteria.miners:distance_weighted", "negatives uniform in distance (Wu et al., ICCV 2017)"),
     "rho_distance": Entry(
-        "the same, some negatives replaced by positives (Roth et al., ICML 2020)",
-        lambda opt: partial(
-            miners.rho_distance,
-            lower_cutoff=opt.miner_rho_distance_lower_cutoff,
-            upper_cutoff=opt.miner_rho_distance_upper_cutoff,
-            cp=opt.miner_rho_distance_cp,
-        ),
+        "criteria.miners:rho_distance", "the same, some negatives replaced by positives (Roth et al., ICML 2020)"
     ),
 }
 
-
-def build_miner(opt):
-    return lookup("--batch_mining", opt.batch_mining, MINERS).build(opt)
-
-
-def build_antico(opt, n_classes, variant=None):
-    """AntiCo over --antico_base; without a variant it is the published command line, where --antico_type picks one."""
-    base = find("--antico_base", opt.antico_base, {**BASES, "none": NONE}, opt)(opt, n_classes)
-    loss = AntiCo(
-        base,
-        variant=variant or opt.antico_type,
-        form=opt.antico_form,
-        align=opt.loss_ac_w_align,
-        w=opt.antico_w,
-        gam1=opt.antico_gam1,
-        gam2=opt.antico_gam2,
-        eps=opt.antico_eps,
-        scale=opt.antico_scale,
-        raw_embeddings=variant is None,
-    )
-    trace = n_classes * loss.scale_of(n_classes, opt.embed_dim)  # of n unit rows: no larger in a batch of fewer classes
-    if trace > coding_rate.LARGEST:
-        raise ValueError(
-            f"--antico_eps {opt.antico_eps:g} --antico_gam1 {opt.antico_gam1:g}: the rate's scale times "
-            f"its rows is {trace:.0e}, beyond {coding_rate.LARGEST:.0e}: float64 loses the identity"
-        )
-    return loss
-
-
-def build_oproxy(opt, n_classes, mode=None, published=True):
-    return OProxy(
-        n_classes,
-        opt.embed_dim,
-        mode=mode or opt.loss_oproxy_mode,
-        pos_alpha=opt.loss_oproxy_pos_alpha,
-        neg_alpha=opt.loss_oproxy_neg_alpha,
-        pos_delta=opt.loss_oproxy_pos_delta,
-        neg_delta=opt.loss_oproxy_neg_delta,
-        lr_multi=opt.loss_oproxy_lrmulti,
-        published=published,
-    )
-
-
-def build_nir(opt, n_classes):
-    base = build_oproxy(opt, n_classes, mode="anchor")
-    base.lr_multi = opt.loss_nir_proxy_lrmulti
-    return NIR(
-        base,
-        w_align=opt.loss_nir_w_align,
-        flow_lr_multi=opt.loss_nir_lrmulti,
-        noise=opt.loss_nir_noise,
-        form=opt.loss_nir_form,
-        conditioning=opt.loss_nir_nf_cond_mode,
-        blocks=opt.loss_nir_nf_cblocks,
-        depth=opt.loss_nir_nf_fc_depth,
-        width=opt.loss_nir_nf_fc_width,
-        dropout=opt.loss_nir_nf_fc_dropout,
-        clamp=opt.loss_nir_nf_clamp_alpha,
-        init=opt.loss_nir_nf_fc_init,
-    )
-
-
-def build_multisimilarity(opt, n_classes):
-    return MultiSimilarity(
-        alpha=opt.loss_multisimilarity_alpha,
-        beta=opt.loss_multisimilarity_beta,
-        base=opt.loss_multisimilarity_base,
-        epsilon=opt.loss_multisimilarity_epsilon,
-    )
-
-
-def build_margin(opt, n_classes):
-    return Margin(
-        build_miner(opt), margin=opt.loss_margin_margin, beta=opt.loss_margin_beta, beta_lr=opt.loss_margin_beta_lr
-    )
-
-
-def build_contrastive(opt, n_classes):
-    miner = None if opt.batch_mining == "all" else build_miner(opt)
-    return Contrastive(miner, pos_margin=opt.loss_contrastive_pos_margin, neg_margin=opt.loss_contrastive_neg_margin)
-
-
-def build_proxynca(opt, n_classes):
-    return ProxyNCA(n_classes, opt.embed_dim, scale=opt.loss_proxynca_scale, lr_multi=opt.loss_proxynca_lrmulti)
-
-
-def build_normalized_softmax(opt, n_classes):
-    return NormalizedSoftmax(
-        n_classes,
-        opt.embed_dim,
-        temperature=opt.loss_normalized_softmax_temperature,
-        lr_multi=opt.loss_normalized_softmax_lrmulti,
-    )
-
-
-def build_arcface(opt, n_classes):
-    return ArcFace(
-        n_classes,
-        opt.embed_dim,
-        margin=opt.loss_arcface_margin,
-        scale=opt.loss_arcface_scale,
-        lr_multi=opt.loss_arcface_lrmulti,
-    )
-
-
-# name: build is a function (opt, n_classes) → Criterion
+# the losses that AntiCo can stand on
 BASES = {
-    "contrastive": Entry("contrastive loss (Hadsell et al., CVPR 2006)", build_contrastive),
-    "triplet": Entry(
-        "triplet loss (Schroff et al., CVPR 2015)",
-        lambda opt, n: Triplet(build_miner(opt), margin=opt.loss_triplet_margin),
+    "contrastive": Entry(
+        "criteria.contrastive:Contrastive",
+        "contrastive loss (Hadsell et al., CVPR 2006)",
+        defaults={"batch_mining": "all"},
     ),
-    "margin": Entry("margin loss with a learned boundary (Wu et al., ICCV 2017)", build_margin),
-    "npair": Entry("N-pair loss (Sohn, NeurIPS 2016)", lambda opt, n: NPair(temperature=opt.loss_npair_temperature)),
-    "multisimilarity": Entry("multi-similarity loss (Wang et al., CVPR 2019)", build_multisimilarity),
-    "proxynca": Entry("Proxy-NCA (Movshovitz-Attias et al., ICCV 2017)", build_proxynca),
+    "triplet": Entry(
+        "criteria.triplet:Triplet", "triplet loss (Schroff et al., CVPR 2015)", defaults={"batch_mining": "all"}
+    ),
+    "margin": Entry("criteria.margin:Margin", "margin loss with a learned boundary (Wu et al., ICCV 2017)"),
+    "npair": Entry("criteria.npair:NPair", "N-pair loss (Sohn, NeurIPS 2016)"),
+    "multisimilarity": Entry(
+        "criteria.multisimilarity:MultiSimilarity", "multi-similarity loss (Wang et al., CVPR 2019)"
+    ),
+    "proxynca": Entry("criteria.proxynca:ProxyNCA", "Proxy-NCA (Movshovitz-Attias et al., ICCV 2017)"),
     "proxyanchor": Entry(
+        "criteria.oproxy:OProxy",
         "Proxy-Anchor, each class of the batch counted once (Kim et al., CVPR 2020)",
-        partial(build_oproxy, mode="anchor", published=False),
+        dict(mode="anchor", published=False),
     ),
     "oproxy": Entry(
-        "--loss_oproxy_mode anchor, Proxy-Anchor counting each sample, or nca, smooth Proxy-NCA, both as "
-        "published (Roth et al., CVPR 2022)",
-        build_oproxy,
+        "criteria.oproxy:OProxy",
+        "--loss_oproxy_mode anchor, Proxy-Anchor counting each sample, or nca, smooth Proxy-NCA, both as published "
+        "(Roth et al., CVPR 2022)",
     ),
-    "normalized_softmax": Entry("normalized softmax (Zhai & Wu, BMVC 2019)", build_normalized_softmax),
-    "arcface": Entry("ArcFace (Deng et al., CVPR 2019)", build_arcface),
-    "nir": Entry("Proxy-Anchor with non-isotropy regularisation (Roth et al., CVPR 2022); needs FrEIA", build_nir),
+    "normalized_softmax": Entry("criteria.softmax:NormalizedSoftmax", "normalized softmax (Zhai & Wu, BMVC 2019)"),
+    "arcface": Entry("criteria.softmax:ArcFace", "ArcFace (Deng et al., CVPR 2019)"),
+    "nir": Entry(
+        "criteria.nir:NIR",
+        "Proxy-Anchor with non-isotropy regularisation (Roth et al., CVPR 2022); needs FrEIA",
+        # its rate for the proxies is a flag of its own
+        dict(base=Entry("criteria.oproxy:OProxy", "its proxy part", dict(mode="anchor", lr_multi=0.0))),
+    ),
 }
+
+# `antico` is the published command line. The weights of the three below come from `antico_runs.sh sweep` (README.md).
+ANTICO = "criteria.antico:AntiCo"
+OF_ITS_OWN = dict(antico_form="normalized", loss_ac_w_align=1.0)  # the form whose gradient lives
 CRITERIA = {
     **BASES,
     "antico": Entry(
-        "Anti-Collapse loss as published, --antico_type picks the variant (Jiang et al., TMM 2024)", build_antico
+        ANTICO,
+        "Anti-Collapse loss as published, --antico_type picks the variant (Jiang et al., TMM 2024)",
+        dict(raw_embeddings=True),
+        dict(antico_base="oproxy", loss_oproxy_mode="anchor", antico_form="exp", loss_ac_w_align=0.01, antico_w=1.0),
     ),
     "antico_pair": Entry(
-        "the coding rate of the batch's embeddings (Jiang et al., TMM 2024)", partial(build_antico, variant="pair")
+        ANTICO,
+        "the coding rate of the batch's embeddings (Jiang et al., TMM 2024)",
+        defaults=dict(antico_type="pair", antico_base="multisimilarity", antico_w=0.1, **OF_ITS_OWN),
     ),
     "antico_batch_proxy": Entry(
+        ANTICO,
         "the coding rate of the batch's classes' proxies (Jiang et al., TMM 2024)",
-        partial(build_antico, variant="batch_proxy"),
+        defaults=dict(antico_type="batch_proxy", antico_base="proxyanchor", antico_w=30.0, **OF_ITS_OWN),
     ),
     "antico_all_proxy": Entry(
-        "the coding rate of all proxies (Jiang et al., TMM 2024)", partial(build_antico, variant="all_proxy")
+        ANTICO,
+        "the coding rate of all proxies (Jiang et al., TMM 2024)",
+        defaults=dict(antico_type="all_proxy", antico_base="proxyanchor", antico_w=100.0, **OF_ITS_OWN),
     ),
 }
-NONE = Entry("no base: the coding-rate term alone", lambda opt, n: NoBase())
+NONE = Entry("criteria.antico:NoBase", "no base: the coding-rate term alone")
 BRIDGE = Entry(
+    "criteria.pml:library_loss",
     "any loss of pytorch-metric-learning, e.g. pml.CircleLoss, arguments in --pml_args (Musgrave et al., 2020)",
-    find_pml,
 )
 
 
-def lookup(flag, name, registry):
-    if name not in registry:
-        near = difflib.get_close_matches(name, registry, 1, 0.4)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise ValueError(f"{flag} {name}: unknown{hint}; known: {', '.join(registry)}")
-    return registry[name]
+def __getattr__(name):
+    """What others import from here, loaded when it is asked for and not with this package, as torch takes seconds."""
+    public = {entry.where.partition(":")[2]: entry.where for entry in CRITERIA.values()}
+    public |= {of_all: f"criteria.base:{of_all}" for of_all in ("Criterion", "ProxyCriterion", "NonFinite")}
+    public |= {"ProxyAnchor": "criteria.oproxy:ProxyAnchor", "coding_rate": "criteria.coding_rate"}
+    if name not in public:
+        raise AttributeError(f"module 'criteria' has no attribute {name!r}")
+    return pkgutil.resolve_name(public[name])
 
 
-def find(flag, name, registry, opt):
-    """The function (opt, n_classes) → Criterion behind a name of the registry, or behind pml.<ClassName>."""
-    if name.startswith(PREFIX):
-        build = find_pml(flag, name, opt.pml_args)
-        return lambda opt, n_classes: build(n_classes, opt.embed_dim, opt.pml_lrmulti)
-    return lookup(flag, name, {**registry, f"{PREFIX}<ClassName>": BRIDGE}).build
+def is_antico(loss):
+    return loss in CRITERIA and loss not in BASES
 
 
-def check_names(opt):
-    """ValueError, one line, if --loss, --antico_base or --batch_mining names something unknown: before anything is loaded."""
-    find("--loss", opt.loss, CRITERIA, opt)
-    if opt.loss in CRITERIA and opt.loss not in BASES:
-        find("--antico_base", opt.antico_base, {**BASES, "none": NONE}, opt)
-    lookup("--batch_mining", opt.batch_mining, MINERS)
+def find(flag, name, known):
+    """The entry of a name, or that of pml.<ClassName>. ValueError, one line, if there is none."""
+    return BRIDGE if name.startswith("pml.") else lookup(flag, name, {**known, "pml.<ClassName>": BRIDGE})
+
+
+def find_base(opt):
+    return find("--antico_base", opt.antico_base, {**BASES, "none": NONE})
+
+
+def acting_flags(opt):
+    """The names of the flags that make this run's loss. ValueError, one line, for an unknown loss, base or miner."""
+    entries, acting = [find("--loss", opt.loss, CRITERIA)], set()
+    for entry in entries:  # which grows
+        own = {flag.name for flag in flags(entry.where) if flag.argument not in entry.fixed}
+        entries += [part for part in entry.fixed.values() if isinstance(part, Entry)]
+        entries += [find_base(opt)] if "antico_base" in own else []
+        entries += [lookup("--batch_mining", opt.batch_mining, MINERS)] if "batch_mining" in own - acting else []
+        acting |= own
+    return acting
+
+
+def declared_flags():
+    """[(flag that picks it, its names, its own flags)] of every loss and miner, those that share a class together."""
+    names = {}
+    for picked_by, registry in (("--loss", {**CRITERIA, "pml.<ClassName>": BRIDGE}), ("--batch_mining", MINERS)):
+        for name, entry in registry.items():
+            names.setdefault((picked_by, entry.where), []).append(name)
+    return [(picked_by, of_it, flags(where)) for (picked_by, where), of_it in names.items()]
+
+
+def build(entry, opt, **context):
+    """What an entry stands for: each argument of its constructor as the entry has it, or its flag, or the context."""
+    make, arguments = pkgutil.resolve_name(entry.where), {}
+    flag_of = {flag.argument: flag.name for flag in flags(entry.where)}
+    for argument in inspect.signature(make).parameters:
+        flag = flag_of.get(argument)
+        if argument in entry.fixed:
+            value = entry.fixed[argument]
+            arguments[argument] = build(value, opt, **context) if isinstance(value, Entry) else value
+        elif flag == "batch_mining":
+            arguments[argument] = select_miner(opt)
+        elif flag == "antico_base":
+            arguments[argument] = build(
+                find_base(opt), opt, **{**context, "flag": "--antico_base", "name": opt.antico_base}
+            )
+        elif flag:
+            arguments[argument] = getattr(opt, flag)
+        elif argument in context:
+            arguments[argument] = context[argument]
+    return make(**arguments)
+
+
+def select_miner(opt):
+    """The function (embeddings, labels) → (anchors, positives, negatives) that --batch_mining names."""
+    where = lookup("--batch_mining", opt.batch_mining, MINERS).where
+    arguments = {flag.argument: getattr(opt, flag.name) for flag in flags(where)}
+    function = pkgutil.resolve_name(where)
+    return functools.partial(function, **arguments) if arguments else function
 
 
 def select(opt, n_classes):
@@ -238,6 +181,19 @@ def select(opt, n_classes):
 
     Raises ValueError, one line that names the flag, for an unknown name or a combination that makes no sense.
     """
-    criterion = find("--loss", opt.loss, CRITERIA, opt)(opt, n_classes)
+    entry = find("--loss", opt.loss, CRITERIA)
+    criterion = build(entry, opt, n_classes=n_classes, embed_dim=opt.embed_dim, flag="--loss", name=opt.loss)
     criterion.n_classes = n_classes
     return criterion
+
+
+def check(opt):
+    """What `select` and the first step would refuse, told before data and weights are loaded: ValueError, one line."""
+    acting_flags(opt)
+    if opt.evaluate_only:  # without the loss, which may need a library that is not here
+        return
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        embeddings = torch.nn.functional.normalize(torch.randn(4, opt.embed_dim), dim=1)
+        select(opt, 2)(embeddings, torch.tensor([0, 0, 1, 1]))

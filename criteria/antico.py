@@ -1,17 +1,18 @@
 """The Anti-Collapse loss: a base loss plus a term that keeps the coding rate of features or proxies high."""
 
-import logging
+from typing import Literal
 
 import torch
 from torch.nn.functional import normalize
 
-from criteria.base import Criterion, NonFinite, ProxyCriterion, full_precision, need_positive
-from criteria.coding_rate import LARGE, coding_rate, max_coding_rate, needed_dtype
-from utilities.defaults import ANTICO, SHARED
+import criteria
+from criteria.base import Criterion, NonFinite, ProxyCriterion, full_precision, need_choice, need_positive
+from criteria.coding_rate import LARGE, LARGEST, coding_rate, max_coding_rate, needed_dtype
+from criteria.pml import ModuleLoss
 
-VARIANTS = ("pair", "batch_proxy", "all_proxy")
-FORMS = ("exp", "neg", "normalized")
-SCALES = ("published", "mcr2")
+Variant = Literal["pair", "batch_proxy", "all_proxy"]
+Form = Literal["exp", "neg", "normalized"]
+Scale = Literal["published", "mcr2"]
 DEAD = 1e-6  # below this, exp(-gam2 R) adds nothing that float32 Adam steps of the base loss would notice
 
 
@@ -44,10 +45,11 @@ class AntiCo(Criterion):
 
     Parameters
     ----------
-    base : Criterion
-        The label-driven loss underneath; it must have `.proxies` (C, d) for the two proxy variants.
+    base : Criterion or any module (embeddings, labels) → scalar
+        The label-driven loss underneath; for the two proxy variants with one vector a class: `.proxies` (C, d) or, as
+        pytorch-metric-learning's class weights, `.W` (d, C).
     form, align, w
-        Where they are not given, those of the command line's `--loss antico_<variant>` (utilities/defaults.py).
+        Where they are not given, those of the command line's `--loss antico_<variant>` (criteria/__init__.py).
     raw_embeddings : bool
         True takes the embeddings of `pair` as the network gives them, as published, instead of L2-normalising them
         here. For networks that end in L2-normalisation the value is the same.
@@ -66,26 +68,25 @@ class AntiCo(Criterion):
 
     def __init__(
         self,
-        base,
-        variant="batch_proxy",
-        form=None,
-        align=None,
-        w=None,
-        gam1=SHARED["antico_gam1"],
-        gam2=SHARED["antico_gam2"],
-        eps=SHARED["antico_eps"],
-        scale=SHARED["antico_scale"],
+        base,  # --antico_base: the loss underneath
+        variant: Variant = "batch_proxy",  # --antico_type: what fills the space; the names antico_pair, ... fix it
+        form: Form = None,  # --antico_form: exp(-gam2 R) as published, -gam2 R as in MCR2, or 1 - R/R_max
+        align: float = None,  # --loss_ac_w_align: weight of the base loss
+        w: float = None,  # --antico_w: weight of the coding-rate term
+        gam1=1.0,  # --antico_gam1: factor of the scale inside the rate
+        gam2=1.0,  # --antico_gam2: factor of the rate (forms exp and neg)
+        eps=0.5,  # --antico_eps: precision; at --antico_scale published it stands where MCR2 has its square
+        scale: Scale = "published",  # --antico_scale: d/(n eps), for proxies n/(d eps); or d/(n eps^2) for both
         raw_embeddings=False,
     ):
         super().__init__()
-        own = ANTICO.get(f"antico_{variant}", ANTICO["antico_pair"])  # an unknown variant is told below
+        need_choice(Variant, antico_type=variant)
+        own = criteria.CRITERIA[f"antico_{variant}"].defaults
         form = own["antico_form"] if form is None else form
-        align = own["loss_ac_w_align"] if align is None else align
-        w = own["antico_w"] if w is None else w
-        for flag, value, known in (("type", variant, VARIANTS), ("form", form, FORMS), ("scale", scale, SCALES)):
-            if value not in known:
-                raise ValueError(f"--antico_{flag} {value}: must be one of {', '.join(known)}")
+        need_choice(Form, antico_form=form)
+        need_choice(Scale, antico_scale=scale)
         need_positive(antico_eps=eps, antico_gam1=gam1, antico_gam2=gam2)
+        base = base if isinstance(base, Criterion) else ModuleLoss(base)
         if variant != "pair" and not hasattr(base, "proxies"):
             raise ValueError(
                 f"--antico_base {base.name} has no proxies, one a class: antico_{variant} needs a proxy loss such as "
@@ -93,9 +94,12 @@ class AntiCo(Criterion):
             )
         self.name = f"antico_{variant}"
         self.base, self.variant, self.form, self.scale, self.raw_embeddings = base, variant, form, scale, raw_embeddings
-        self.align, self.w, self.gam1, self.gam2, self.eps = align, w, gam1, gam2, eps
+        self.align = own["loss_ac_w_align"] if align is None else align
+        self.w = own["antico_w"] if w is None else w
+        self.gam1, self.gam2, self.eps = gam1, gam2, eps
         self.n_classes, self.embed_dim = base.n_classes, base.embed_dim
-        self.said_dead = form != "exp"
+        if variant != "pair":
+            self.needed_dtype(*base.proxies.shape)  # told now, not in the first step
 
     @property
     def proxies(self):
@@ -112,23 +116,35 @@ class AntiCo(Criterion):
         return self.gam1 * d / (n * self.eps) if self.variant == "pair" else self.gam1 * n / (d * self.eps)
 
     def rate(self, embeddings, labels, proxies=None):
-        """R of this batch and its maximum, both in nats: two scalars. `proxies`: L2-normalised, where they are at hand."""
+        """R of this batch and its maximum, in nats: two scalars. `proxies`: L2-normalised, where they are at hand."""
         if self.variant == "pair":
             Z = embeddings if self.raw_embeddings else normalize(embeddings, dim=1)
         else:
             Z = normalize(full_precision(self.proxies), dim=1) if proxies is None else proxies
         n, d = Z.shape
+        rows = n if self.variant != "batch_proxy" else min(n, len(labels))  # at most so many are not zero
         if self.variant == "batch_proxy":
             # each class once: later samples of it get a zero row, which adds nothing to the determinant. The shapes
             # then depend on B alone, so nothing waits for the device and a compiled loss is compiled once.
             again = (labels[:, None] == labels[None, :]).tril(-1).any(1)
             Z, n = Z[labels].masked_fill(again[:, None], 0), (~again).sum().to(Z.dtype)
         s = self.scale_of(n, d)
-        rows = len(Z)  # at least n, which may be a tensor
-        # without reading the rows' lengths, which would wait for the device: 1 but for raw embeddings
-        raw = self.raw_embeddings and self.variant == "pair"
-        dtype = torch.float64 if raw or rows * self.scale_of(rows, d) > LARGE else Z.dtype
+        dtype = torch.promote_types(Z.dtype, self.needed_dtype(rows, d))
         return coding_rate(Z, s, dtype).to(Z.dtype), max_coding_rate(n, d, s)
+
+    def needed_dtype(self, n, d):
+        """float64 where float32 loses the identity. The rows' lengths are not read, which would wait for the device.
+
+        ValueError, one line, where float64 loses it too.
+        """
+        trace = n * self.scale_of(n, d)  # of unit rows
+        if trace > LARGEST:
+            raise ValueError(
+                f"--antico_eps {self.eps:g} --antico_gam1 {self.gam1:g}: the rate's scale times "
+                f"its rows is {trace:.0e}, beyond {LARGEST:.0e}: float64 loses the identity"
+            )
+        raw = self.raw_embeddings and self.variant == "pair"
+        return torch.float64 if raw or trace > LARGE else torch.float32
 
     def check_values(self, embeddings, labels):
         super().check_values(embeddings, labels)
@@ -151,17 +167,14 @@ class AntiCo(Criterion):
             term = -self.gam2 * rate if self.form == "neg" else 1 - rate / largest
         own = dict(base=base, term=term, coding_rate=rate, coding_rate_share=rate / largest)
         self.log(**{**self.base._logs, **own})  # a base may have names of its own among these, as nir does
-        self.say_if_dead(term, rate, embeddings.shape[1])
         return self.align * base + self.w * term
 
-    def say_if_dead(self, term, rate, d):
-        """One line, once, when the published form has no gradient left. Looks at every 100th call: reading waits for the device."""
-        if torch.compiler.is_compiling() or self.said_dead or self.calls % 100 != 1:
-            return
-        term = term.detach()
-        if float(term) < DEAD:
-            self.said_dead = True
-            logging.getLogger("antico").warning(
-                f"note: the published form exp(-R) has no gradient left: R = {float(rate.detach()):.1f} nats, exp(-R) = {float(term):.1e} "
-                f"({self.variant}, d = {d}). --antico_form normalized keeps one."
-            )
+    def note(self, rows):
+        """The first epoch in which the published form has no gradient left."""
+        dead = [row["epoch"] for row in rows if row.get("loss/term", 1) < DEAD]
+        if self.form != "exp" or not dead or dead != [rows[-1]["epoch"]]:
+            return ""
+        return (
+            f"note: the published form exp(-R) has no gradient left: R = {rows[-1]['loss/coding_rate']:.1f} nats, "
+            f"exp(-R) = {rows[-1]['loss/term']:.1e} ({self.variant}). --antico_form normalized keeps one."
+        )

@@ -1,5 +1,8 @@
 """What every criterion has: checked input, full precision, logs, and its own parameter groups."""
 
+import math
+from typing import get_args
+
 import torch
 from torch import nn
 from torch.nn.functional import normalize
@@ -40,8 +43,12 @@ class Criterion(nn.Module):
 
     @property
     def terms(self):
-        """{name: number or 0-dimensional tensor} of the last call, where it was computed: reading it waits for nothing."""
+        """{name: number or 0-dimensional tensor} of the last call, on its device: reading it waits for nothing."""
         return self._logs
+
+    def note(self, rows):
+        """A line on what the last of the rows of metrics.csv shows to be wrong with the loss, "" where nothing is."""
+        return ""
 
     def log(self, **values):
         # a new dict each time: what the old one held would be a condition on which a compiled loss is compiled again
@@ -69,7 +76,8 @@ class Criterion(nn.Module):
             raise ValueError(f"{self.name}: labels must be integers, got {labels.dtype}")
         if self.embed_dim not in (None, embeddings.shape[1]):
             raise ValueError(
-                f"{self.name}: expects embeddings of {self.embed_dim} dimensions (--embed_dim), got {embeddings.shape[1]}"
+                f"{self.name}: expects embeddings of {self.embed_dim} dimensions (--embed_dim), "
+                f"got {embeddings.shape[1]}"
             )
         if torch.compiler.is_compiling():
             return
@@ -89,7 +97,7 @@ class Criterion(nn.Module):
 
 
 class ProxyCriterion(Criterion):
-    """Base class of the losses with one learnable vector a class: subclasses write `proxy_loss(embeddings, proxies, labels)`.
+    """Base class of the losses with one learnable vector a class: write `proxy_loss(embeddings, proxies, labels)`.
 
     There rows of both are L2-normalised. `.proxies` (C, d) are the parameters, not normalised; they have no weight
     decay and learn at `lr_multi` times the network's rate. They start as normal numbers of standard deviation `std`, by
@@ -120,6 +128,21 @@ def need_positive(**flags):
     for flag, value in flags.items():
         if not 1e-9 <= value <= 1e9:
             raise ValueError(f"--{flag} {value:g}: must be positive, from 1e-9 to 1e9")
+
+
+def need_range(low=0, high=math.inf, **flags):
+    """ValueError, one line that names the flag, for a number outside [low, high]."""
+    for flag, value in flags.items():
+        if not low <= value <= high:
+            bounds = f"be from {low:g} to {high:g}" if math.isfinite(high) else f"not be below {low:g}"
+            raise ValueError(f"--{flag} {value:g}: must {bounds}")
+
+
+def need_choice(choices, **flags):
+    """ValueError, one line that names the flag, for a word that is not among those of a Literal."""
+    for flag, value in flags.items():
+        if value not in get_args(choices):
+            raise ValueError(f"--{flag} {value}: must be one of {', '.join(get_args(choices))}")
 
 
 def squared_distances(x):
@@ -169,7 +192,7 @@ def pair_masks(labels):
 
 
 def log1p_sum_exp(logits, mask, dim):
-    """log(1 + Σ exp(logits)) over the entries of `mask` along `dim`: stable, and 0 with a zero gradient where there are none."""
+    """log(1 + Σ exp(logits)) over the entries of `mask` along `dim`: stable; 0 with gradient 0 where there are none."""
     return nn.functional.softplus(torch.logsumexp(logits.masked_fill(~mask, lowest(logits)), dim))
 
 

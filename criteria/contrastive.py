@@ -3,6 +3,7 @@
 import torch
 
 from criteria.base import Criterion, distances, mean_of_positive, pair_masks
+from criteria.miners import every
 
 
 class Contrastive(Criterion):
@@ -14,7 +15,7 @@ class Contrastive(Criterion):
     Parameters
     ----------
     miner : function (embeddings, labels) → (anchors, positives, negatives), optional
-        Takes the pairs of its triplets instead of all pairs of the batch.
+        Takes the pairs of its triplets instead of all pairs of the batch; `miners.every` means all pairs, each once.
     pos_margin, neg_margin : float
         Euclidean distances of unit vectors, 0 to 2.
 
@@ -23,9 +24,15 @@ class Contrastive(Criterion):
 
     name = "contrastive"
 
-    def __init__(self, miner=None, pos_margin=0.0, neg_margin=1.0):
+    def __init__(
+        self,
+        miner=None,  # --batch_mining: takes the pairs of its triplets
+        pos_margin=0.0,  # --loss_contrastive_pos_margin: positive pairs nearer than this cost nothing
+        neg_margin=1.0,  # --loss_contrastive_neg_margin: negative pairs farther than this cost nothing
+    ):
         super().__init__()
-        self.miner, self.pos_margin, self.neg_margin = miner, pos_margin, neg_margin
+        self.miner = None if miner is every else miner
+        self.pos_margin, self.neg_margin = pos_margin, neg_margin
 
     def loss(self, embeddings, labels):
         distance = distances(embeddings)

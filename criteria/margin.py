@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from criteria.base import Criterion, distances
+from criteria.base import Criterion, distances, need_range
 
 
 class Margin(Criterion):
@@ -23,8 +23,15 @@ class Margin(Criterion):
 
     name = "margin"
 
-    def __init__(self, miner, margin=0.2, beta=1.2, beta_lr=5e-4):
+    def __init__(
+        self,
+        miner,  # --batch_mining: takes its triplets
+        margin=0.2,  # --loss_margin_margin: margin around the boundary, Euclidean distance
+        beta=1.2,  # --loss_margin_beta: initial boundary, Euclidean distance
+        beta_lr=5e-4,  # --loss_margin_beta_lr: learning rate of the boundary
+    ):
         super().__init__()
+        need_range(loss_margin_beta_lr=beta_lr)
         self.miner, self.margin, self.beta_lr = miner, margin, beta_lr
         self.beta = nn.Parameter(torch.tensor(float(beta)))
 

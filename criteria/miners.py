@@ -1,4 +1,4 @@
-"""Batch miners: which triplets of a batch a loss is computed on. They choose indices, so nothing here is differentiated.
+"""Batch miners: which triplets of a batch a loss is computed on. They choose indices: nothing is differentiated.
 
 Each is a function (embeddings (B, d), labels (B,), its own parameters) → index tensors (anchors, positives, negatives),
 all of length T, with no loop over the batch. Distances are Euclidean, of L2-normalised embeddings. Images without a
@@ -8,7 +8,7 @@ positive or without a negative are no anchors; a batch without any gives T = 0.
 import torch
 from torch.nn.functional import normalize
 
-from criteria.base import full_precision, lowest, pair_masks, squared_distances
+from criteria.base import full_precision, lowest, need_range, pair_masks, squared_distances
 
 
 def geometry(embeddings, labels):
@@ -48,11 +48,16 @@ def random(embeddings, labels):
 
 
 @torch.no_grad()
-def semihard(embeddings, labels, margin=0.2):
+def semihard(
+    embeddings,
+    labels,
+    margin=0.2,  # --miner_semihard_margin: semihard negatives are farther than the positive by less than this
+):
     """Every positive pair, each with a negative drawn from those farther than the positive by less than `margin`.
 
     Where there is none, from all negatives. Source: Schroff et al., FaceNet, CVPR 2015, section 3.2.
     """
+    need_range(high=2, miner_semihard_margin=margin)
     squared, positive, negative = geometry(embeddings, labels)
     distance = squared.sqrt_()
     anchors, positives = positive.nonzero(as_tuple=True)
@@ -63,7 +68,7 @@ def semihard(embeddings, labels, margin=0.2):
 
 @torch.no_grad()
 def softhard(embeddings, labels):
-    """One triplet an anchor: a positive farther than the nearest negative, a negative nearer than the farthest positive.
+    """One triplet an anchor: a positive beyond the nearest negative, a negative nearer than the farthest positive.
 
     Each drawn uniformly; where there is none, from all. Source: Roth & Brattoli, Easily Scalable Deep Metric Learning
     Baselines, 2019; Roth et al., Revisiting Training Strategies, ICML 2020.
@@ -77,8 +82,21 @@ def softhard(embeddings, labels):
     return anchors, positives, draw_from(negative & (distance < farthest_positive), negative)
 
 
+def need_cutoffs(miner, lower, upper):
+    need_range(high=2, **{f"miner_{miner}_lower_cutoff": lower, f"miner_{miner}_upper_cutoff": upper})
+    if lower >= upper:
+        raise ValueError(
+            f"--miner_{miner}_lower_cutoff {lower:g}: must be below --miner_{miner}_upper_cutoff {upper:g}"
+        )
+
+
 @torch.no_grad()
-def distance_weighted(embeddings, labels, lower_cutoff=0.5, upper_cutoff=1.4):
+def distance_weighted(
+    embeddings,
+    labels,
+    lower_cutoff=0.5,  # --miner_distance_lower_cutoff: distances below count as this
+    upper_cutoff=1.4,  # --miner_distance_upper_cutoff: no negative farther is mined; as published: 2 (paper: 1.4)
+):
     """Every positive pair, each with a negative drawn so that its distance to the anchor is about uniform.
 
     On the unit sphere distances of random points have density q(t) ∝ t^(d-2) (1 - t²/4)^((d-3)/2); a negative at
@@ -90,26 +108,33 @@ def distance_weighted(embeddings, labels, lower_cutoff=0.5, upper_cutoff=1.4):
 
     Source: Wu et al., Sampling Matters in Deep Embedding Learning, ICCV 2017, eq. 3-4.
     """
+    need_cutoffs("distance", lower_cutoff, upper_cutoff)
     d = embeddings.shape[1]
     squared, positive, negative = geometry(embeddings, labels)
-    quarter = squared.clamp(max(lower_cutoff**2, 1e-8), 4 - 1e-3).div_(
-        4
-    )  # t²/4; constant factors of the density fall out
+    quarter = squared.clamp(max(lower_cutoff**2, 1e-8), 4 - 1e-3).div_(4)  # t²/4; the density's constants fall out
     log_weight = quarter.log().mul_((2 - d) / 2).sub_(torch.log1p(-quarter), alpha=(d - 3) / 2)
-    # negatives out of reach lie between the others and what is no negative: they are drawn, all alike, where there are no others
+    # negatives out of reach weigh less than the others, more than what is none: drawn, all alike, where all are
     log_weight.masked_fill_(squared >= upper_cutoff**2, lowest(squared) / 2).masked_fill_(~negative, lowest(squared))
     anchors, positives = positive.nonzero(as_tuple=True)
     return anchors, positives, draw(torch.softmax(log_weight, 1)[anchors])
 
 
 @torch.no_grad()
-def rho_distance(embeddings, labels, lower_cutoff=0.5, upper_cutoff=1.4, cp=0.2):
+def rho_distance(
+    embeddings,
+    labels,
+    lower_cutoff=0.5,  # --miner_rho_distance_lower_cutoff: as of distance
+    upper_cutoff=1.4,  # --miner_rho_distance_upper_cutoff: as of distance
+    cp=0.2,  # --miner_rho_distance_cp: share of triplets (anchor, positive, ...) made (anchor, anchor, positive)
+):
     """Distance-weighted triplets (a, p, n), of which a share cp is replaced by (a, a, p).
 
     The positive in the negative's place is pushed away from its anchor, which keeps the loss from packing classes too
     densely (rho regularisation).
     Source: Roth et al., Revisiting Training Strategies and Generalization Performance in DML, ICML 2020, section 5.
     """
+    need_cutoffs("rho_distance", lower_cutoff, upper_cutoff)
+    need_range(high=1, miner_rho_distance_cp=cp)
     anchors, positives, negatives = distance_weighted(embeddings, labels, lower_cutoff, upper_cutoff)
     switched = torch.rand(len(anchors), device=anchors.device) < cp
     return anchors, torch.where(switched, anchors, positives), torch.where(switched, positives, negatives)

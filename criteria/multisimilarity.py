@@ -9,20 +9,26 @@ from criteria.base import Criterion, log1p_sum_exp, need_positive, pair_masks
 class MultiSimilarity(Criterion):
     """Soft-weighted positive and negative pairs, kept where they are harder than the opposite kind's hardest.
 
-    With cosine similarities S within the batch, for anchor i: a negative k is kept if S_ik > min_positive S_i - epsilon,
-    a positive if S_ik < max_negative S_i + epsilon; the loss is the mean over all B anchors of
+    With cosine similarities S within the batch, for anchor i: a negative k is kept if S_ik > min_positive S_i -
+    epsilon, a positive if S_ik < max_negative S_i + epsilon; the loss is the mean over all B anchors of
 
         1/alpha · log(1 + Σ_pos exp(-alpha (S_ik - base))) + 1/beta · log(1 + Σ_neg exp(beta (S_ik - base))).
 
-    Anchors without a kept pair give 0. alpha = 2, beta = 50, epsilon = 0.1 are the paper's; base (the paper's lambda) is
-    0.5, as in its authors' code, since the paper's 1 leaves the negatives nearly without weight.
+    Anchors without a kept pair give 0. alpha = 2, beta = 50, epsilon = 0.1 are the paper's; base (the paper's lambda)
+    is 0.5, as in its authors' code, since the paper's 1 leaves the negatives nearly without weight.
 
     Source: Wang et al., Multi-Similarity Loss with General Pair Weighting, CVPR 2019, eq. 10-15.
     """
 
     name = "multisimilarity"
 
-    def __init__(self, alpha=2.0, beta=50.0, base=0.5, epsilon=0.1):
+    def __init__(
+        self,
+        alpha=2.0,  # --loss_multisimilarity_alpha: inverse temperature of positive pairs
+        beta=50.0,  # --loss_multisimilarity_beta: inverse temperature of negative pairs
+        base=0.5,  # --loss_multisimilarity_base: similarity around which pairs are weighted (the paper's lambda)
+        epsilon=0.1,  # --loss_multisimilarity_epsilon: margin of the pair mining
+    ):
         super().__init__()
         need_positive(loss_multisimilarity_alpha=alpha, loss_multisimilarity_beta=beta)
         self.alpha, self.beta, self.base, self.epsilon = alpha, beta, base, epsilon

@@ -1,13 +1,17 @@
 """Non-isotropy regularisation: a proxy loss, and a normalizing flow that must tell the samples of a proxy apart."""
 
+from typing import Literal
+
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from criteria.base import Criterion
+from criteria.base import Criterion, need_choice, need_range
 
-CONDITIONING = ("dense", "start", "mid", "end", "dense_embed", "dense_embed_multi", "dense_embed_multi_stacked")
-FORMS = ("exp", "nll")
+Form = Literal["exp", "nll"]
+Conditioning = Literal["dense", "start", "mid", "end", "dense_embed", "dense_embed_multi", "dense_embed_multi_stacked"]
+Start = Literal["none", "xavier"]
 
 
 class NIR(Criterion):
@@ -20,18 +24,11 @@ class NIR(Criterion):
     ----------
     base : ProxyCriterion
         Proxy-Anchor in the paper; its proxies are the flow's conditions.
-    w_align : float
-        Weight of the base loss.
-    flow_lr_multi : float
-        The flow's learning rate is this times the network's.
     noise : float
         Uniform noise in [0, noise) is added to the flow's embeddings, which are then L2-normalised again.
     conditioning : str
         Which blocks see the proxy: `dense` all, `start`, `mid`, `end` one of them; `dense_embed` all see a learned
         embedding of it, `dense_embed_multi` one embedding a block, `dense_embed_multi_stacked` each of the one before.
-    blocks, depth, width, dropout, clamp, init
-        Coupling blocks; layers of a subnetwork and their width, dropout after them; bound on the log-scale of a
-        block; `xavier` or `none` (PyTorch's initialisation).
 
     Needs FrEIA (pip install FrEIA). Source: Roth et al., Non-isotropy Regularization for Proxy-based Deep Metric
     Learning, CVPR 2022.
@@ -42,35 +39,35 @@ class NIR(Criterion):
     def __init__(
         self,
         base,
-        w_align=0.01,
-        flow_lr_multi=50.0,
-        noise=0.0,
-        form="exp",
-        conditioning="dense",
-        blocks=5,
-        depth=8,
-        width=128,
-        dropout=0.0,
-        clamp=2.0,
-        init="none",
+        w_align=0.01,  # --loss_nir_w_align: weight of the proxy loss, which has --loss_oproxy_{pos,neg}_{alpha,delta}
+        form: Form = "exp",  # --loss_nir_form: exp of each pair's negative log-likelihood (code), or it itself (paper)
+        proxy_lr_multi=4000.0,  # --loss_nir_proxy_lrmulti: the proxies' learning rate is this times --lr
+        flow_lr_multi=50.0,  # --loss_nir_lrmulti: the flow's learning rate is this times --lr
+        noise=0.0,  # --loss_nir_noise: uniform noise up to this on the flow's embeddings
+        conditioning: Conditioning = "dense",  # --loss_nir_nf_cond_mode: which of the blocks see the proxy, and how
+        blocks=5,  # --loss_nir_nf_cblocks: coupling blocks of the flow
+        depth=8,  # --loss_nir_nf_fc_depth: layers of a block's subnetwork
+        width=128,  # --loss_nir_nf_fc_width: width of these layers
+        dropout=0.0,  # --loss_nir_nf_fc_dropout: dropout in the subnetworks
+        clamp=2.0,  # --loss_nir_nf_clamp_alpha: bound on the log-scale of a block
+        start: Start = "none",  # --loss_nir_nf_fc_init: initialisation of the subnetworks; none: PyTorch's
     ):
         super().__init__()
-        if conditioning not in CONDITIONING:
-            raise ValueError(f"--loss_nir_nf_cond_mode {conditioning}: must be one of {', '.join(CONDITIONING)}")
-        if form not in FORMS:
-            raise ValueError(f"--loss_nir_form {form}: must be one of {', '.join(FORMS)}")
-        if init not in ("none", "xavier"):
-            raise ValueError(f"--loss_nir_nf_fc_init {init}: must be none or xavier")
+        need_choice(Form, loss_nir_form=form)
+        need_choice(Conditioning, loss_nir_nf_cond_mode=conditioning)
+        need_choice(Start, loss_nir_nf_fc_init=start)
+        need_range(loss_nir_proxy_lrmulti=proxy_lr_multi, loss_nir_lrmulti=flow_lr_multi)
+        need_range(loss_nir_noise=noise, loss_nir_nf_clamp_alpha=clamp)
+        need_range(1, 10**4, loss_nir_nf_cblocks=blocks, loss_nir_nf_fc_depth=depth, loss_nir_nf_fc_width=width)
+        need_range(high=1, loss_nir_nf_fc_dropout=dropout)
         self.base, self.n_classes, self.embed_dim = base, base.n_classes, base.embed_dim
-        self.w_align, self.flow_lr_multi = w_align, flow_lr_multi
+        self.w_align, self.proxy_lr_multi, self.flow_lr_multi = w_align, proxy_lr_multi, flow_lr_multi
         self.noise, self.form, self.conditioning = noise, form, conditioning
         d = base.embed_dim
-        self.flow = make_flow(d, conditioning, blocks, depth, width, dropout, clamp, init)
-        n_embedders = {"dense_embed": 1, "dense_embed_multi": blocks, "dense_embed_multi_stacked": blocks}.get(
-            conditioning, 0
-        )
+        self.flow = make_flow(d, conditioning, blocks, depth, width, dropout, clamp, start)
+        embedders = {"dense_embed": 1, "dense_embed_multi": blocks, "dense_embed_multi_stacked": blocks}
         self.embedders = nn.ModuleList(
-            nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, d)) for _ in range(n_embedders)
+            nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, d)) for _ in range(embedders.get(conditioning, 0))
         )
 
     @property
@@ -79,18 +76,19 @@ class NIR(Criterion):
         return self.base.proxies
 
     def param_groups(self, lr):
+        proxies = [{**group, "lr": lr * self.proxy_lr_multi} for group in self.base.param_groups(lr)]
         own = [p for part in (self.flow, self.embedders) for p in part.parameters() if p.requires_grad]
-        return self.base.param_groups(lr) + [{"params": own, "lr": lr * self.flow_lr_multi, "weight_decay": 0.0}]
+        return proxies + [{"params": own, "lr": lr * self.flow_lr_multi, "weight_decay": 0.0}]
 
     def conditions(self, proxies):
-        """What each block is told: one tensor (B, d) a block."""
+        """What each block sees of the proxies: one tensor (B, d) a block."""
         if self.conditioning == "dense_embed_multi":
             return [embed(proxies) for embed in self.embedders]
         if self.conditioning == "dense_embed_multi_stacked":
-            told = [proxies]
+            stacked = [proxies]
             for embed in self.embedders:
-                told.append(embed(told[-1]))
-            return told[1:]
+                stacked.append(embed(stacked[-1]))
+            return stacked[1:]
         shared = self.embedders[0](proxies) if self.conditioning == "dense_embed" else proxies
         return [shared] * (len(self.flow) // 2)  # a permutation goes with every block
 
@@ -109,8 +107,8 @@ class NIR(Criterion):
         return self.w_align * base + flow
 
 
-def make_flow(d, conditioning, blocks, depth, width, dropout, clamp, init):
-    """A FrEIA network (B, d) → (z (B, d), log|det ∂z/∂x| (B,)), conditioned on one tensor (B, d) for every block that takes one."""
+def make_flow(d, conditioning, blocks, depth, width, dropout, clamp, start):
+    """A FrEIA network (B, d) → (z (B, d), log|det ∂z/∂x| (B,)), with one condition (B, d) a block that takes one."""
     try:
         from FrEIA.framework import SequenceINN
         from FrEIA.modules import GLOWCouplingBlock, PermuteRandom
@@ -121,16 +119,18 @@ def make_flow(d, conditioning, blocks, depth, width, dropout, clamp, init):
         layers = []
         for i in range(depth):
             linear = nn.Linear(n_in if i == 0 else width, n_out if i == depth - 1 else width)
-            if init == "xavier":
+            if start == "xavier":
                 nn.init.xavier_uniform_(linear.weight)
                 nn.init.zeros_(linear.bias)
             layers += [linear] if i == depth - 1 else [linear, nn.ReLU(), nn.Dropout(dropout)]
         return nn.Sequential(*layers)
 
-    told = {"start": [0], "mid": [blocks // 2], "end": [blocks - 1]}.get(conditioning, range(blocks))
+    conditioned = {"start": [0], "mid": [blocks // 2], "end": [blocks - 1]}.get(conditioning, range(blocks))
     flow = SequenceINN(d)
+    numpy_state = np.random.get_state()
     for k in range(blocks):
-        flow.append(PermuteRandom)
-        condition = dict(cond=k, cond_shape=(d,)) if k in told else {}
+        flow.append(PermuteRandom, seed=int(torch.randint(2**31, ())))  # FrEIA's own draw ignores torch's seed
+        condition = dict(cond=k, cond_shape=(d,)) if k in conditioned else {}
         flow.append(GLOWCouplingBlock, subnet_constructor=subnet, clamp=clamp, **condition)
+    np.random.set_state(numpy_state)
     return flow

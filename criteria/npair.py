@@ -18,7 +18,10 @@ class NPair(Criterion):
 
     name = "npair"
 
-    def __init__(self, temperature=1.0):
+    def __init__(
+        self,
+        temperature=1.0,  # --loss_npair_temperature: cosine similarities are divided by this
+    ):
         super().__init__()
         need_positive(loss_npair_temperature=temperature)
         self.temperature = temperature

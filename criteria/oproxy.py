@@ -1,9 +1,14 @@
-"""Proxy losses with several proxies' worth of pulling and pushing in one softplus: Proxy-Anchor and its NCA-like twin."""
+"""Proxy losses that pull and push in one softplus a proxy or a sample: Proxy-Anchor and its NCA-like twin."""
+
+from functools import partial
+from typing import Literal
 
 import torch
 from torch.nn.functional import softplus
 
-from criteria.base import ProxyCriterion, lowest, need_positive
+from criteria.base import ProxyCriterion, lowest, need_choice, need_positive, need_range
+
+Mode = Literal["nca", "anchor"]
 
 
 class OProxy(ProxyCriterion):
@@ -21,16 +26,11 @@ class OProxy(ProxyCriterion):
     ----------
     n_classes, embed_dim : int
         C and d.
-    mode : "anchor" or "nca"
     published : bool
         False is the Proxy-Anchor paper: the first mean of `anchor` is over the classes of the batch, each once, and the
         proxies start as Kaiming's normal numbers instead of normal numbers / 8.
     pos_alpha, neg_alpha : float
-        Inverse temperatures. 64 as published with AntiCo; Proxy-Anchor's own paper has 32.
-    pos_delta, neg_delta : float
-        Margins on the cosine similarity.
-    lr_multi : float
-        The proxies' learning rate is this times the network's.
+        64 as published with AntiCo; Proxy-Anchor's own paper has 32.
 
     Source: Kim et al., Proxy Anchor Loss, CVPR 2020, eq. 4; Movshovitz-Attias et al., Proxy-NCA, ICCV 2017.
     """
@@ -39,17 +39,17 @@ class OProxy(ProxyCriterion):
         self,
         n_classes,
         embed_dim,
-        mode="anchor",
-        pos_alpha=64.0,
-        neg_alpha=64.0,
-        pos_delta=0.1,
-        neg_delta=-0.1,
-        lr_multi=2000.0,
+        mode: Mode = "nca",  # --loss_oproxy_mode: of oproxy, the published code's; proxyanchor is always anchor
+        pos_alpha=64.0,  # --loss_oproxy_pos_alpha: inverse temperature of the positive term
+        neg_alpha=64.0,  # --loss_oproxy_neg_alpha: inverse temperature of the negative term
+        pos_delta=0.1,  # --loss_oproxy_pos_delta: margin of the positive term, cosine similarity
+        neg_delta=-0.1,  # --loss_oproxy_neg_delta: margin of the negative term, cosine similarity
+        lr_multi=2000.0,  # --loss_oproxy_lrmulti: the proxies' learning rate is this times --lr
         published=True,
     ):
         super().__init__(n_classes, embed_dim, lr_multi, std=1 / 8 if published else None)
-        if mode not in ("anchor", "nca"):
-            raise ValueError(f"--loss_oproxy_mode {mode}: must be anchor or nca")
+        need_choice(Mode, loss_oproxy_mode=mode)
+        need_range(loss_oproxy_lrmulti=lr_multi)
         need_positive(loss_oproxy_pos_alpha=pos_alpha, loss_oproxy_neg_alpha=neg_alpha)
         self.name, self.mode, self.published = "oproxy" if published else "proxyanchor", mode, published
         self.pos_alpha, self.neg_alpha, self.pos_delta, self.neg_delta = pos_alpha, neg_alpha, pos_delta, neg_delta
@@ -74,3 +74,7 @@ class OProxy(ProxyCriterion):
         ).mean()
         self.log(positive=pos, negative=neg)
         return pos + neg
+
+
+# the paper's, as --loss proxyanchor is
+ProxyAnchor = partial(OProxy, mode="anchor", published=False)

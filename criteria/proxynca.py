@@ -2,7 +2,7 @@
 
 from torch.nn.functional import cross_entropy
 
-from criteria.base import ProxyCriterion, need_positive
+from criteria.base import ProxyCriterion, need_positive, need_range
 
 
 class ProxyNCA(ProxyCriterion):
@@ -16,8 +16,15 @@ class ProxyNCA(ProxyCriterion):
 
     name = "proxynca"
 
-    def __init__(self, n_classes, embed_dim, scale=1.0, lr_multi=2000.0):
+    def __init__(
+        self,
+        n_classes,
+        embed_dim,
+        scale=1.0,  # --loss_proxynca_scale: factor of the squared distances (ProxyNCA++: 9)
+        lr_multi=2000.0,  # --loss_proxynca_lrmulti: the proxies' learning rate is this times --lr
+    ):
         super().__init__(n_classes, embed_dim, lr_multi)
+        need_range(loss_proxynca_lrmulti=lr_multi)
         need_positive(loss_proxynca_scale=scale)
         self.scale = scale
 

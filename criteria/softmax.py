@@ -5,7 +5,7 @@ import math
 import torch
 from torch.nn.functional import cross_entropy
 
-from criteria.base import ProxyCriterion, need_positive
+from criteria.base import ProxyCriterion, need_positive, need_range
 
 
 class NormalizedSoftmax(ProxyCriterion):
@@ -17,8 +17,15 @@ class NormalizedSoftmax(ProxyCriterion):
 
     name = "normalized_softmax"
 
-    def __init__(self, n_classes, embed_dim, temperature=0.05, lr_multi=2000.0):
+    def __init__(
+        self,
+        n_classes,
+        embed_dim,
+        temperature=0.05,  # --loss_normalized_softmax_temperature: cosine similarities are divided by this
+        lr_multi=2000.0,  # --loss_normalized_softmax_lrmulti: the class weights' learning rate is this times --lr
+    ):
         super().__init__(n_classes, embed_dim, lr_multi)
+        need_range(loss_normalized_softmax_lrmulti=lr_multi)
         need_positive(loss_normalized_softmax_temperature=temperature)
         self.temperature = temperature
 
@@ -34,22 +41,24 @@ class ArcFace(ProxyCriterion):
     Beyond θ = π - margin, where cos(θ + margin) would rise again, the own class has cos θ - margin · sin(margin), as
     in the authors' code.
 
-    Parameters
-    ----------
-    margin : float
-        Radians, 0 to π.
-    scale : float
-
     Source: Deng et al., ArcFace, CVPR 2019, eq. 3 (margin 0.5, scale 64).
     """
 
     name = "arcface"
 
-    def __init__(self, n_classes, embed_dim, margin=0.5, scale=64.0, lr_multi=2000.0):
+    def __init__(
+        self,
+        n_classes,
+        embed_dim,
+        margin=0.5,  # --loss_arcface_margin: added to the angle to the own class weight, radians, 0 to pi
+        scale=64.0,  # --loss_arcface_scale: factor of the cosines
+        lr_multi=2000.0,  # --loss_arcface_lrmulti: the class weights' learning rate is this times --lr
+    ):
         super().__init__(n_classes, embed_dim, lr_multi)
         need_positive(loss_arcface_scale=scale)
+        need_range(loss_arcface_lrmulti=lr_multi)
         if not 0 <= margin <= math.pi:
-            raise ValueError(f"--loss_arcface_margin {margin}: must be an angle in radians from 0 to pi")
+            raise ValueError(f"--loss_arcface_margin {margin:g}: must be an angle in radians from 0 to pi")
         self.margin, self.scale = margin, scale
 
     def proxy_loss(self, embeddings, proxies, labels):

@@ -14,14 +14,17 @@ class Triplet(Criterion):
     Parameters
     ----------
     miner : function (embeddings, labels) → (anchors, positives, negatives)
-    margin : float
 
     Source: Schroff et al., FaceNet, CVPR 2015, section 3.1.
     """
 
     name = "triplet"
 
-    def __init__(self, miner, margin=0.2):
+    def __init__(
+        self,
+        miner,  # --batch_mining: takes its triplets
+        margin=0.2,  # --loss_triplet_margin: negatives are to be farther than positives by this, Euclidean distance
+    ):
         super().__init__()
         self.miner, self.margin = miner, margin
 

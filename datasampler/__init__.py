@@ -7,16 +7,17 @@ import torch
 
 from utilities import interrupts
 from utilities.randomness import derive
+from utilities.registry import lookup
 
 __all__ = ["SAMPLERS", "ClassBatches", "Draws", "RandomBatches", "loader", "select"]
 
 
 class Batches(torch.utils.data.Sampler):
-    """What the samplers share: iterating yields one process's batches, lists of indices, of the epoch that `set_epoch` named.
+    """What the samplers share: iterating yields one process's batches, lists of indices, of the epoch of `set_epoch`.
 
-    What is drawn depends on seed and epoch alone, and is drawn alike by every process: of each batch of bs images, process `rank`
-    yields its bs / world. An epoch can be entered at any batch: set_epoch(epoch, start=k) skips the first k, and what follows
-    is what would have followed.
+    What is drawn depends on seed and epoch alone, and is drawn alike by every process: of each batch of bs images,
+    process `rank` yields its bs / world. An epoch can be entered at any batch: set_epoch(epoch, start=k) skips the
+    first k, and what follows is what would have followed.
     """
 
     def __init__(self, bs, seed, rank, world):
@@ -24,18 +25,10 @@ class Batches(torch.utils.data.Sampler):
             raise ValueError(f"rank {rank}: must be from 0 to world - 1 = {world - 1}")
         if bs % world:
             least = bs - bs % world
-            raise ValueError(
-                f"--bs {bs}: cannot be shared by {world} processes; {least or world} or {least + world} can"
-            )
-        self.bs, self.seed, self.rank, self.world, self.epoch, self.start, self.n_batches = (
-            bs,
-            seed,
-            rank,
-            world,
-            0,
-            0,
-            0,
-        )
+            advice = f"{least or world} or {least + world} can"
+            raise ValueError(f"--bs {bs}: cannot be shared by {world} processes; {advice}")
+        self.bs, self.seed, self.rank, self.world = bs, seed, rank, world
+        self.epoch, self.start, self.n_batches = 0, 0, 0
 
     def set_epoch(self, epoch, start=0):
         self.epoch, self.start = epoch, start
@@ -83,17 +76,12 @@ class ClassBatches(Batches):
             raise ValueError(f"--bs {bs} is not divisible by --samples_per_class {samples_per_class}")
         order = labels.argsort(stable=True)
         self.members = list(order.split(labels.unique(return_counts=True)[1].tolist()))
-        self.classes_per_batch, self.samples_per_class, self.distinct = (
-            bs // samples_per_class,
-            samples_per_class,
-            distinct,
-        )
-        n_classes = len(self.members)
+        self.samples_per_class, self.classes_per_batch = samples_per_class, bs // samples_per_class
+        self.distinct, n_classes = distinct, len(self.members)
         if distinct and self.classes_per_batch > n_classes:
-            raise ValueError(
-                f"--data_sampler class_balanced: --bs {bs} --samples_per_class {samples_per_class} takes {self.classes_per_batch} "
-                f"distinct classes, the training split has {n_classes}; --bs {n_classes * samples_per_class} at the most"
-            )
+            flags = f"--data_sampler class_balanced: --bs {bs} --samples_per_class {samples_per_class}"
+            most = f"the training split has {n_classes}; --bs {n_classes * samples_per_class} at the most"
+            raise ValueError(f"{flags} takes {self.classes_per_batch} distinct classes, {most}")
         self.n_batches = max(len(labels) // bs, 1)
         if distinct:
             groups = [-(-len(m) // samples_per_class) for m in self.members]
@@ -110,35 +98,34 @@ class ClassBatches(Batches):
     def covering(self, generator):
         """Every class's images in groups; the groups in a row, class after class, are dealt out to the batches in turn.
 
-        A class has at most as many groups as there are batches, so no batch gets two of one class, and all get the same number or one less.
+        A class has at most as many groups as there are batches, so no batch gets two of one class, and all get the same
+        number or one less.
         """
-        dealt = [{} for _ in range(self.n_batches)]
-        turn = 0
+        dealt, turn = [{} for _ in range(self.n_batches)], 0  # {class: its images}
         for c in torch.randperm(len(self.members), generator=generator).tolist():
-            members, k = self.members[c], self.samples_per_class
-            shuffled = members[torch.randperm(len(members), generator=generator)]
-            for group in shuffled.split(k):
-                if len(group) < k:  # filled up with others of the class, or with the same where it is too small
-                    others = members[~torch.isin(members, group)]
-                    more = others[torch.randperm(len(others), generator=generator)[: k - len(group)]]
-                    again = members[torch.randint(len(members), (k - len(group) - len(more),), generator=generator)]
-                    group = torch.cat([group, more, again])
-                dealt[turn % self.n_batches][c] = group.tolist()
+            for group in self.groups(self.members[c], generator):
+                dealt[turn % self.n_batches][c] = group
                 turn += 1
         for b in torch.randperm(self.n_batches, generator=generator).tolist():
             batch = dealt[b]
-            for c in (
-                torch.randperm(len(self.members), generator=generator).tolist()
-                if len(batch) < self.classes_per_batch
-                else ()
-            ):
-                if len(batch) == self.classes_per_batch:
-                    break
-                if c not in batch:
-                    batch[c] = self.draw(self.members[c], generator)
+            if len(batch) < self.classes_per_batch:  # filled up with other classes
+                others = torch.randperm(len(self.members), generator=generator).tolist()
+                others = [c for c in others if c not in batch][: self.classes_per_batch - len(batch)]
+                batch |= {c: self.draw(self.members[c], generator) for c in others}
             classes = list(batch)
             order = torch.randperm(len(classes), generator=generator).tolist()
-            yield [i for j in order for i in batch[classes[j]]]
+            yield [i for place in order for i in batch[classes[place]]]
+
+    def groups(self, members, generator):
+        """Lists of samples_per_class images that cover a class."""
+        size, shuffled = self.samples_per_class, members[torch.randperm(len(members), generator=generator)]
+        for group in shuffled.split(size):
+            if len(group) < size:  # filled up with others of the class, or with the same where it is too small
+                others = members[~torch.isin(members, group)]
+                more = others[torch.randperm(len(others), generator=generator)[: size - len(group)]]
+                again = members[torch.randint(len(members), (size - len(group) - len(more),), generator=generator)]
+                group = torch.cat([group, more, again])
+            yield group.tolist()
 
     def draw(self, members, generator):
         if len(members) < self.samples_per_class:
@@ -196,7 +183,8 @@ SAMPLERS = {
 
 def select(opt, labels, rank=0, world=1):
     """The batch sampler that --data_sampler names, over the training labels, for process `rank` of `world`."""
-    return SAMPLERS[opt.data_sampler](labels, opt.bs, opt.samples_per_class, seed=opt.seed, rank=rank, world=world)
+    sampler = lookup("--data_sampler", opt.data_sampler, SAMPLERS)
+    return sampler(labels, opt.bs, opt.samples_per_class, seed=opt.seed, rank=rank, world=world)
 
 
 def loader(opt, split, sampler, device):

@@ -1,12 +1,13 @@
-"""The data sets by name. To add one: write its file, then add one line to DATASETS."""
+"""The data sets by name. To add one: write its file, then add one line to DATASETS; see README.md."""
 
-import difflib
-from functools import partial
-from typing import Callable, NamedTuple
+from types import ModuleType
+from typing import Callable, NamedTuple, Optional
 
-from datasets import cars196, cub200, files, folder, glyphs, inshop, online_products
-from datasets.images import BrokenImage
-from datasets.split import QueryGallery, Split, Splits, train_val_split
+from datasets import cars196, cub200, folder, glyphs, inshop, online_products
+from datasets.loading import files
+from datasets.loading.decode import BrokenImage
+from datasets.loading.split import QueryGallery, Split, Splits, train_val_split
+from utilities.registry import lookup
 
 __all__ = ["DATASETS", "BrokenImage", "QueryGallery", "Split", "Splits", "evaluated_splits", "select"]
 
@@ -14,17 +15,15 @@ __all__ = ["DATASETS", "BrokenImage", "QueryGallery", "Split", "Splits", "evalua
 class DataSet(NamedTuple):
     about: str  # one line for main.py --list
     load: Callable  # (opt, input_size) → Splits
+    module: Optional[ModuleType] = None  # of a data set of image files, with what datasets.prepare unpacks and counts
 
 
 def image_files(module):
-    return DataSet(module.ABOUT, partial(files.load, module=module))
+    return DataSet(module.ABOUT, lambda opt, input_size: files.load(opt, input_size, module), module)
 
 
 DATASETS = {
-    "glyphs": DataSet(
-        "1,218 letters of five scripts in several faces, embedded, no download",
-        lambda opt, size: glyphs.splits(size, opt.augmentation),
-    ),
+    "glyphs": DataSet(glyphs.ABOUT, lambda opt, input_size: glyphs.splits(input_size, opt.augmentation)),
     "cub200": image_files(cub200),
     "cars196": image_files(cars196),
     "online_products": image_files(online_products),
@@ -35,20 +34,16 @@ DATASETS = {
 
 def check_name(opt):
     """ValueError, one line, if --dataset names something unknown: before anything is loaded."""
-    if opt.dataset not in DATASETS:
-        near = difflib.get_close_matches(opt.dataset, DATASETS, 1, 0.4)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise ValueError(f"--dataset {opt.dataset}: unknown{hint}; known: {', '.join(DATASETS)}")
+    lookup("--dataset", opt.dataset, DATASETS)
 
 
 def select(opt, input_size=224):
     """The splits that --dataset names: .train, .test (or .query and .gallery), and .val with --use_tv_split.
 
-    split[i] → (uint8 image (3, H, W), label); with --gpu_augment the training split's image is what `split.on_device` takes.
-    Raises ValueError or FileNotFoundError that names the flag or the file.
+    split[i] → (uint8 image (3, H, W), label); with --gpu_augment the training split's image is what `split.on_device`
+    takes. Raises ValueError or FileNotFoundError that names the flag or the file.
     """
-    check_name(opt)
-    splits = DATASETS[opt.dataset].load(opt, input_size)
+    splits = lookup("--dataset", opt.dataset, DATASETS).load(opt, input_size)
     if opt.use_tv_split:
         splits.train, splits.val = train_val_split(splits.train, opt.tv_split_perc, opt.tv_split_by_samples, opt.seed)
     return splits

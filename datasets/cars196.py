@@ -2,53 +2,46 @@
 
 import os
 
-from datasets.files import class_folders, find_layout
+from datasets.loading.layout import class_folders, find_layout
 
 ABOUT = "Cars196, 196 models of cars (Krause et al., 3dRR 2013)"
 COUNTS = {"train": (98, 8054), "test": (98, 8131)}
-TREE = """  DIR/car_ims/000001.jpg ... and DIR/cars_annos.mat, or both in DIR/cars196/   as the archive unpacks, or
+LAYOUTS = [
+    ("published", "cars196", "images"),
+    ("archive", "cars196", "cars_annos.mat"),
+    ("archive", "", "cars_annos.mat"),
+    ("published", "", "images"),
+]
+TREE = """\
+  DIR/car_ims/000001.jpg ... and DIR/cars_annos.mat, or both in DIR/cars196/   as the archive unpacks, or
   DIR/cars196/images/<class name>/*.jpg                                         as published"""
-GET = (
-    "both car_ims.tgz (the images) and cars_annos.mat (their classes; the devkit alone has neither), http://ai.stanford.edu/~jkrause/car196/car_ims.tgz "
-    "and http://ai.stanford.edu/~jkrause/car196/cars_annos.mat"
-)
+GET = """both car_ims.tgz (the images) and cars_annos.mat (their classes; the devkit alone has neither), \
+http://ai.stanford.edu/~jkrause/car196/car_ims.tgz and http://ai.stanford.edu/~jkrause/car196/cars_annos.mat"""
 UNPACK = {"car_ims/": "cars196/car_ims/", "cars_annos.mat": "cars196/cars_annos.mat"}
 
 
 def rows(source_path):
-    """{split: [(class, class name, path), ...]} of car_ims/ + cars_annos.mat (in source_path or its cars196 folder) or of cars196/images/<class>/."""
-    layout, folder = find_layout(
-        source_path,
-        "cars196",
-        [
-            ("published", "cars196", "images"),
-            ("archive", "cars196", "cars_annos.mat"),
-            ("archive", "", "cars_annos.mat"),
-            ("published", "", "images"),
-        ],
-        TREE,
-        GET,
-    )
+    """{split: [(class, class name, path), ...]} of car_ims/ and cars_annos.mat, or of cars196/images/<class>/."""
+    layout, folder = find_layout(source_path, "cars196", LAYOUTS, TREE, GET)
     if layout == "published":
-        classes = [(c, name, paths) for c, (name, paths) in enumerate(class_folders(os.path.join(folder, "images")), 1)]
-        first = len(classes) // 2  # the folders carry no numbers: 98 where all are there
+        classes = [(c, *entry) for c, entry in enumerate(class_folders(os.path.join(folder, "images")), 1)]
+        last_of_train = len(classes) // 2  # the folders carry no numbers: 98 where all are there
     else:
-        classes, first = annotated(folder), 98
-    found = {"train": [], "test": []}
+        classes, last_of_train = annotated(folder), 98
+    splits = {"train": [], "test": []}
     for c, name, paths in classes:
-        found["train" if c <= first else "test"] += [(c, name, path) for path in paths]
-    return found
+        splits["train" if c <= last_of_train else "test"] += [(c, name, path) for path in paths]
+    return splits
 
 
 def annotated(folder):
     """[(class number from 1, class name, [path, ...]), ...] of cars_annos.mat."""
     from scipy.io import loadmat  # comes with scikit-learn
 
-    path = os.path.join(folder, "cars_annos.mat")
-    if not os.path.isdir(os.path.join(folder, "car_ims")):
-        raise FileNotFoundError(
-            f"--dataset cars196: {os.path.join(folder, 'car_ims')} is missing; unpack car_ims.tgz beside cars_annos.mat. To be had: {GET}"
-        )
+    path, images = os.path.join(folder, "cars_annos.mat"), os.path.join(folder, "car_ims")
+    if not os.path.isdir(images):
+        advice = f"unpack car_ims.tgz beside cars_annos.mat. To be had: {GET}"
+        raise FileNotFoundError(f"--dataset cars196: {images} is missing; {advice}")
     try:
         mat = loadmat(path, squeeze_me=True)
         names = [str(name) for name in mat["class_names"]]
@@ -56,7 +49,6 @@ def annotated(folder):
         for row in mat["annotations"]:
             files[int(row["class"])].append(os.path.join(folder, str(row["relative_im_path"])))
     except Exception as problem:  # scipy raises whatever comes for a file that is no .mat, or a damaged one
-        raise ValueError(
-            f"{path}: not the annotations of Cars196 ({type(problem).__name__}: {' '.join(str(problem).split())})"
-        ) from problem
+        reason = f"{type(problem).__name__}: {' '.join(str(problem).split())}"
+        raise ValueError(f"{path}: not the annotations of Cars196 ({reason})") from problem
     return [(c, names[c - 1], sorted(paths)) for c, paths in files.items() if paths]

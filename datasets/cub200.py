@@ -3,31 +3,32 @@
 import os
 import re
 
-from datasets.files import class_folders, find_layout
+from datasets.loading.layout import class_folders, find_layout
 
 ABOUT = "CUB-200-2011, 200 species of birds (Wah et al., 2011)"
-COUNTS = {"train": (100, 5864), "test": (100, 5924)}
-TREE = """  DIR/CUB_200_2011/images/001.Black_footed_Albatross/*.jpg ... 200.Common_Yellowthroat/   as the archive unpacks, or
+COUNTS = {"train": (100, 5864), "test": (100, 5924)}  # classes, images
+LAYOUTS = [
+    ("archive", "CUB_200_2011", "images"),
+    ("published", "cub200", "images"),
+    ("the folder itself", "", "images"),
+]
+TREE = """\
+  DIR/CUB_200_2011/images/001.Black_footed_Albatross/*.jpg ... 200.Common_Yellowthroat/   as the archive unpacks, or
   DIR/cub200/images/001.Black_footed_Albatross/*.jpg ...                                  as published"""
-GET = "CUB_200_2011.tgz of CUB-200-2011 (not CUB-200 of 2010), https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
-UNPACK = {"CUB_200_2011/": "CUB_200_2011/"}  # what of the archive goes where, see datasets/prepare.py
+GET = """CUB_200_2011.tgz of CUB-200-2011 (not CUB-200 of 2010), \
+https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"""
+UNPACK = {"CUB_200_2011/": "CUB_200_2011/"}  # what of the archive goes where, see loading/unpack.py
 
 
 def rows(source_path):
-    """{split: [(class, class name, path), ...]} of CUB_200_2011/ or cub200/ in source_path, or of source_path itself."""
-    _, folder = find_layout(
-        source_path,
-        "cub200",
-        [("archive", "CUB_200_2011", "images"), ("published", "cub200", "images"), ("itself", "", "images")],
-        TREE,
-        GET,
-    )
-    found = {"train": [], "test": []}
+    """{split: [(class, class name, path), ...]} of CUB_200_2011/ or cub200/ in source_path, or of source_path."""
+    _, folder = find_layout(source_path, "cub200", LAYOUTS, TREE, GET)
+    splits = {"train": [], "test": []}
     for name, paths in class_folders(os.path.join(folder, "images")):
         number = re.match(r"(\d{3})\.", name)
         if not number:
-            raise ValueError(
-                f"--dataset cub200: {os.path.join(folder, 'images', name)}: classes are folders like 001.Black_footed_Albatross; is this CUB-200-2011?"
-            )
-        found["train" if int(number[1]) <= 100 else "test"] += [(int(number[1]), name, path) for path in paths]
-    return found
+            problem = "classes are folders like 001.Black_footed_Albatross; is this CUB-200-2011?"
+            raise ValueError(f"--dataset cub200: {os.path.join(folder, 'images', name)}: {problem}")
+        number = int(number[1])
+        splits["train" if number <= 100 else "test"] += [(number, name, path) for path in paths]
+    return splits

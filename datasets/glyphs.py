@@ -1,15 +1,14 @@
 """glyphs, the embedded data set: letters of the world's scripts in the faces that matplotlib installs.
 
-Class = letter, images = the letter in different faces; dark on white, one size and one baseline, so that o and O differ.
-Letters that look the same (Latin A, Greek Alpha, Cyrillic A) are one class. Classes are ordered by code point; the first
-half is for training, the last for testing. python -m datasets.sheet FILE.png draws some of it.
+Class = letter, images = the letter in different faces; dark on white, one size and one baseline, so that o and O
+differ. Letters that look the same (Latin A, Greek Alpha, Cyrillic A) are one class. Classes are ordered by code point;
+the first half is for training, the last for testing. python -m utilities.figures.glyphs FILE.png draws some of it.
 """
 
-import contextlib
+import collections
 import functools
 import hashlib
 import os
-import tempfile
 import unicodedata
 import zipfile
 import zlib
@@ -18,28 +17,29 @@ import numpy as np
 import torch
 from torch.nn.functional import affine_grid, grid_sample, interpolate
 
-from datasets.split import Split, Splits
+from datasets.loading.split import Split, Splits
+from utilities.files import write_whole
+
+ABOUT = "1,218 letters of five scripts in several faces, embedded, no download"
 
 RECIPE = 1  # to be raised when what is rendered changes: the cache is named by it
 SIZE, FONT_SIZE, BASELINE = 64, 36, 45  # pixels
 MIN_FACES = 12
-# letters whose renderings differ by less are one class, see `lookalikes`. Most pairs that are one shape lie below, é and è at 0.03. No value
-# parts all: Ŏ and Ǒ (0.009, other marks) are merged; è and ѐ (0.012), Γ and Г (0.026) are not, but their identical renderings are dropped
+# letters whose renderings differ by less are one class, see `lookalikes`. Most pairs of one shape lie below, é and è at
+# 0.03. No value parts all: Ŏ and Ǒ (0.009, other marks) are merged; è and ѐ (0.012), Γ and Г (0.026) are not, but their
+# identical renderings are dropped
 SAME = 0.01
+SLANTS = {"Sans": "Oblique", "SansMono": "Oblique", "Serif": "Italic"}
 FACES = [
     f"DejaVu{family}{style}.ttf"
-    for family, styles in (
-        ("Sans", ("", "-Bold", "-Oblique", "-BoldOblique")),
-        ("SansMono", ("", "-Bold", "-Oblique", "-BoldOblique")),
-        ("Serif", ("", "-Bold", "-Italic", "-BoldItalic")),
-    )
-    for style in styles
+    for family, slant in SLANTS.items()
+    for style in ("", "-Bold", f"-{slant}", f"-Bold{slant}")
 ]
 FACES += ["STIXGeneral.ttf", "STIXGeneralBol.ttf", "STIXGeneralItalic.ttf", "STIXGeneralBolIta.ttf"]
 # Computer Modern's files keep TeX's own encoding: only the ASCII letters stand where Unicode has them
 ASCII_FACES = ["cmr10.ttf", "cmb10.ttf", "cmss10.ttf", "cmti10.ttf", "cmtt10.ttf"]
 
-# strength of the training augmentation: (rotation and shear in degrees, log scale, shift as a share of the width, erased square)
+# of the training images: (rotation and shear in degrees, log scale, shift as a share of the width, erased square)
 AUGMENTATIONS = {
     "red": (4, 0.05, 0.04, 0.0),
     "base": (8, 0.12, 0.08, 0.0),
@@ -55,48 +55,47 @@ def font_folder():
 
 
 def faces():
-    """FACES, then the ASCII_FACES that this matplotlib has: before 3.11 it lacks cmti10, and 52 training images with it."""
+    """FACES, then the ASCII_FACES that this matplotlib has: before 3.11 it lacks cmti10 and its 52 training images."""
     return FACES + [face for face in ASCII_FACES if os.path.isfile(os.path.join(font_folder(), face))]
 
 
 def is_letter(code):
     """A letter that is not a compatibility form of another (KELVIN SIGN, DOUBLE-STRUCK C, ...)."""
-    return unicodedata.category(chr(code)) in ("Lu", "Ll", "Lt", "Lo") and unicodedata.normalize(
-        "NFKC", chr(code)
-    ) == chr(code)
+    letter = chr(code)
+    return unicodedata.category(letter) in ("Lu", "Ll", "Lt", "Lo") and unicodedata.normalize("NFKC", letter) == letter
 
 
 def render():
     """All letters that enough faces have: ink (n, SIZE, SIZE) uint8, code points (n,), face numbers (n,)."""
     from matplotlib.ft2font import FT2Font
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import ImageFont
     from tqdm import tqdm
 
-    folder = font_folder()
-    have = [
-        {c for c in FT2Font(os.path.join(folder, f)).get_charmap() if is_letter(c) and (c < 128 or f in FACES)}
-        for f in faces()
-    ]
-    count = {}
-    for letters in have[: len(FACES)]:
-        for c in letters:
-            count[c] = count.get(c, 0) + 1
+    paths = [os.path.join(font_folder(), face) for face in faces()]
+    codes_of = [{code for code in FT2Font(path).get_charmap() if is_letter(code)} for path in paths]
+    count = collections.Counter(code for codes in codes_of[: len(FACES)] for code in codes)
     ink, codes, numbers = [], [], []
-    for number, (face, letters) in enumerate(
-        zip(tqdm(faces(), desc="glyphs: rendering", leave=False, disable=None), have)
-    ):
-        font = ImageFont.truetype(os.path.join(folder, face), FONT_SIZE, layout_engine=ImageFont.Layout.BASIC)
-        for c in sorted(c for c in letters if count.get(c, 0) >= MIN_FACES):
-            image = Image.new("L", (SIZE, SIZE))
-            left, _, right, _ = font.getbbox(chr(c), anchor="ls")
-            ImageDraw.Draw(image).text(
-                (round((SIZE - right - left) / 2), BASELINE), chr(c), fill=255, font=font, anchor="ls"
-            )
-            image = np.asarray(image)
-            border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
-            if image.any() and not border.any():  # neither blank nor cut off
-                ink.append(image), codes.append(c), numbers.append(number)
+    for number, path in enumerate(tqdm(paths, desc="glyphs: rendering", leave=False, disable=None)):
+        font = ImageFont.truetype(path, FONT_SIZE, layout_engine=ImageFont.Layout.BASIC)
+        for code in sorted(codes_of[number]):
+            if count[code] >= MIN_FACES and (number < len(FACES) or code < 128):
+                image = letter_image(chr(code), font)
+                if image is not None:
+                    ink.append(image), codes.append(code), numbers.append(number)
     return np.stack(ink), np.array(codes), np.array(numbers)
+
+
+def letter_image(letter, font):
+    """The ink of a letter, (SIZE, SIZE) uint8; None if it is blank or cut off."""
+    from PIL import Image, ImageDraw
+
+    image = Image.new("L", (SIZE, SIZE))
+    left, _, right, _ = font.getbbox(letter, anchor="ls")
+    place = round((SIZE - right - left) / 2), BASELINE
+    ImageDraw.Draw(image).text(place, letter, fill=255, font=font, anchor="ls")
+    ink = np.asarray(image)
+    border = np.concatenate([ink[0], ink[-1], ink[:, 0], ink[:, -1]])
+    return ink if ink.any() and not border.any() else None
 
 
 def lookalikes(ink, codes, faces):
@@ -105,35 +104,29 @@ def lookalikes(ink, codes, faces):
     Two letters look the same if |a - b|² / (|a|² + |b|²) of their renderings a and b, as the median over the faces that
     have both, is below SAME. The relation is made transitive.
     """
-    letters = np.unique(codes)
-    row = np.searchsorted(letters, codes)
+    from scipy.sparse.csgraph import connected_components  # comes with scikit-learn
+
+    letters, row = np.unique(codes, return_inverse=True)
     differences = []
     for face in np.unique(faces):
         here = faces == face
         points = torch.from_numpy(ink[here].reshape(here.sum(), -1)).float() / 255
         energy = points.square().sum(1)
         both = energy[:, None] + energy[None, :]
-        full = np.full((len(letters), len(letters)), np.nan, dtype=np.float32)
-        full[np.ix_(row[here], row[here])] = 1 - (2 * points @ points.T / both).numpy()
-        differences.append(full)
+        of_all = np.full((len(letters), len(letters)), np.nan, dtype=np.float32)
+        of_all[np.ix_(row[here], row[here])] = 1 - (2 * points @ points.T / both).numpy()
+        differences.append(of_all)
     differences = np.stack(differences)
-    near = np.argwhere(np.triu(np.nanmin(np.where(np.isnan(differences), 9, differences), 0) < SAME, 1))
-    parent = np.arange(len(letters))
-    for i, j in near:
-        if np.nanmedian(differences[:, i, j]) < SAME:
-            a, b = sorted((find(parent, i), find(parent, j)))
-            parent[b] = a
-    return np.array([letters[find(parent, r)] for r in row])
-
-
-def find(parent, i):
-    while parent[i] != i:
-        i = parent[i]
-    return i
+    same = np.nan_to_num(differences, nan=9).min(0) < SAME  # where the median can be below
+    for i, j in np.argwhere(same):
+        same[i, j] = np.nanmedian(differences[:, i, j]) < SAME
+    _, group = connected_components(same, directed=False)
+    smallest = letters[np.unique(group, return_index=True)[1]]  # letters are in order
+    return smallest[group[row]]
 
 
 def build():
-    """The data set's arrays: ink (n, SIZE, SIZE) uint8, code, face and cls (the class's smallest code point), each (n,)."""
+    """Arrays: ink (n, SIZE, SIZE) uint8; code, face and cls (the smallest code point of the class), each (n,)."""
     ink, code, face = render()
     cls = lookalikes(ink, code, face)
     # one image of each rendering in a class, none of a rendering that two classes share (serif italic т is an m, say)
@@ -156,9 +149,8 @@ def cache_file():
     for face in faces():
         with open(os.path.join(font_folder(), face), "rb") as file:
             key.update(file.read())
-    folder = os.environ.get("ANTICO_CACHE") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "antico"
-    )
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = os.environ.get("ANTICO_CACHE") or os.path.join(caches, "antico")
     return os.path.join(folder, f"glyphs-{key.hexdigest()[:16]}.npz")
 
 
@@ -170,27 +162,16 @@ def load():
             return {name: file[name] for name in ("ink", "code", "face", "cls")}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         arrays = build()  # not there, or damaged
-    temporary = None
     try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), suffix=".npz")
-        with os.fdopen(handle, "wb") as file:
-            np.savez_compressed(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_whole(path, lambda file: np.savez_compressed(file, **arrays), "wb")
     except OSError as problem:
-        if temporary:
-            with contextlib.suppress(OSError):  # a full disk keeps no half a file
-                os.remove(temporary)
-        print(
-            f"note: glyphs are not cached, {path} cannot be written ({problem.strerror}); ANTICO_CACHE names another folder"
-        )
+        reason = f"{path} cannot be written ({problem.strerror})"
+        print(f"note: glyphs are not cached, {reason}; ANTICO_CACHE names another folder")
     return arrays
 
 
 def augment(images, strength, seeds):
-    """Random rotation, shear, scale and shift of white-background images (n, H, W) float, and a white square for `adv`. No mirroring.
+    """Random rotation, shear, scale and shift of images (n, H, W) on white, and a white square for `adv`; no mirroring.
 
     Each image is changed by its own seed alone.
     """
@@ -201,12 +182,9 @@ def augment(images, strength, seeds):
     angle, shear = signed[:, 0] * np.radians(degrees), (signed[:, 1] * np.radians(degrees)).tan()
     sx, sy = (signed[:, 2:4] * scale).exp().unbind(1)
     cos, sin = angle.cos(), angle.sin()
-    linear = torch.stack(
-        [torch.stack([sx * cos, sx * (shear * cos - sin)], 1), torch.stack([sy * sin, sy * (shear * sin + cos)], 1)], 1
-    )
-    grid = affine_grid(
-        torch.cat([linear, signed[:, 4:6, None] * 2 * shift], 2), (n, 1, size, size), align_corners=False
-    )
+    linear = torch.stack([sx * cos, sx * (shear * cos - sin), sy * sin, sy * (shear * sin + cos)], 1).view(n, 2, 2)
+    theta = torch.cat([linear, signed[:, 4:6, None] * 2 * shift], 2)
+    grid = affine_grid(theta, (n, 1, size, size), align_corners=False)
     moved = 255 - grid_sample(255 - images[:, None], grid, align_corners=False)[:, 0]  # outside is white
     if erased:
         corner, side = uniform[:, 6:, None, None] * (1 - erased) * size, erased * size
@@ -233,20 +211,17 @@ def splits(input_size=32, augmentation="base"):
     images = 255 - torch.from_numpy(arrays["ink"])
     if input_size < SIZE:  # once, since it is small
         images = torch.cat([resize(part, input_size).round().to(torch.uint8) for part in images.split(1024)])
-    # a partial and no closure: data workers that are spawned get it pickled
+    # no closure: data workers that are spawned get it pickled
     fetch_keys = functools.partial(fetch, images, input_size, augmentation)
 
-    files = faces()
     names = {c: f"U+{c:04X} {unicodedata.name(chr(c))}" for c in np.unique(arrays["cls"]).tolist()}
+    files = faces()
     paths = [f"{files[f]}:U+{c:04X}" for f, c in zip(arrays["face"], arrays["code"])]
-    classes = sorted(names)
-    first = set(classes[: len(classes) // 2])
-    cls = arrays["cls"].tolist()
-
-    def half(keys, augmented):
-        return Split(fetch_keys, keys, [cls[k] for k in keys], names, [paths[k] for k in keys], augmented)
-
+    classes = arrays["cls"].tolist()
+    every = Split(fetch_keys, range(len(classes)), classes, names, paths)
+    first_half = every.labels < len(names) // 2
+    indices = torch.arange(len(classes))
     return Splits(
-        train=half([k for k, c in enumerate(cls) if c in first], True),
-        test=half([k for k, c in enumerate(cls) if c not in first], False),
+        train=every.subset(indices[first_half].tolist(), augmented=True),
+        test=every.subset(indices[~first_half].tolist(), augmented=False),
     )

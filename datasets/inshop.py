@@ -1,36 +1,33 @@
-"""In-Shop Clothes Retrieval of DeepFashion: 7,982 items; queries are searched in a gallery. Source: Liu et al., CVPR 2016."""
+"""In-Shop Clothes Retrieval of DeepFashion: 7,982 items; queries meet a gallery. Source: Liu et al., CVPR 2016."""
 
 import os
 
-from datasets.files import find_layout, read_lines
+from datasets.loading.layout import find_layout, read_lines
 
 ABOUT = "DeepFashion In-Shop, 7,982 clothes, query against gallery (Liu et al., CVPR 2016)"
 COUNTS = {"train": (3997, 25882), "query": (3985, 14218), "gallery": (3985, 12612)}
 LIST = os.path.join("Eval", "list_eval_partition.txt")
-TREE = """  DIR/Eval/list_eval_partition.txt and DIR/img/WOMEN/Dresses/id_00000002/*.jpg ... (or DIR/Img/img/...),
+LAYOUTS = [("archive", folder, LIST) for folder in ("inshop", "In-shop Clothes Retrieval Benchmark", "")]
+TREE = """\
+  DIR/Eval/list_eval_partition.txt and DIR/img/WOMEN/Dresses/id_00000002/*.jpg ... (or DIR/Img/img/...),
   or the same in DIR/inshop/ or DIR/In-shop Clothes Retrieval Benchmark/"""
-GET = (
-    "Img/img.zip (not img_highres) and Eval/list_eval_partition.txt of the In-shop Clothes Retrieval Benchmark, "
-    "https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/InShopRetrieval.html"
-)
+GET = """Img/img.zip (not img_highres) and Eval/list_eval_partition.txt of the In-shop Clothes Retrieval Benchmark, \
+https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/InShopRetrieval.html"""
 UNPACK = {"img/": "inshop/img/", "list_eval_partition.txt": "inshop/Eval/list_eval_partition.txt"}
 
 
 def rows(source_path):
     """{split: [(class, class name, path), ...]} for train, query and gallery."""
-    folders = ("inshop", "In-shop Clothes Retrieval Benchmark", "")
-    _, folder = find_layout(source_path, "inshop", [("archive", f, LIST) for f in folders], TREE, GET)
-    path = os.path.join(folder, LIST)
-    lines = [
-        line.split() for line in read_lines(path, "inshop")[2:] if line.strip()
-    ]  # a count and the columns' names stand above
-    found = {"train": [], "query": [], "gallery": []}
+    _, folder = find_layout(source_path, "inshop", LAYOUTS, TREE, GET)
     images = os.path.join(folder, "Img") if os.path.isdir(os.path.join(folder, "Img", "img")) else folder
-    for line in lines:
-        if len(line) != 3 or line[2] not in found:
-            raise ValueError(
-                f"{path}: each line below the two of the head must be 'image_name item_id train|query|gallery', found {' '.join(line)!r}"
-            )
-        name, item, split = line
-        found[split].append((item, item, os.path.join(images, name)))
-    return found
+    path = os.path.join(folder, LIST)
+    splits = {"train": [], "query": [], "gallery": []}
+    for line in read_lines(path, "inshop")[2:]:  # a count and the columns' names stand above
+        columns = line.split()
+        if columns and (len(columns) != 3 or columns[2] not in splits):
+            expected = "each line below the two of the head must be 'image_name item_id train|query|gallery'"
+            raise ValueError(f"{path}: {expected}, found {' '.join(columns)!r}")
+        if columns:
+            name, item, split = columns
+            splits[split].append((item, item, os.path.join(images, name)))
+    return splits

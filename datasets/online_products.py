@@ -2,31 +2,31 @@
 
 import os
 
-from datasets.files import find_layout, read_lines
+from datasets.loading.layout import find_layout, read_lines
 
 ABOUT = "Stanford Online Products, 22,634 products (Oh Song et al., CVPR 2016)"
 COUNTS = {"train": (11318, 59551), "test": (11316, 60502)}
-TREE = """  DIR/Stanford_Online_Products/Ebay_train.txt, Ebay_test.txt, bicycle_final/*.JPG ...             as the archive unpacks, or
-  DIR/online_products/Info_Files/Ebay_train.txt, Ebay_test.txt and images/bicycle_final/*.JPG ...  as published"""
-GET = "Stanford_Online_Products.zip, ftp://cs.stanford.edu/cs/cvgl/Stanford_Online_Products.zip (page: https://cvgl.stanford.edu/projects/lifted_struct/)"
+INFO = os.path.join("Info_Files", "Ebay_train.txt")
+LAYOUTS = [
+    ("archive", "Stanford_Online_Products", "Ebay_train.txt"),
+    ("published", "online_products", INFO),
+    ("archive", "", "Ebay_train.txt"),
+    ("published", "", INFO),
+]
+TREE = """\
+  DIR/Stanford_Online_Products/Ebay_train.txt, Ebay_test.txt, bicycle_final/*.JPG ...   as the archive unpacks, or
+  DIR/online_products/Info_Files/Ebay_{train,test}.txt, images/bicycle_final/*.JPG ...  as published"""
+GET = """Stanford_Online_Products.zip, ftp://cs.stanford.edu/cs/cvgl/Stanford_Online_Products.zip \
+(page: https://cvgl.stanford.edu/projects/lifted_struct/)"""
 UNPACK = {"Stanford_Online_Products/": "Stanford_Online_Products/"}
 
 
 def rows(source_path):
-    """{split: [(class, class name, path), ...]} of Stanford_Online_Products/ or online_products/{Info_Files,images}/, or of source_path itself."""
-    published = os.path.join("Info_Files", "Ebay_train.txt")
-    layouts = [
-        ("archive", "Stanford_Online_Products", "Ebay_train.txt"),
-        ("published", "online_products", published),
-        ("archive", "", "Ebay_train.txt"),
-        ("published", "", published),
-    ]
-    layout, folder = find_layout(source_path, "online_products", layouts, TREE, GET)
-    lists, images = (
-        (folder, folder)
-        if layout == "archive"
-        else (os.path.join(folder, "Info_Files"), os.path.join(folder, "images"))
-    )
+    """{split: [(class, class name, path), ...]} of one of the layouts in source_path, or of source_path itself."""
+    layout, folder = find_layout(source_path, "online_products", LAYOUTS, TREE, GET)
+    lists, images = folder, folder
+    if layout == "published":
+        lists, images = os.path.join(folder, "Info_Files"), os.path.join(folder, "images")
     return {split: listed(os.path.join(lists, f"Ebay_{split}.txt"), images) for split in ("train", "test")}
 
 

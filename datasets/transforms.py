@@ -1,4 +1,4 @@
-"""Augmentations of photographs by name, and the evaluation's crop. They give uint8 RGB tensors; the model normalises."""
+"""Augmentations of photographs by name, and the evaluation's crop: uint8 RGB tensors; the model normalises."""
 
 import math
 
@@ -9,12 +9,8 @@ from torch.nn.functional import affine_grid, grid_sample
 from torchvision.transforms import v2
 
 RATIO = (3 / 4, 4 / 3)  # width to height of random resized crops, torchvision's default
-AREA = {
-    "base": (0.08, 1.0),
-    "big": (0.4, 1.0),
-    "adv": (0.08, 1.0),
-    "red": None,
-}  # share of the image's area that a crop takes
+# share of the image's area that a crop takes
+AREA = {"base": (0.08, 1.0), "big": (0.4, 1.0), "adv": (0.08, 1.0), "red": None}
 COLOURED = ("big", "adv")
 
 
@@ -32,9 +28,9 @@ def colour():
 
 
 class View:
-    """What becomes of an image: a part of it, resized to a target (both known before the file is decoded), then steps on those pixels.
+    """What becomes of an image: a part of it, resized to a target (both known before it is decoded), then steps.
 
-    area : share of the image's area that a random crop takes; None: the whole image with its shorter side at size · 256 / 224
+    area : share of the image's area that a random crop takes; None: all of it, its shorter side at size · 256 / 224
     steps : functions of the uint8 tensor (3, h, w), such as torchvision v2 transforms
     margin : pixels that the decoded part keeps at least, as a multiple of the target's
     """
@@ -60,7 +56,10 @@ class View:
 
 
 def resized_part(pixels, full, box, target):
-    """The part `box` (top, left, height, width) of an image of size `full` as uint8 (3, *target), from its maybe reduced pixels (h, w, 3)."""
+    """The part `box` (top, left, height, width) of an image of size `full`, resized: uint8 (3, *target).
+
+    pixels : (h, w, 3) uint8, of the whole image, maybe reduced
+    """
     top, left, height, width = box
     if pixels.shape[:2] == full:
         part = pixels[top : top + height, left : left + width]
@@ -69,20 +68,10 @@ def resized_part(pixels, full, box, target):
     # a reduced image has the part's edges between its pixels, which only Pillow's resize can take
     down, right = pixels.shape[0] / full[0], pixels.shape[1] / full[1]
     y, x = int(top * down), int(left * right)
-    bottom, end = (
-        min(math.ceil((top + height) * down), pixels.shape[0]),
-        min(math.ceil((left + width) * right), pixels.shape[1]),
-    )
-    edges = (
-        left * right - x,
-        top * down - y,
-        min((left + width) * right, end) - x,
-        min((top + height) * down, bottom) - y,
-    )
-    part = Image.fromarray(np.ascontiguousarray(pixels[y:bottom, x:end])).resize(
-        target[::-1], Image.Resampling.BILINEAR, box=edges
-    )
-    return v2.functional.pil_to_tensor(part)
+    bottom, end = (top + height) * down, (left + width) * right
+    image = Image.fromarray(np.ascontiguousarray(pixels[y : math.ceil(bottom), x : math.ceil(end)]))
+    edges = left * right - x, top * down - y, min(end - x, image.width), min(bottom - y, image.height)
+    return v2.functional.pil_to_tensor(image.resize(target[::-1], Image.Resampling.BILINEAR, box=edges))
 
 
 def training(name, size):
@@ -93,10 +82,10 @@ def training(name, size):
     - adv: base with colour jitter and a fifth in grey.
     - red: resize to 256/224 of the size, random crop, flip: reduced, it keeps the scale.
     """
-    steps = [v2.RandomCrop(size)] if AREA[name] is None else []
-    return View(
-        size, AREA[name], [*steps, *(colour() if name in COLOURED else []), flip], margin=1 if AREA[name] else 2
-    )  # a whole image loses more by it than a crop
+    steps = [*(colour() if name in COLOURED else []), flip]
+    if AREA[name] is None:
+        return View(size, None, [v2.RandomCrop(size), *steps], margin=2)  # a whole image loses more by it than a crop
+    return View(size, AREA[name], steps, margin=1)
 
 
 def evaluation(size):
@@ -120,9 +109,10 @@ class Square:
 class OnDevice:
     """The training augmentation `name` of a whole batch on its device, drawn for each image on its own.
 
-    (squares (B, 3, S, S) uint8, aspect ratios (B,) width / height, seeds (B,)) → uint8 (B, 3, size, size). Each image is changed by its
-    own seed alone, drawn from on the CPU, so that it gets the same crop on every device. Crops of a square have 1.5 · size pixels at most to draw from and
-    are sampled bilinearly: small crops are softer than the workers' (see benchmarks/input.py for by how much).
+    (squares (B, 3, S, S) uint8, aspect ratios (B,) width / height, seeds (B,)) → uint8 (B, 3, size, size). Each image
+    is changed by its own seed alone, drawn from on the CPU, so that it gets the same crop on every device. Crops of a
+    square have 1.5 · size pixels at most to draw from and are sampled bilinearly: small crops are softer than the
+    workers' (see benchmarks/input.py for by how much).
     """
 
     def __init__(self, name, size):
@@ -130,9 +120,9 @@ class OnDevice:
         self.colour = v2.Compose(colour()) if name in COLOURED else None
 
     def boxes(self, aspects, uniform):
-        """(top, left, height, width), each (B,), as shares of the image: torchvision's rule (ten tries, then a central crop), vectorised.
+        """(top, left, height, width), each (B,), as shares of the image, from uniform numbers (B, 22) in 0..1.
 
-        uniform : (B, 22), what is drawn, in 0..1
+        By torchvision's rule, vectorised: ten tries, then a central crop.
         """
         tries, (top, left) = uniform[:, :20].unflatten(1, (2, 10)), uniform[:, 20:].unbind(1)
         if self.area is None:
@@ -155,18 +145,11 @@ class OnDevice:
         top, left, height, width = self.boxes(aspects.cpu().float(), uniform[:, 1:])
         flip = torch.where(uniform[:, 0] < 0.5, -1.0, 1.0)
         zero = torch.zeros_like(top)
-        rows = [
-            torch.stack([width * flip, zero, 2 * left + width - 1], 1),
-            torch.stack([zero, height, 2 * top + height - 1], 1),
-        ]
-        theta = torch.stack(rows, 1).to(squares.device, non_blocking=True)
+        theta = torch.stack([width * flip, zero, 2 * left + width - 1, zero, height, 2 * top + height - 1], 1)
+        theta = theta.view(-1, 2, 3).to(squares.device, non_blocking=True)
         grid = affine_grid(theta, (len(squares), 3, self.size, self.size), align_corners=False)
-        images = (
-            grid_sample(squares.float(), grid, padding_mode="border", align_corners=False)
-            .round()
-            .clamp(0, 255)
-            .to(torch.uint8)
-        )
+        images = grid_sample(squares.float(), grid, padding_mode="border", align_corners=False)
+        images = images.round().clamp(0, 255).to(torch.uint8)
         if self.colour:
             with torch.random.fork_rng(devices=[]):
                 images = torch.stack([self.coloured(image, seed) for image, seed in zip(images, seeds)])

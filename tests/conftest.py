@@ -3,10 +3,18 @@ import os
 
 import numpy as np
 import pytest
+import runs
 import torch
 
 REFERENCE = os.path.join(os.path.dirname(__file__), "reference")
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # networks this small gain nothing by a second thread, and wait for it on a busy machine
+
+
+@pytest.fixture(scope="session")
+def server():
+    """Forks the runs and processes of tests/runs.py, which saves each of them the import of torch."""
+    with runs.Server() as server:
+        yield server
 
 
 def reference(name):

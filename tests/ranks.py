@@ -2,26 +2,19 @@
 
 import argparse
 import os
-import socket
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import torch
 from torch import nn
 
-HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, HERE)
-
-# ruff: noqa: E402
 import architectures
 import criteria
 import evaluation
 import main
 import parameters
 from architectures.conv4 import conv4
-from utilities import distributed, state
-from utilities.profile import NoProfile
+from utilities import batchnorm, distributed, state
+from utilities.profile import Profile
 
 BS, CLASSES, STEPS = 24, 6, 20
 CPU = torch.device("cpu")
@@ -74,7 +67,7 @@ def make_run(flags, model, optim="adam", dtype=None, scaler=None, **more):
         criterion=criterion,
         scaler=scaler,
         progress=state.Progress(0),
-        profile=NoProfile(),
+        profile=Profile(None, CPU),
         **more,
     )
     run.optimizer = main.make_optimizer(opt, model, criterion)
@@ -94,7 +87,7 @@ def gradients(run):
 
 def train(flags, frozen, warmup):
     """Losses, first gradients and last weights of STEPS steps in two epochs."""
-    model = distributed.synchronize_batchnorm(network(frozen))
+    model = batchnorm.of_the_whole_batch(network(frozen))
     run, losses, first = make_run(flags, model), [], None
     for epoch in (1, 2):
         main.make_net(run, warming_up=epoch <= warmup)
@@ -109,14 +102,14 @@ def train(flags, frozen, warmup):
     return {"losses": losses, "first": first, "model": model.state_dict(), "criterion": run.criterion.state_dict()}
 
 
-def batchnorm(dtype):
+def whole_batch_norm(dtype):
     """BatchNorm over the whole batch: value, gradients and running statistics."""
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(12, 5, 3, 4, dtype=torch.float64, generator=generator) for _ in range(2))
     norm = nn.BatchNorm2d(5).to(torch.float64 if dtype == torch.float64 else torch.float32)
     with torch.no_grad():
         norm.weight.copy_(torch.arange(1, 6) / 3)
-    norm = distributed.synchronize_batchnorm(nn.Sequential(norm))[0]
+    norm = batchnorm.of_the_whole_batch(nn.Sequential(norm))[0]
     x = share((3 + 2 * x).to(dtype)).requires_grad_()
     y = norm(x)
     (y * share(weight)).sum().backward()
@@ -226,40 +219,17 @@ def everything():
     torch.set_num_threads(1)
     return {
         "train": {name: train(*case) for name, case in CASES.items()},
-        "batchnorm": {dtype: batchnorm(dtype) for dtype in (torch.float64, torch.float32, torch.bfloat16)},
+        "batchnorm": {dtype: whole_batch_norm(dtype) for dtype in (torch.float64, torch.float32, torch.bfloat16)},
         "unused": unused(),
         "embeddings": embeddings(),
         "measured": measured(),
         "bad data": bad_data(),
-        "said": [distributed.first_to_say("the same"), distributed.first_to_say(f"of {distributed.rank()}")],
+        "said": [distributed.first_to_report("the same"), distributed.first_to_report(f"of {distributed.rank()}")],
     }
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def start(world, *argv, **how):
-    """A Python program on `world` processes, as torchrun would start them: the processes."""
-    where = {
-        "WORLD_SIZE": str(world),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "OMP_NUM_THREADS": "1",
-    }
-    return [
-        subprocess.Popen(
-            [sys.executable, *map(str, argv)],
-            cwd=HERE,
-            **how,
-            env={**os.environ, **where, "RANK": str(r), "LOCAL_RANK": str(r)},
-        )
-        for r in range(world)
-    ]
-
-
-if __name__ == "__main__":
+def write_everything(argv):
+    """The program of one process: what `everything` gives, in the folder argv[0]."""
     with distributed.processes(CPU):
-        torch.save(everything(), os.path.join(sys.argv[1], f"{distributed.rank()}.pt"))
+        torch.save(everything(), os.path.join(argv[0], f"{distributed.rank()}.pt"))
+    return 0

@@ -1,4 +1,4 @@
-"""Runs of main.py that may be killed: a server imports torch once and forks a process for each run, which saves seconds.
+"""Runs of main.py that may be killed: a server imports torch once and forks a process for each, which saves seconds.
 
 By hand, with counts of what was seen: python -m tests.runs MOMENTS. It kills runs at MOMENTS random moments for glyphs
 and a folder of images, each with 0 and 2 workers, resumes them, and compares with the run that nobody disturbed.
@@ -10,6 +10,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -19,33 +20,11 @@ import traceback
 from utilities import interrupts
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-SMALL = [
-    "--arch",
-    "conv4_normalize",
-    "--embed_dim",
-    "16",
-    "--bs",
-    "32",
-    "--samples_per_class",
-    "4",
-    "--lr",
-    "1e-3",
-    "--loss",
-    "antico_pair",
-    "--antico_base",
-    "margin",
-    "--batch_mining",
-    "distance",
-    "--n_epochs",
-    "3",
-    "--tau",
-    "2",
-    "--no_train_metrics",
-    "--evaluation_metrics",
-    "e_recall@1",
-    "--checkpoint_minutes",
-    "0",
-]  # every step saves
+SMALL = (
+    "--arch conv4_normalize --embed_dim 16 --bs 32 --samples_per_class 4 --lr 1e-3 --loss antico_pair "
+    "--antico_base margin --batch_mining distance --n_epochs 3 --tau 2 --no_train_metrics "
+    "--evaluation_metrics e_recall@1 --checkpoint_minutes 0"
+).split()  # every step saves
 
 
 def start(argv, **more):
@@ -56,7 +35,7 @@ def start(argv, **more):
 
 
 class Server:
-    """Forks processes that run main.main, one at a time. Their glyphs have 20 + 20 classes. Used as a context manager."""
+    """Forks processes that run main.main. Their glyphs have 20 + 20 classes. Used as a context manager."""
 
     def __enter__(self):
         self.process = subprocess.Popen(
@@ -74,41 +53,83 @@ class Server:
         self.process.stdin.close()
         self.process.wait(60)
 
+    def ask(self, *words):
+        print(json.dumps(words), file=self.process.stdin, flush=True)
+        return int(self.process.stdout.readline())
+
+    def start(self, argv, log, program="main", **environment):
+        """The process id of `program` (main, or ranks: tests/ranks.py); what it prints goes to the file `log`."""
+        open(log, "w").close()
+        return self.ask("start", program, list(map(str, argv)), str(log), environment)
+
+    def wait(self, number, seconds=300):
+        """The exit status; killed by signal n, or after so many seconds by SIGKILL: -n."""
+        return os.waitstatus_to_exitcode(self.ask("wait", number, seconds))
+
     def run(self, argv, log, meanwhile=None):
-        """(exit status, what it printed); meanwhile(process id, log) is called while it runs. Killed by signal n: -n."""
-        open(log, "w").close()  # there for `meanwhile`
-        print(json.dumps([list(map(str, argv)), str(log)]), file=self.process.stdin, flush=True)
-        number = int(self.process.stdout.readline())
+        """(exit status, what it printed); meanwhile(process id, log) is called while it runs."""
+        number = self.start(argv, log)
         try:
             if meanwhile:
                 meanwhile(number, log)
         except BaseException:
-            os.kill(number, signal.SIGKILL)
-            self.process.stdout.readline()
+            self.wait(number, 0)
             raise
-        status = os.waitstatus_to_exitcode(int(self.process.stdout.readline()))
+        status = self.wait(number)
         with open(log, encoding="utf-8") as file:
             return status, file.read()
+
+    def ranks(self, world, argv, folder, program="main"):
+        """[(exit status, what it printed)] of so many processes of one run, as torchrun would start them."""
+        where = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        logs = [os.path.join(folder, f"log{r}") for r in range(world)]
+        numbers = [
+            self.start(argv, log, program, RANK=str(r), LOCAL_RANK=str(r), **where) for r, log in enumerate(logs)
+        ]
+        statuses = [self.wait(number) for number in numbers]
+        return [(status, open(log, encoding="utf-8").read()) for status, log in zip(statuses, logs)]
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
 
 
 def serve():
     import main
+    from tests import ranks
 
+    programs = {"main": main.main, "ranks": ranks.write_everything}
     fewer_glyphs()
     print("ready", flush=True)
     for line in sys.stdin:
-        argv, log = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            run_here(main.main, argv, log)
-        print(child, flush=True)
-        print(os.waitpid(child, 0)[1], flush=True)
+        what, *words = json.loads(line)
+        if what == "start":
+            name, argv, log, environment = words
+            answer = os.fork()
+            if answer == 0:
+                os.environ.update(environment)
+                run_here(programs[name], argv, log)
+        else:
+            answer = wait_for(*words)
+        print(answer, flush=True)
+
+
+def wait_for(number, seconds):
+    end = time.monotonic() + seconds
+    while True:
+        ended, status = os.waitpid(number, os.WNOHANG)
+        if ended:
+            return status
+        if time.monotonic() > end:
+            os.kill(number, signal.SIGKILL)
+        time.sleep(0.005)
 
 
 def run_here(run, argv, log):
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0), os.dup2(handle, 1), os.dup2(handle, 2)
+    output, nothing = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0), os.dup2(output, 1), os.dup2(output, 2)
     sys.argv = ["main.py", *argv]
     status = 99
     interrupts.end_at_once()  # as `python main.py` does
@@ -120,6 +141,8 @@ def run_here(run, argv, log):
         traceback.print_exc()
     finally:
         sys.stdout.flush()
+        if os.environ.get("RANK") == "0":
+            time.sleep(1)  # it keeps the processes' store, which under torchrun outlives all
         os._exit(status)
 
 

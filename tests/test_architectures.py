@@ -300,7 +300,7 @@ def test_failed_download_names_both_flags(monkeypatch, tmp_path, arch):
     "arch, words",
     [
         ("resnet51", "did you mean resnet50"),
-        ("resnet50_frosen", "unknown suffix _frosen"),
+        ("resnet50_frosen", "suffix _frosen: unknown"),
         ("conv", "known: conv4"),
         ("resnet18_double_lp2", "one of _double, _lp2"),
     ],

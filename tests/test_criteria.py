@@ -1,5 +1,8 @@
 """What every criterion does: checks, logs, autocast, compilation, errors that name the flag."""
 
+import sys
+
+import numpy as np
 import pytest
 import torch
 from criteria_tools import select
@@ -156,12 +159,66 @@ def test_compiles_whole_and_once(name):
             ["--antico_eps 1e-08", "float64"],
         ),
         (["--loss", "arcface", "--loss_arcface_margin", "28.6"], ["--loss_arcface_margin 28.6", "radians"]),
+        (["--loss", "antico", "--antico_eps", "0"], ["--antico_eps 0: must be positive"]),
+        *(
+            (["--loss", "margin", "--batch_mining", miner, f"--{flag}", value], [f"--{flag} {value}: must", words])
+            for miner, flag, value, words in (
+                ("distance", "miner_distance_lower_cutoff", "1.5", "be below --miner_distance_upper_cutoff 1.4"),
+                ("distance", "miner_distance_upper_cutoff", "2.5", "be from 0 to 2"),
+                ("rho_distance", "miner_rho_distance_lower_cutoff", "1.9", "below --miner_rho_distance_upper_cutoff"),
+                ("rho_distance", "miner_rho_distance_cp", "1.5", "be from 0 to 1"),
+                ("semihard", "miner_semihard_margin", "-1", "be from 0 to 2"),
+            )
+        ),
+        *(
+            (["--loss", loss, f"--{flag}", "-1"], [f"--{flag} -1: must not be below 0"])
+            for loss, flag in (
+                ("margin", "loss_margin_beta_lr"),
+                ("proxyanchor", "loss_oproxy_lrmulti"),
+                ("proxynca", "loss_proxynca_lrmulti"),
+                ("normalized_softmax", "loss_normalized_softmax_lrmulti"),
+                ("arcface", "loss_arcface_lrmulti"),
+                ("nir", "loss_nir_lrmulti"),
+                ("nir", "loss_nir_proxy_lrmulti"),
+                ("nir", "loss_nir_noise"),
+                ("nir", "loss_nir_nf_clamp_alpha"),
+                ("pml.CircleLoss", "pml_lrmulti"),
+            )
+        ),
+        *(
+            (["--loss", "nir", f"--loss_nir_{flag}", value], [f"--loss_nir_{flag} {value}: must be from"])
+            for flag, value in (("nf_cblocks", "0"), ("nf_fc_depth", "0"), ("nf_fc_width", "0"), ("nf_fc_dropout", "2"))
+        ),
     ],
 )
-def test_errors_are_one_line_that_names_the_flag(argv, words):
+def test_errors_are_one_line_that_names_the_flag_before_anything_is_loaded(argv, words):
+    """Wherever it is checked, in the constructor or in the first step."""
+    state = torch.get_rng_state()
     with pytest.raises(ValueError) as problem:
-        criteria.select(parameters.parse(argv), 10)
-    assert "\n" not in str(problem.value) and all(word in str(problem.value) for word in words)
+        criteria.check(parameters.parse(argv))
+    assert "\n" not in str(problem.value) and all(word in str(problem.value) for word in words), problem.value
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_scale_that_only_many_classes_make_too_large_is_one_line():
+    opt = parameters.parse(["--loss", "antico_all_proxy", "--antico_eps", "1e-7", "--embed_dim", "8"])
+    criteria.check(opt)
+    criteria.select(opt, 100)
+    with pytest.raises(ValueError, match="--antico_eps 1e-07 .* beyond 1e\\+14: float64 loses the identity"):
+        criteria.select(opt, 11318)
+
+
+def test_a_check_changes_nothing_and_needs_no_library_to_evaluate(monkeypatch):
+    state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    for name in NAMES:
+        if name == "nir":
+            pytest.importorskip("FrEIA")
+        criteria.check(parameters.parse(["--loss", name, "--embed_dim", "8"]))
+    assert torch.equal(torch.get_rng_state(), state) and (np.random.get_state()[1] == numpy_state).all()
+    monkeypatch.setitem(sys.modules, "FrEIA.framework", None)
+    criteria.check(parameters.parse(["--loss", "nir", "--evaluate_only", "--checkpoint", "nowhere/best.pt"]))
+    with pytest.raises(ValueError, match="--loss nir: needs FrEIA: pip install FrEIA"):
+        criteria.check(parameters.parse(["--loss", "nir"]))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,6 +1,5 @@
 """The Anti-Collapse loss against the published code's numbers (float64), and the life of its gradients."""
 
-import logging
 import math
 
 import numpy as np
@@ -164,7 +163,7 @@ def problem(n_classes, loss, n=90, d=512, seed=0):
 @pytest.mark.parametrize("loss", VARIANTS)
 @pytest.mark.parametrize("n_classes", [98, 100, 11318], ids=["cars", "cub", "sop"])
 def test_every_variant_has_a_living_gradient_at_its_defaults(loss, n_classes):
-    """The term's share of the gradient is between 1/100 and 100 times the base's, in float32, while training is under way."""
+    """The term's share of the gradient is 1/100 to 100 times the base's, in float32, while training is under way."""
     criterion, labels = problem(n_classes, loss)
     pull = criterion.proxies.detach()[labels] if loss != "antico_pair" else torch.randn(45, 512).repeat_interleave(2, 0)
     common = 0.7 * normalize(torch.randn(1, 512), dim=1)  # a partly collapsed space, classes half separated
@@ -210,24 +209,33 @@ def test_raw_embeddings_only_on_the_published_command_line():
     assert not select(10, "--loss", "antico_pair").raw_embeddings
 
 
-def test_dead_exponential_is_said_once(caplog):
-    criterion = AntiCo(OProxy(10, 512), "pair", form="exp", w=1.0)
-    embeddings, labels = normalize(torch.randn(90, 512), dim=1), torch.arange(90) % 10
-    with caplog.at_level(logging.WARNING):
-        for _ in range(102):  # it is looked for in every 100th call
-            criterion(embeddings, labels)
-    assert len(caplog.records) == 1 and "--antico_form normalized" in caplog.text
-    caplog.clear()
-    alive = AntiCo(OProxy(100, 512), "batch_proxy", form="exp")
-    alive(embeddings, labels)
-    assert not caplog.records
+def test_a_dead_exponential_is_noted_in_the_first_epoch_that_shows_it():
+    """From the rows of metrics.csv, which a resumed run has too."""
+
+    def row(epoch, criterion, n_classes):
+        embeddings, labels = normalize(torch.randn(90, 512), dim=1), torch.arange(90) % n_classes
+        criterion(embeddings, labels)
+        return {"epoch": epoch, **{f"loss/{name}": value for name, value in criterion.logs.items()}}
+
+    dead = AntiCo(OProxy(10, 512, mode="anchor"), "pair", form="exp", w=1.0)
+    untrained, first, second = {"epoch": 0, "test/e_recall@1": 0.5}, row(1, dead, 10), row(2, dead, 10)
+    line = dead.note([untrained, first])
+    rate = first["loss/coding_rate"]
+    assert f"R = {rate:.1f} nats" in line and rate > 100 and "--antico_form normalized" in line and "\n" not in line
+    assert dead.note([untrained, first, second]) == dead.note([untrained]) == dead.note([]) == ""
+    later = [untrained, {"epoch": 1, "loss/term": 0.3, "loss/coding_rate": 1.2}, second]
+    assert dead.note(later)
+    alive = AntiCo(OProxy(100, 512, mode="anchor"), "batch_proxy", form="exp")
+    assert alive.note([untrained, row(1, alive, 90)]) == ""
+    assert AntiCo(OProxy(10, 512, mode="anchor"), "pair", form="neg").note([first]) == ""
+    assert OProxy(10, 512).note([first]) == ""
 
 
 def test_published_forms_die_where_the_normalized_one_lives():
     embeddings, labels = normalize(torch.randn(90, 512), dim=1).requires_grad_(), torch.arange(90) // 2
     norms = {}
     for form in ("exp", "normalized"):
-        loss = AntiCo(OProxy(100, 512), "pair", form=form, align=0.0)
+        loss = AntiCo(OProxy(100, 512, mode="anchor"), "pair", form=form, align=0.0)
         (gradient,) = torch.autograd.grad(loss(embeddings, labels), embeddings, allow_unused=True)
         norms[form] = float(gradient.norm())
     assert norms["exp"] == 0 and norms["normalized"] > 1e-3
@@ -303,7 +311,7 @@ def test_tiny_precision_goes_to_float64():
     """eps = 1e-6 on a collapsed batch: float32 products would err by more than the identity's 1."""
     rows = normalize(torch.ones(40, 16) + 1e-4 * torch.randn(40, 16), dim=1).repeat(2, 1)
     for variant in ("pair", "batch_proxy", "all_proxy"):
-        base = OProxy(80, 16)
+        base = OProxy(80, 16, mode="anchor")
         base.proxies.data = rows
         loss = AntiCo(base, variant, form="neg", align=0.0, eps=1e-6, scale="mcr2")
         value, exact = loss(rows, torch.arange(80)), loss.double()(rows.double(), torch.arange(80))

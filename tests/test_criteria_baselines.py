@@ -1,4 +1,4 @@
-"""Every baseline against pytorch-metric-learning or a naive loop: values and gradients, float64, imbalanced and single-image classes."""
+"""Every baseline against pytorch-metric-learning or a naive loop: values and gradients, float64, uneven batches."""
 
 import math
 import sys
@@ -184,6 +184,20 @@ def test_nir_depends_on_the_proxy_and_learns_its_flow():
     assert ours.proxies.grad.norm() > 0 and all(p.grad is not None for p in ours.flow.parameters() if p.requires_grad)
     proxies, flow = ours.param_groups(1.0)
     assert (proxies["lr"], flow["lr"]) == (4000, 50)
+
+
+def test_nir_is_a_function_of_torchs_seed():
+    """FrEIA draws its permutations from numpy, which nothing seeds: runs, or the processes of one, would differ."""
+    pytest.importorskip("FrEIA")
+
+    def permutations():
+        return [value.tolist() for name, value in select(10, "--loss", "nir").state_dict().items() if "perm" in name]
+
+    torch.manual_seed(0)
+    first = permutations()
+    torch.manual_seed(0)
+    np.random.seed(3)
+    assert first == permutations() and first != permutations() and first[0] != first[2]
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def test_an_epoch_can_be_entered_in_its_middle(name):
 
 @pytest.mark.parametrize("name", list(datasampler.SAMPLERS))
 def test_ranks_share_an_epoch(name):
-    """Each process has its own batches, reproducible from seed, epoch and rank; together they are one process's larger ones."""
+    """Each process has its own batches by seed, epoch and rank; together they are one process's larger ones."""
     ranks = [epoch(make(name, bs=18, seed=1, rank=rank, world=3), 4) for rank in range(3)]
     together = [sum(parts, []) for parts in zip(*ranks)]
     assert together == epoch(make(name, bs=18, seed=1), 4) and ranks[0] != ranks[1] != ranks[2]

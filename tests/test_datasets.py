@@ -10,7 +10,7 @@ import torch
 import datasets
 import parameters
 from datasets import glyphs as module
-from datasets.split import train_val_split
+from datasets.loading.split import train_val_split
 
 
 @pytest.fixture(scope="session")

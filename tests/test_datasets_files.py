@@ -15,7 +15,7 @@ from PIL import EpsImagePlugin, Image
 import datasets
 import evaluation
 import main
-from datasets import images
+from datasets.loading import decode
 from utilities import report
 
 
@@ -183,7 +183,7 @@ def test_incomplete_folders(tmp_path):
 def test_image_modes_become_rgb(mode, suffix, value, tmp_path):
     path = tmp_path / f"ein Bild, größer.{suffix}"
     write(path, mode=mode, size=(20, 30))
-    pixels, _ = images.read(path)
+    pixels, _ = decode.read(path)
     assert pixels.shape == (30, 20, 3) and pixels.dtype == np.uint8
     assert value is None or np.abs(pixels.astype(int) - value).max() <= 3
     assert np.array_equal(pixels, np.asarray(Image.open(path).convert("RGB")))
@@ -191,7 +191,7 @@ def test_image_modes_become_rgb(mode, suffix, value, tmp_path):
 
 def test_sixteen_bits_of_grey_keep_their_shades(tmp_path):
     Image.fromarray(np.array([[0, 32768, 65535]], dtype=np.uint16)).save(tmp_path / "x.png")
-    assert images.read(tmp_path / "x.png")[0][0, :, 0].tolist() == [0, 128, 255]
+    assert decode.read(tmp_path / "x.png")[0][0, :, 0].tolist() == [0, 128, 255]
 
 
 def tiff(path, bits, photometric, data, orientation=1, width=3):
@@ -216,13 +216,13 @@ def tiff(path, bits, photometric, data, orientation=1, width=3):
 def test_grey_tiffs_of_more_than_eight_bits_keep_their_shades(tmp_path):
     sixteen = struct.pack("<3H", 0, 32768, 65535)
     tiff(tmp_path / "16.tif", 16, 1, sixteen)
-    assert images.read(tmp_path / "16.tif")[0][0, :, 2].tolist() == [0, 128, 255]
+    assert decode.read(tmp_path / "16.tif")[0][0, :, 2].tolist() == [0, 128, 255]
     tiff(tmp_path / "inverse.tif", 16, 0, sixteen)  # the tag says that 0 is white
-    assert images.read(tmp_path / "inverse.tif")[0][0, :, 0].tolist() == [255, 127, 0]
+    assert decode.read(tmp_path / "inverse.tif")[0][0, :, 0].tolist() == [255, 127, 0]
     tiff(tmp_path / "12.tif", 12, 1, bytes([0x00, 0x08, 0x00, 0xFF, 0xF0]))  # 0, 2048, 4095
-    assert images.read(tmp_path / "12.tif")[0][0, :, 0].tolist() == [0, 128, 255]
+    assert decode.read(tmp_path / "12.tif")[0][0, :, 0].tolist() == [0, 128, 255]
     tiff(tmp_path / "turned.tif", 12, 1, bytes([0x00, 0x08, 0x00, 0xFF, 0xF0]), orientation=3)
-    assert images.read(tmp_path / "turned.tif")[0][0, :, 0].tolist() == [255, 128, 0]
+    assert decode.read(tmp_path / "turned.tif")[0][0, :, 0].tolist() == [255, 128, 0]
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def test_grey_without_a_white_is_refused_and_can_be_skipped(values, words, tmp_p
     Image.fromarray(values).save(tmp_path / "x" / "grey.tiff")
     line = f"grey.tiff: cannot be decoded as an image .its grey is in .*{words}.*save it with 8 or 16 bits"
     with pytest.raises(datasets.BrokenImage, match=line):
-        images.read(tmp_path / "x" / "grey.tiff")
+        decode.read(tmp_path / "x" / "grey.tiff")
     for more in ([], ["--cache", tmp_path / "cache"]):
         assert [path[-9:] for path in select("folder", tmp_path, "--skip_broken", *more).skipped] == ["grey.tiff"]
 
@@ -252,26 +252,26 @@ def test_no_file_is_handed_to_ghostscript(tmp_path, monkeypatch):
     for kind, suffix in (("EPS", "jpg"), ("EPS", "tif"), ("PPM", "png"), ("ICO", "bmp")):
         noise(tmp_path / f"x.{suffix}", format=kind)
         with pytest.raises(datasets.BrokenImage, match="not an image in JPEG, PNG, BMP, GIF, WEBP, TIFF"):
-            images.read(tmp_path / f"x.{suffix}")
+            decode.read(tmp_path / f"x.{suffix}")
     assert not ran
 
 
 def test_every_listed_suffix_is_read_and_a_camera_s_jpeg_of_two_pictures(tmp_path):
-    for suffix in images.SUFFIXES:
+    for suffix in decode.SUFFIXES:
         noise(tmp_path / f"x{suffix}")
-        assert images.read(tmp_path / f"x{suffix}")[0].shape == (70, 90, 3)
+        assert decode.read(tmp_path / f"x{suffix}")[0].shape == (70, 90, 3)
     second = Image.new("RGB", (90, 70))
     Image.open(tmp_path / "x.jpg").save(tmp_path / "two.jpg", format="MPO", save_all=True, append_images=[second])
-    assert np.abs(images.read(tmp_path / "two.jpg")[0].astype(int) - images.read(tmp_path / "x.jpg")[0]).mean() < 5
+    assert np.abs(decode.read(tmp_path / "two.jpg")[0].astype(int) - decode.read(tmp_path / "x.jpg")[0]).mean() < 5
 
 
 @pytest.mark.parametrize("turned", range(1, 9))
 def test_images_are_turned_upright(turned, tmp_path):
     noise(tmp_path / "plain.jpg", (48, 32), quality=95)
     image, exif = Image.open(tmp_path / "plain.jpg"), Image.Exif()
-    exif[images.ORIENTATION] = turned
+    exif[decode.ORIENTATION] = turned
     image.save(tmp_path / "turned.jpg", quality=95, exif=exif)
-    pixels, (full, _, _) = images.read(tmp_path / "turned.jpg")
+    pixels, (full, _, _) = decode.read(tmp_path / "turned.jpg")
     flips = {
         1: lambda a: a,
         2: np.fliplr,
@@ -293,7 +293,7 @@ def test_damaged_exif_is_no_obstacle(tmp_path):
         Image.open(tmp_path / "x.jpg").save(tmp_path / "y.jpg", exif=exif)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            assert images.read(tmp_path / "y.jpg")[0].shape == (70, 90, 3)
+            assert decode.read(tmp_path / "y.jpg")[0].shape == (70, 90, 3)
 
 
 def test_nothing_but_broken_images_is_an_error(tmp_path):
@@ -310,7 +310,7 @@ def test_a_palette_with_transparency_gives_no_warning(tmp_path):
     Image.new("RGB", (20, 20), (200, 30, 30)).convert("P").save(tmp_path / "x.png", transparency=bytes([0, 128, 255]))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert images.read(tmp_path / "x.png")[0].shape == (20, 20, 3)
+        assert decode.read(tmp_path / "x.png")[0].shape == (20, 20, 3)
 
 
 def broken_files(folder):
@@ -335,10 +335,10 @@ def broken_files(folder):
 def test_every_kind_of_broken_image_is_named(tmp_path):
     for name, words in broken_files(tmp_path).items():
         with pytest.raises(datasets.BrokenImage, match=f"{name}: cannot be decoded as an image .*{words}") as problem:
-            images.read(tmp_path / name)
+            decode.read(tmp_path / name)
         assert "\n" not in str(problem.value)
     with pytest.raises(datasets.BrokenImage, match="gone.jpg: cannot be decoded as an image .No such file"):
-        images.read(tmp_path / "gone.jpg")
+        decode.read(tmp_path / "gone.jpg")
 
 
 FLAGS = ["--arch", "conv4_normalize", "--not_pretrained", "--n_epochs", "1", "--bs", "4", "--save_path"]
@@ -422,8 +422,10 @@ PUBLISHED = {
 def test_the_published_command_lines_run_to_the_end(name, layout, tmp_path):
     LAYOUTS[name, layout](tmp_path)
     line = (
-        f"--kernels 6 --dataset {name} {PUBLISHED[name]} --seed 0 --bs 90 --samples_per_class 2 --loss antico --antico_type batch_proxy --antico_w 1 --antico_eps 0.5 "
-        "--loss_ac_w_align 0.0035 --arch resnet50_frozen_normalize_double --embed_dim 512 --loss_oproxy_lrmulti 2000 --lr 1e-5 --decay 4e-4 --data_sampler class_random "
+        f"--kernels 6 --dataset {name} {PUBLISHED[name]} --seed 0 --bs 90 --samples_per_class 2 --loss antico "
+        "--antico_type batch_proxy --antico_w 1 --antico_eps 0.5 --loss_ac_w_align 0.0035 "
+        "--arch resnet50_frozen_normalize_double --embed_dim 512 --loss_oproxy_lrmulti 2000 --lr 1e-5 --decay 4e-4 "
+        "--data_sampler class_random "
         "--no_train_metrics --gpu 0 --evaluate_on_cpu --group published --savename group_plus_seed --augmentation base"
     ).split()
     here = [

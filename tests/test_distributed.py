@@ -7,31 +7,30 @@ import ranks
 import torch
 from torch import nn
 
+from utilities import batchnorm, distributed
 from utilities import device as devices
-from utilities import distributed
 
 TINY = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 1e-5}
 
 
 @pytest.fixture(scope="module")
 def one():
-    threads, warned = torch.get_num_threads(), logging.root.manager.disable
+    disabled = logging.root.manager.disable
     logging.disable()  # the published form of antico has something to say
     yield ranks.everything()
-    logging.disable(warned)
-    torch.set_num_threads(threads)
+    logging.disable(disabled)
 
 
 @pytest.fixture(scope="module")
-def several(tmp_path_factory):
+def several(server, tmp_path_factory):
     """{number of processes: the results of each}."""
-    folders = {world: tmp_path_factory.mktemp(f"world{world}") for world in (2, 3)}
-    started = [process for world, folder in folders.items() for process in ranks.start(world, ranks.__file__, folder)]
-    assert [process.wait(300) for process in started] == [0] * 5
-    return {
-        world: [torch.load(folder / f"{r}.pt", weights_only=True) for r in range(world)]
-        for world, folder in folders.items()
-    }
+    results = {}
+    for world in (2, 3):
+        folder = tmp_path_factory.mktemp(f"world{world}")
+        ends = server.ranks(world, [folder], folder, "ranks")
+        assert [status for status, _ in ends] == [0] * world, ends
+        results[world] = [torch.load(folder / f"{r}.pt", weights_only=True) for r in range(world)]
+    return results
 
 
 def error(ours, theirs):
@@ -110,8 +109,8 @@ def test_batchnorm_without_a_whole_batch_form_is_refused_unless_frozen(monkeypat
     monkeypatch.setattr(distributed, "world", lambda: 2)
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm1d(4))
     with pytest.raises(ValueError, match="BatchNorm1d .* suffix _frozen"):
-        distributed.synchronize_batchnorm(model)
-    assert distributed.synchronize_batchnorm(model.eval()) is model
+        batchnorm.of_the_whole_batch(model)
+    assert batchnorm.of_the_whole_batch(model.eval()) is model
 
 
 def test_timms_batchnorm_keeps_its_activation_on_gpus():
@@ -119,9 +118,9 @@ def test_timms_batchnorm_keeps_its_activation_on_gpus():
     torch.manual_seed(0)
     model, images = timm.create_model("test_resnet").eval(), torch.randn(2, 3, 64, 64)
     expected = model(images)
-    found = distributed.with_sync_batchnorm(model)
+    found = batchnorm.with_sync_batchnorm(model)
     assert any(isinstance(m, nn.SyncBatchNorm) for m in found.modules()) and torch.equal(found(images), expected)
-    plain = distributed.with_sync_batchnorm(nn.Sequential(nn.BatchNorm2d(3)))
+    plain = batchnorm.with_sync_batchnorm(nn.Sequential(nn.BatchNorm2d(3)))
     assert type(plain[0]) is nn.SyncBatchNorm
 
 
@@ -132,6 +131,6 @@ def test_more_processes_than_gpus_is_one_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ValueError, match="torchrun --nproc_per_node=4: this machine has 2 GPUs, one a process"):
         devices.choose_device(ranks.parameters.parse([]))
-    assert not distributed.first_to_say("that line")  # the machine's first process tells it
+    assert not distributed.first_to_report("that line")  # the machine's first process tells it
     monkeypatch.setenv("LOCAL_RANK", "0")
-    assert distributed.first_to_say("that line")
+    assert distributed.first_to_report("that line")

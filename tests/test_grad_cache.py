@@ -10,15 +10,6 @@ import main
 from utilities import state
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Such small products gain nothing by a second one, and wait for it on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def step(flags, model, dtype=torch.float64, warming_up=False):
     """(loss, gradients) of one training step on a batch of 24."""
     run = ranks.make_run(flags, model.to(dtype))
@@ -102,23 +93,12 @@ def test_main_trains_with_it_to_the_same_weights_and_refuses_batchnorm_that_is_n
         for n in range(4 * classes):
             miniatures.noise(tmp_path / "images" / part / f"{part}{n % classes}" / f"{n}.png", seed=n, size=(40, 36))
     flags = [
-        "--dataset",
-        "folder",
-        "--source_path",
+        *"--dataset folder --source_path".split(),
         str(tmp_path / "images"),
-        "--embed_dim",
-        "8",
-        "--bs",
-        "8",
-        "--kernels",
-        "0",
-        "--loss",
-        "proxyanchor",
-        "--no_train_metrics",
-        "--evaluation_metrics",
-        "e_recall@1",
-        "--n_epochs",
-        "2",
+        *(
+            "--embed_dim 8 --bs 8 --kernels 0 --loss proxyanchor --no_train_metrics --evaluation_metrics "
+            "e_recall@1 --n_epochs 2"
+        ).split(),
     ]
     weights = []
     for name, more in (("whole", []), ("chunks", ["--grad_cache", "3"])):
@@ -133,11 +113,7 @@ def test_main_trains_with_it_to_the_same_weights_and_refuses_batchnorm_that_is_n
     capsys.readouterr()
     argv = [
         *flags,
-        "--grad_cache",
-        "3",
-        "--arch",
-        "conv4_normalize",
-        "--save_path",
+        *"--grad_cache 3 --arch conv4_normalize --save_path".split(),
         str(tmp_path),
         "--savename",
         "refused",

@@ -1,6 +1,5 @@
-"""The input pipeline against torchvision's v1 pipeline on PIL images; cache, augmentation on the device, seeded workers."""
+"""The input against torchvision's v1 pipeline on PIL images; cache, augmentation on the device, seeded workers."""
 
-import io
 import math
 import os
 import pickle
@@ -15,12 +14,13 @@ from torchvision import transforms as v1
 import datasampler
 import datasets
 import main
-from datasets import cache, images, transforms
+from datasets import transforms
+from datasets.loading import cache, decode
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Images like photographs: <root>/{train,test}/<class>/*, JPEGs of several sizes, a PNG, a grey one and a turned one."""
+    """Images like photographs: <root>/{train,test}/<class>/*, JPEGs of several sizes, a PNG, a grey and a turned one."""
     root = tmp_path_factory.mktemp("photos")
     for c in range(4):
         for i, size in enumerate([(160, 120), (120, 200), (97, 131), (400, 301)]):
@@ -28,7 +28,7 @@ def photos(tmp_path_factory):
     noise(root / "train" / "class 0" / "8.png", (140, 100), 50)
     Image.open(root / "train" / "class 0" / "0.jpg").convert("L").save(root / "train" / "class 1" / "9.jpg")
     exif = Image.Exif()
-    exif[images.ORIENTATION] = 6
+    exif[decode.ORIENTATION] = 6
     Image.open(root / "train" / "class 0" / "1.jpg").save(root / "train" / "class 1" / "turned.jpg", exif=exif)
     return root
 
@@ -58,13 +58,15 @@ V1 = {
 
 @pytest.mark.parametrize("name", list(V1))
 def test_training_images_are_those_of_the_v1_pipeline(name, photos):
-    """The same crop, the same flip: mean difference below 0.6 levels, below 5 where a large JPEG may have been decoded reduced (sharper, or without the
-    smooth upsampling of its colours); other crops differ by 35 and more."""
+    """The same crop, the same flip: mean difference below 0.6 levels; other crops differ by 35 and more.
+
+    Below 5 where a large JPEG may have been decoded reduced: sharper, or without the smooth upsampling of its colours.
+    """
     fetch = splits_of(photos, "--augmentation", name).train.fetch
     for seed in range(6):
         for i, path in enumerate(fetch.paths[:11]):
             torch.manual_seed(seed)
-            ours = fetch.one(i, fetch.views[True]).float()
+            ours = fetch.one(i, fetch.training).float()
             assert (ours - by_v1(path, V1[name](), seed).float()).abs().mean() < limit(path), path
 
 
@@ -102,7 +104,7 @@ def test_evaluation_images_are_those_of_the_v1_pipeline(photos):
 def test_coloured_augmentations_have_the_v1_pipelines_statistics(name, v1_steps, photos):
     fetch = splits_of(photos, "--augmentation", name).train.fetch
     torch.manual_seed(0)
-    ours = torch.stack([fetch.one(0, fetch.views[True]) for _ in range(120)]).float()
+    ours = torch.stack([fetch.one(0, fetch.training) for _ in range(120)]).float()
     theirs = torch.stack([by_v1(fetch.paths[0], v1_steps(), seed) for seed in range(120)]).float()
     grey = [float(((x[:, 0] - x[:, 2]).abs().mean((1, 2)) < 0.5).float().mean()) for x in (ours, theirs)]
     assert grey[0] == pytest.approx(grey[1], abs=0.12) and grey[1] == pytest.approx(0.2, abs=0.1)
@@ -114,7 +116,7 @@ def test_a_jpeg_is_decoded_reduced_where_the_crop_allows(tmp_path):
     noise(tmp_path / "x.jpg", (640, 480))
 
     def size(target, box=(0, 0, 480, 640), margin=1):
-        return images.read(tmp_path / "x.jpg", lambda h, w: (box, target), margin)[0].shape[:2]
+        return decode.read(tmp_path / "x.jpg", lambda h, w: (box, target), margin)[0].shape[:2]
 
     assert size((200, 200)) == (240, 320) and size((120, 120)) == (120, 160) and size((60, 60)) == (60, 80)
     assert size((241, 200)) == (480, 640) and size((200, 200), margin=2) == (480, 640)
@@ -124,38 +126,31 @@ def test_a_jpeg_is_decoded_reduced_where_the_crop_allows(tmp_path):
 
 def test_jpegs_by_torchvision_are_pillows(photos, monkeypatch):
     paths = [path for path in splits_of(photos).train.paths if path.endswith("jpg")]
-    fast = [images.read(path)[0] for path in paths]
-    monkeypatch.setattr(images, "decode_jpeg", None)
+    fast = [decode.read(path)[0] for path in paths]
+    monkeypatch.setattr(decode, "decode_jpeg", None)
     for path, pixels in zip(paths, fast):
-        assert np.abs(images.read(path)[0].astype(int) - pixels).max() <= 1
-        with open(path, "rb") as file:
-            size = images.plain_jpeg_size(file.read())
-        assert size == (None if "turned" in path else pixels.shape[:2])
+        assert np.abs(decode.read(path)[0].astype(int) - pixels).max() <= 1
 
 
-def test_the_header_is_read_as_pillow_reads_it(tmp_path):
-    for options_ in (
+@pytest.mark.parametrize(
+    "options_",
+    [
         dict(progressive=True),
         dict(comment=b"c" * 300),
         dict(icc_profile=b"p" * 70000),
-        dict(dpi=(72, 72)),
         dict(restart_marker_blocks=2),
-    ):
-        data = io.BytesIO()
-        Image.new("RGB", (37, 21)).save(data, "JPEG", **options_)
-        assert images.plain_jpeg_size(data.getvalue()) == (21, 37)
-    data = io.BytesIO()
-    Image.new("CMYK", (37, 21)).save(data, "JPEG")
-    assert images.plain_jpeg_size(data.getvalue()) is None
-    for junk in (
-        b"",
-        b"\xff\xd8",
-        b"\xff\xd8\xff",
-        b"\xff\xd8\xff\xc0\0\x11\x08\0\0\0\0\3",
-        b"\x89PNG" + bytes(50),
-        b"\xff\xd8" + b"\xff\xe0\0\0" * 20,
-    ):
-        assert images.plain_jpeg_size(junk) is None
+        dict(mode="CMYK"),
+        dict(mode="L"),
+    ],
+)
+def test_jpegs_of_every_kind_are_read_at_their_size(options_, tmp_path):
+    """Whole, and reduced: the size that is planned with is the file's own."""
+    image = Image.new("RGB", (370, 210), (200, 200, 200)).convert(options_.pop("mode", "RGB"))
+    image.save(tmp_path / "x.jpg", **options_)
+    assert decode.read(tmp_path / "x.jpg")[1] == ((210, 370), None, None)
+    pixels, (full, box, target) = decode.read(tmp_path / "x.jpg", lambda h, w: ((0, 0, h, w), (h // 4, w // 4)))
+    assert full == (210, 370) and box == (0, 0, 210, 370) and target == (52, 92) and pixels.shape == (53, 93, 3)
+    assert np.abs(pixels.astype(int) - 200).max() <= 3
 
 
 def batches(split, workers, epoch, start=0, seed=0):
@@ -166,7 +161,7 @@ def batches(split, workers, epoch, start=0, seed=0):
 
 
 def test_augmentation_depends_on_seed_epoch_and_place_but_not_on_workers(photos):
-    """The same images with 0, 1 and 2 workers, and when an epoch is entered in its middle; others in another epoch or with another seed."""
+    """The same with 0, 1 and 2 workers and when an epoch is entered in its middle; others by another epoch or seed."""
     split = splits_of(photos).train
     first = batches(split, 0, 1)
     same = lambda a, b: len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b))  # noqa: E731
@@ -189,7 +184,7 @@ def test_the_cache_gives_the_same_images(photos, workers, tmp_path):
     assert len(os.listdir(tmp_path)) == 2
     for split, other in ((plain.train, cached.train), (plain.test, cached.test)):
         for i in range(len(split)):
-            small = min(images.read(split.paths[i])[0].shape[:2]) <= 112  # 1.75 · 64: kept as it is
+            small = min(decode.read(split.paths[i])[0].shape[:2]) <= 112  # 1.75 · 64: kept as it is
             assert (split[i, 4][0].float() - other[i, 4][0].float()).abs().mean() < (1.0 if small else 3.0), (
                 split.paths[i]
             )
@@ -350,7 +345,7 @@ def test_odd_files_are_skipped_with_the_cache_as_without(few, tmp_path, capsys):
         with pytest.raises(datasets.BrokenImage, match="nowhere.jpg: cannot be decoded as an image .No such file"):
             select()
     with pytest.raises(datasets.BrokenImage) as problem:
-        images.read(plain.paths[4].replace("good", "bad"))
+        decode.read(plain.paths[4].replace("good", "bad"))
     assert "/\\udcffbad.jpg: cannot be" in str(problem.value) and str(problem.value).encode()  # a terminal can show it
 
 
@@ -360,7 +355,7 @@ def test_an_empty_cache_flag_is_one_line(few, tmp_path):
 
 
 def test_crops_on_the_device_have_torchvisions_distribution():
-    """Area, ratio and place of boxes against 4,000 of RandomResizedCrop.get_params, for a wide, a square and a very tall image."""
+    """Area, ratio and place of boxes against 4,000 of RandomResizedCrop.get_params; a wide, a square, a tall image."""
     torch.manual_seed(0)
     for width, height in ((500, 375), (300, 300), (100, 400)):
         top, left, h, w = transforms.OnDevice("base", 224).boxes(

@@ -1,9 +1,12 @@
 import csv
 import os
 import shlex
+import subprocess
+import sys
 
 import pytest
 
+import criteria
 import parameters
 
 
@@ -29,10 +32,13 @@ def test_published_flag_has_its_type_and_default(row):
 @pytest.mark.parametrize(
     "line",
     [
-        "--kernels 6 --source_path /data --n_epochs 100 --tau 100 --gamma 0.5 --dataset cub200 --seed 0 --bs 90 --samples_per_class 2 --loss antico --arch "
-        "resnet50_frozen_normalize_double --embed_dim 512 --loss_oproxy_lrmulti 2000 --antico_type batch_proxy --antico_w 1 --antico_eps 0.5 --loss_ac_w_align 0.0035 "
-        "--gpu 0 --evaluate_on_cpu --group cub --savename group_plus_seed --warmup 0 --data_sampler class_random --no_train_metrics",
-        "--dataset online_products --n_epochs 400 --tau 190 250 --gamma 0.2 --warmup 1 --loss oproxy --loss_oproxy_mode nca --internal_split 1 --data_ssl_set --completed",
+        "--kernels 6 --source_path /data --n_epochs 100 --tau 100 --gamma 0.5 --dataset cub200 --seed 0 --bs 90 "
+        "--samples_per_class 2 --loss antico --arch resnet50_frozen_normalize_double --embed_dim 512 "
+        "--loss_oproxy_lrmulti 2000 --antico_type batch_proxy --antico_w 1 --antico_eps 0.5 --loss_ac_w_align 0.0035 "
+        "--gpu 0 --evaluate_on_cpu --group cub --savename group_plus_seed --warmup 0 --data_sampler class_random "
+        "--no_train_metrics",
+        "--dataset online_products --n_epochs 400 --tau 190 250 --gamma 0.2 --warmup 1 --loss oproxy "
+        "--loss_oproxy_mode nca --internal_split 1 --data_ssl_set --completed",
     ],
 )
 def test_published_command_lines_parse(line):
@@ -64,9 +70,11 @@ def test_defaults_follow_the_loss_and_what_is_given_wins():
         ("--gpu 0 1", "a run uses one GPU"),
         ("--not_pretrained --weights x", "give one of the two"),
         ("--loss antico_pair --antico_gam2 2", "--antico_gam2: acts on --antico_form exp and neg"),
-        ("--antico_eps 0", "--antico_eps 0: must be positive"),
-        ("--miner_distance_lower_cutoff 1.5", "must be below"),
-        ("--miner_rho_distance_upper_cutoff 0.1", "--miner_rho_distance_lower_cutoff 0.5: must be below"),
+        ("--antico_eps=-inf", "--antico_eps: '-inf' is not a number from -1e+30 to 1e+30"),
+        ("--antico_eps small", "--antico_eps: 'small' is not a number"),
+        ("--antico_form log", "--antico_form: invalid choice: 'log' (choose from"),
+        ("--loss_nir_nf_cblocks 2.5", "--loss_nir_nf_cblocks: '2.5' is not a whole number"),
+        ("--loss antico_pair --antico_type all_proxy", "the loss's name fixes the type"),
         ("--loss proxyanchor --pml_args m=1", "--pml_args m=1: needs a loss of pytorch-metric-learning"),
         ("--storage_metrics mAP@R", "--storage_metrics mAP@R: not among"),
         ("--no_train_metrics --no_test_metrics", "nothing is left to evaluate"),
@@ -82,8 +90,34 @@ def test_bad_input_is_one_line_and_status_2(line, words, capsys):
 
 def test_help_explains_every_flag():
     actions = [a for a in parameters.build_parser()._actions if a.option_strings]
-    assert all(a.help for a in actions) and len(actions) > 70
-    parameters.build_parser().format_help()  # a stray % in a help text would raise
+    assert all(a.help for a in actions) and len(actions) > 120
+    assert not [a.dest for a in actions if len(a.help.split(" (default:")[0]) > 100]
+    text = parameters.build_parser().format_help()  # a stray % in a help text would raise
+    assert "%" not in text.replace("100%", "")
+
+
+def test_help_begins_with_examples_and_says_defaults(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    with pytest.raises(SystemExit):
+        parameters.parse(["--help"])
+    text = capsys.readouterr().out
+    assert text.index("--dataset glyphs") < text.index("--dataset cub200") < text.index("options:")
+    assert "weight of the coding-rate term (default: 1.0; antico_pair: 0.1, antico_batch_proxy: 30.0" in text
+    assert "epochs (default: 150)" in text and "default: None" not in text
+
+
+def test_examples_of_the_help_parse():
+    lines = parameters.EXAMPLES.replace("\\\n", " ").splitlines()
+    commands = [line.split("main.py ")[1] for line in lines if "python main.py" in line]
+    assert len(commands) == 5
+    for command in commands:
+        parameters.parse(shlex.split(command))
+
+
+def test_a_wrong_flag_is_answered_without_torch():
+    code = "import sys, parameters; parameters.build_parser().format_help(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=os.path.dirname(parameters.__file__), capture_output=True)
+    assert done.stdout.split() == [b"False"]
 
 
 @pytest.mark.parametrize(
@@ -130,8 +164,16 @@ def test_the_first_metric_evaluated_chooses_the_best():
         ("--loss antico_pair --antico_base none --loss_ac_w_align 2", "note: --loss_ac_w_align: no effect"),
         ("--loss antico --antico_w 3 --antico_gam2 2", ""),
         (
-            "--loss antico_pair --antico_base triplet --loss_triplet_margin 1 --batch_mining semihard --miner_semihard_margin 1",
+            "--loss antico_pair --antico_base triplet --loss_triplet_margin 1 --batch_mining semihard "
+            "--miner_semihard_margin 1",
             "",
+        ),
+        ("--loss nir --loss_oproxy_lrmulti 3 --loss_oproxy_pos_alpha 3", "note: --loss_oproxy_lrmulti: no effect"),
+        ("--loss proxyanchor --loss_oproxy_mode nca --loss_oproxy_lrmulti 3", "note: --loss_oproxy_mode: no effect"),
+        ("--loss antico --loss_oproxy_mode nca", ""),
+        (
+            "--loss npair --batch_mining all --antico_base none --pml_lrmulti 3",
+            "note: --antico_base, --batch_mining, --pml_lrmulti: no effect",
         ),
     ],
 )
@@ -143,8 +185,9 @@ def test_a_flag_that_acts_on_nothing_is_a_note_in_one_line(line, idle):
 def test_what_a_name_stands_for_is_what_config_says():
     opt = parameters.parse(["--loss", "antico_all_proxy"])
     assert opt.antico_type == "all_proxy" and "antico_type" not in parameters.without_effect(opt)
-    for loss, own in parameters.LOSSES.items():
-        assert {name: getattr(parameters.parse(["--loss", loss]), name) for name in own} == own
+    for loss, entry in criteria.CRITERIA.items():
+        opt = vars(parameters.parse(["--loss", loss]))
+        assert {name: opt[name] for name in entry.defaults} == entry.defaults
 
 
 def test_flags_without_effect_are_the_last_group_of_help():

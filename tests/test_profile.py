@@ -16,23 +16,12 @@ def run(tmp_path):
     """A function (flags) → exit status of a run on two classes of ten small JPEGs, five batches, and its folder."""
     miniatures.class_folders(tmp_path / "images", ["a", "b", "c", "d"], n=10)
     flags = [
-        "--dataset",
-        "folder",
-        "--source_path",
+        *"--dataset folder --source_path".split(),
         tmp_path / "images",
-        "--arch",
-        "conv4_normalize",
-        "--embed_dim",
-        "8",
-        "--bs",
-        "4",
-        "--kernels",
-        "0",
-        "--loss",
-        "antico_pair",
-        "--evaluation_metrics",
-        "e_recall@1",
-        "--save_path",
+        *(
+            "--arch conv4_normalize --embed_dim 8 --bs 4 --kernels 0 --loss antico_pair --evaluation_metrics "
+            "e_recall@1 --save_path"
+        ).split(),
         tmp_path / "runs",
     ]
 
@@ -57,7 +46,7 @@ def test_a_profile_names_each_phase_and_writes_a_trace_and_ends_the_run(run, cap
     # of the N steps and none of those before; the end of the first epoch asks for input once more
     assert found == {"input": steps + 1, "forward": steps, "loss": steps, "backward": steps, "optimizer": steps}
     assert "aten::convolution" in {event["name"] for event in events}
-    assert not list(run.folder.glob("*.part*"))
+    assert not list(run.folder.glob(".writing-*"))
     # the run stands where it stood, and goes on without another profile
     assert state.load(run.folder / "checkpoint.pt")["epoch"] == 1  # the last whole one
     (run.folder / "profile.json").unlink()

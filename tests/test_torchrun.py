@@ -5,40 +5,20 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import miniatures
 import pytest
-import ranks
 import torch
+from runs import HERE
 
 import main
 from utilities import state
 
-FLAGS = [
-    "--dataset",
-    "folder",
-    "--arch",
-    "conv4_normalize",
-    "--embed_dim",
-    "8",
-    "--bs",
-    "12",
-    "--kernels",
-    "0",
-    "--lr",
-    "1e-4",
-    "--data_sampler",
-    "class_balanced",
-    "--loss",
-    "antico_pair",
-    "--antico_base",
-    "margin",
-    "--no_train_metrics",
-    "--evaluation_metrics",
-    "e_recall@1",
-    "mAP@R",
-]
+FLAGS = (
+    "--dataset folder --arch conv4_normalize --embed_dim 8 --bs 12 --kernels 0 --optim sgd --lr 1e-4 --data_sampler "
+    "class_balanced --loss antico_pair --antico_base margin --no_train_metrics --evaluation_metrics "
+    "e_recall@1 mAP@R"
+).split()
 
 
 @pytest.fixture(scope="module")
@@ -65,18 +45,10 @@ def whole(images, tmp_path_factory):
 
 
 def torchrun(world, *argv):
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc_per_node={world}",
-        "main.py",
-        *map(str, argv),
-    ]
+    command = [*"-m torch.distributed.run --standalone".split(), f"--nproc_per_node={world}", "main.py", *argv]
     return subprocess.Popen(
-        command,
-        cwd=ranks.HERE,
+        [sys.executable, *map(str, command)],
+        cwd=HERE,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         text=True,
         stdout=subprocess.PIPE,
@@ -99,12 +71,7 @@ def test_two_processes_then_one_give_the_numbers_of_one(images, whole, tmp_path)
     out, err = begun.communicate(timeout=300)
     assert begun.returncode == 0, err
     assert "CPU x 2 processes" in out and out.count("training images") == 1
-    assert [line.split("/")[0].split()[-1] for line in out.splitlines() if line.startswith("epoch ")] == [
-        "0",
-        "1",
-        "2",
-        "3",
-    ]
+    assert [line.split("/")[0].split()[-1] for line in out.splitlines() if line.startswith("epoch ")] == list("0123")
     assert out.count("last: epoch 3") == 1 and "warn" not in err.lower()
     folder = tmp_path / "folder" / "Sample_Run_s0"
     assert os.listdir(folder.parent) == [folder.name]
@@ -124,12 +91,8 @@ def test_sigterm_to_torchrun_saves_and_the_run_can_go_on(images, whole, tmp_path
     assert any(line.startswith("epoch   0/") for line in lines)
     begun.send_signal(signal.SIGTERM)
     _, err = begun.communicate(timeout=120)
-    assert (
-        begun.returncode != 0
-        and err.count("stopped by SIGTERM") == 1
-        and "all is saved" in err
-        and "main.py --resume" in err
-    ), err
+    assert begun.returncode != 0 and err.count("stopped by SIGTERM") == 1, err
+    assert "all is saved" in err and "main.py --resume" in err
     folder = tmp_path / "folder" / "Sample_Run_s0"
     saved = state.load(folder / "checkpoint.pt")
     capsys.readouterr()
@@ -139,12 +102,7 @@ def test_sigterm_to_torchrun_saves_and_the_run_can_go_on(images, whole, tmp_path
     assert_close(folder, whole)
 
 
-def finish(processes, limit=120):
-    until = time.monotonic() + limit
-    return [(p.communicate(timeout=until - time.monotonic())[1], p.returncode) for p in processes]
-
-
-def test_a_process_that_fails_ends_all_with_its_message(images, tmp_path):
+def test_a_process_that_fails_ends_all_with_its_message(server, images, tmp_path):
     """One of the images is damaged; the one process that gets it says so, the other does not wait for it for ever."""
     for path in images.rglob("*.png"):
         target = tmp_path / "images" / path.relative_to(images)
@@ -153,18 +111,16 @@ def test_a_process_that_fails_ends_all_with_its_message(images, tmp_path):
     broken = tmp_path / "images" / "train" / "train3" / "5.png"
     broken.unlink()
     broken.write_bytes(b"no image")
-    argv = ["main.py", *FLAGS, "--source_path", tmp_path / "images", "--save_path", tmp_path, "--n_epochs", 2]
-    ends = finish(ranks.start(2, *argv, text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL))
-    text = "".join(err for err, _ in ends)
+    argv = [*FLAGS, "--source_path", tmp_path / "images", "--save_path", tmp_path / "runs", "--n_epochs", 2]
+    ends = server.ranks(2, argv, tmp_path)
+    text = "".join(printed for _, printed in ends)
     assert text.count("5.png: cannot be decoded") == 1 and "Traceback" not in text
-    assert text.count("another process ended; its own message says why") == 1 and sorted(code for _, code in ends) == [
-        1,
-        2,
-    ]
+    assert text.count("another process ended; its own message says why") == 1
+    assert sorted(status for status, _ in ends) == [1, 2]
 
 
-def test_bad_input_is_one_line_of_all_processes(images, tmp_path):
-    argv = ["main.py", *FLAGS, "--source_path", images, "--save_path", tmp_path, "--bs", 13, "--samples_per_class", 1]
-    ends = finish(ranks.start(2, *argv, text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL))
-    assert "".join(err for err, _ in ends) == "error: --bs 13: cannot be shared by 2 processes; 12 or 14 can\n"
-    assert [code for _, code in ends] == [2, 2] and not list(tmp_path.iterdir())
+def test_bad_input_is_one_line_of_all_processes(server, images, tmp_path):
+    argv = [*FLAGS, "--source_path", images, "--save_path", tmp_path / "runs", "--bs", 13, "--samples_per_class", 1]
+    ends = server.ranks(2, argv, tmp_path)
+    assert "".join(text for _, text in ends) == "error: --bs 13: cannot be shared by 2 processes; 12 or 14 can\n"
+    assert [status for status, _ in ends] == [2, 2] and not (tmp_path / "runs").exists()

@@ -1,4 +1,4 @@
-"""What a run writes down and says: means, TensorBoard, Weights & Biases without its key, a line an epoch, a collapse."""
+"""What a run writes and prints: means, TensorBoard, Weights & Biases without its key, a line an epoch, a collapse."""
 
 import importlib.machinery
 import json
@@ -10,17 +10,9 @@ import torch
 from runs import SMALL, image_folder
 
 import main
-from utilities import state, trackers
+from utilities import console, state, trackers
 
 KEY = "0123456789abcdefSECRET"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # networks this small are faster so
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +20,7 @@ def argv(tmp_path_factory):
     return [
         *SMALL,
         *image_folder(tmp_path_factory.mktemp("images")),
-        "--kernels",
-        "0",
-        "--n_epochs",
-        "2",
-        "--checkpoint_minutes",
-        "10",
+        *"--kernels 0 --n_epochs 2 --checkpoint_minutes 10".split(),
     ]
 
 
@@ -214,4 +201,17 @@ def test_a_collapse_is_said_when_it_is_one(argv, tmp_path, monkeypatch, capsys, 
     ],
 )
 def test_collapse_line(rank, share, dimensions, said):
-    assert bool(trackers.collapse_line(rank, share, dimensions)) == said
+    metrics = dict(zip(console.COLLAPSE, (rank, share)))
+    assert bool(console.collapse_line(metrics, range(1000), dimensions)) == said
+    assert bool(console.collapse_line(metrics, range(dimensions), 1000)) == said  # few images span no more
+
+
+def test_seconds_left_are_those_of_the_last_five_epochs():
+    rows = [{"epoch": 0, "seconds": 100.0}]  # an evaluation, which tells nothing of training
+    assert console.seconds_left(rows, 10) is None
+    rows += [{"epoch": epoch, "seconds": 100.0 + 2 * epoch} for epoch in range(1, 4)]
+    assert console.seconds_left(rows, 10) == 2 * 7
+    rows += [{"epoch": epoch, "seconds": 200.0 + 10 * epoch} for epoch in range(4, 10)]  # on another machine
+    assert console.seconds_left(rows, 10) == 10
+    rows.append({"epoch": 10, "seconds": 300.0})
+    assert console.seconds_left(rows, 10) == 0

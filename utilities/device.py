@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import warnings
 
 import torch
 
@@ -10,18 +11,18 @@ from utilities import distributed
 
 
 def choose_device(opt):
-    """(device, its name): the GPU of --gpu, under torchrun the process's own, or the CPU where the machine has no GPU."""
+    """(device, its name): the GPU of --gpu, under torchrun the process's own, or the CPU where there is no GPU."""
     torch.backends.cudnn.deterministic = True  # the same seed gives the same numbers on one machine
     torch.backends.cudnn.allow_tf32 = False  # see `tf32`
     if not torch.cuda.is_available():
         if opt.tf32:
-            distributed.say("note: --tf32 is for a GPU, and there is none")
+            distributed.print_once("note: --tf32 is for a GPU, and there is none")
         return torch.device("cpu"), "CPU"
-    index, count, here = opt.gpu[0], torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    index, count = opt.gpu[0], torch.cuda.device_count()
     if distributed.under_torchrun():
-        index = distributed.local_rank()
-        if here > count:  # all processes of the machine stop at this
-            raise ValueError(f"torchrun --nproc_per_node={here}: this machine has {count} GPUs, one a process")
+        index, processes = distributed.local_rank(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        if processes > count:  # all processes of the machine stop at this
+            raise ValueError(f"torchrun --nproc_per_node={processes}: this machine has {count} GPUs, one a process")
     elif index >= count:
         raise ValueError(f"--gpu {index}: this machine has {count} GPUs, numbered from 0")
     torch.cuda.set_device(index)
@@ -35,16 +36,22 @@ def autocast_dtype(opt, device):
         if opt.amp == "fp16":
             raise ValueError("--amp fp16: needs a GPU; on a CPU give --amp bf16 or none")
         if opt.use_float16:
-            distributed.say("note: --use_float16 needs a GPU; this run is in float32")
+            distributed.print_once("note: --use_float16 needs a GPU; this run is in float32")
         return torch.bfloat16 if wanted == "bf16" else None
     if wanted == "auto":
         wanted = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "none": None}[wanted]
 
 
+def compiled(opt, model, device):
+    """The model for training, compiled at its first call where --compile asks for it; evaluation has other sizes."""
+    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")  # advice of the compiler; that is --tf32
+    return torch.compile(model) if opt.compile == "on" or (opt.compile == "auto" and device.type == "cuda") else model
+
+
 @contextlib.contextmanager
 def tf32(on):
-    """Within it float32 products and convolutions on a GPU may round to TF32: for the network, never for loss or search."""
+    """Within it float32 products on a GPU may round to TF32: for the network, never for loss or search."""
     if not on:
         yield
         return
@@ -71,24 +78,24 @@ def prefetch(loader, device, augment=None):
     augment : what makes images of the loader's (squares, aspect ratios, seeds), for --gpu_augment
     """
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-    waiting = None
+
+    def copy(images, labels):
+        with torch.cuda.stream(stream) if stream else contextlib.nullcontext():
+            pixels, *settings = images if augment else (images,)  # what is drawn stays on the CPU
+            pixels, labels = (tensor.to(device, non_blocking=True) for tensor in (pixels, labels))
+            return pixels, settings, labels, stream.record_event() if stream else None
+
+    def wait_for(pixels, settings, labels, copied):
+        if copied:
+            torch.cuda.current_stream().wait_event(copied)
+            for tensor in (pixels, labels):
+                tensor.record_stream(torch.cuda.current_stream())
+        images = augment(pixels, *settings) if augment else pixels
+        return images.contiguous(memory_format=torch.channels_last), labels
+
+    previous = None
     for batch in itertools.chain(loader, [None]):
-        coming = None
-        if batch is not None:
-            with torch.cuda.stream(stream) if stream else contextlib.nullcontext():
-                images, labels = batch
-                beside = images[1:] if augment else ()
-                pixels = (images[0] if augment else images).to(device, non_blocking=True)
-                coming = pixels, beside, labels.to(device, non_blocking=True), stream.record_event() if stream else None
-        if waiting is not None:
-            yield ready(*waiting, augment)
-        waiting = coming
-
-
-def ready(pixels, beside, labels, copied, augment):
-    if copied:
-        torch.cuda.current_stream().wait_event(copied)
-        for tensor in (pixels, labels):
-            tensor.record_stream(torch.cuda.current_stream())
-    images = augment(pixels, *beside) if augment else pixels
-    return images.contiguous(memory_format=torch.channels_last), labels
+        coming = copy(*batch) if batch else None
+        if previous:
+            yield wait_for(*previous)
+        previous = coming

@@ -16,9 +16,7 @@ import torch.distributed as dist
 from torch import nn
 
 STANDARD_OUTPUT = "standard output"
-LONG = datetime.timedelta(
-    hours=12
-)  # the others wait while one process measures; that one has died is torchrun's to see
+LONG = datetime.timedelta(hours=12)  # the others wait while one measures; that one has died is torchrun's to see
 
 
 def rank():
@@ -54,7 +52,7 @@ def processes(device):
     dist.destroy_process_group()  # not after an error: it would wait for the others
 
 
-def say(*words, **how):
+def print_once(*words, **how):
     """print, on the first process alone. Raises OSError that names the standard output."""
     if rank() == 0:
         try:
@@ -94,12 +92,12 @@ def on_first(work):
     return box[0]
 
 
-def first_to_say(line):
-    """Whether this process is the first of all to ask for this line: an error that all have is told once."""
+def first_to_report(line):
+    """Whether this process is the first of all to ask for this line: an error that all have is printed once."""
     if world() == 1:
         return local_rank() == 0  # what goes wrong before the process group is there does so on the whole machine
     try:
-        return dist.distributed_c10d._get_default_store().add(f"said: {line}", 1) == 1
+        return dist.distributed_c10d._get_default_store().add(f"reported: {line}", 1) == 1
     except RuntimeError:  # the store has ended with the process that kept it
         return True
 
@@ -167,65 +165,3 @@ def replicate(net, device):
 def gradients_stay_here(net, here):
     """Within it DistributedDataParallel only adds up gradients on this process."""
     return net.no_sync() if here and world() > 1 else contextlib.nullcontext()
-
-
-def synchronize_batchnorm(model):
-    """BatchNorm that learns its statistics takes them from the whole batch; torch's own does so on GPUs alone."""
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
-    if world() == 1 or not norms:
-        return model
-    if next(model.parameters()).is_cuda:
-        return with_sync_batchnorm(model)
-    for module in norms:
-        if type(module) is not nn.BatchNorm2d:
-            raise ValueError(
-                f"torchrun on CPUs: the {type(module).__name__} of this network cannot take its statistics from the "
-                "whole batch; freeze it with the suffix _frozen of --arch, or train with one process"
-            )
-        module.__class__ = WholeBatchNorm2d  # the parameters, statistics and settings stay
-    return model
-
-
-def with_sync_batchnorm(model):
-    """The model with SyncBatchNorm for each BatchNorm."""
-    norms = {type(module) for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
-    if norms <= {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}:
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    from timm.layers import convert_sync_batchnorm  # its BatchNorm may hold an activation, which torch's would drop
-
-    return convert_sync_batchnorm(model)
-
-
-class SumOverProcesses(torch.autograd.Function):
-    """The gradient of a sum that all processes use is the sum of their gradients."""
-
-    @staticmethod
-    def forward(ctx, x):
-        x = x.clone()
-        dist.all_reduce(x)
-        return x
-
-    @staticmethod
-    def backward(ctx, gradient):
-        gradient = gradient.clone()
-        dist.all_reduce(gradient)
-        return gradient
-
-
-class WholeBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d in training with the statistics of all processes' images; on CPUs, where torch has none."""
-
-    def forward(self, x):
-        if not self.training:
-            return super().forward(x)
-        dtype, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))  # statistics as torch's, never in bf16
-        n = x.numel() // x.shape[1] * world()
-        mean = SumOverProcesses.apply(x.sum((0, 2, 3))) / n
-        centred = x - mean[:, None, None]
-        variance = SumOverProcesses.apply(centred.square().sum((0, 2, 3))) / n
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * (n / (n - 1)), self.momentum)
-        factor = (self.weight * (variance + self.eps).rsqrt())[:, None, None]
-        return (centred * factor + self.bias[:, None, None]).to(dtype)

@@ -10,15 +10,17 @@ UNFINISHED = ".writing-"
 def write_whole(path, write, mode="w"):
     """Call write(file) on a temporary file beside `path`, flush it to disk, and only then give it that name.
 
-    A crash or a full disk leaves the former file as it was. Raises OSError that names `path`.
+    `file.name` is its path, with the ending of `path`. A crash or a full disk leaves the former file as it was.
+    Raises OSError that names `path`.
     """
     folder = os.path.dirname(os.path.abspath(path))
     temporary = None
     try:
         os.makedirs(folder, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=UNFINISHED)
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=UNFINISHED, suffix=os.path.splitext(path)[1])
+        os.close(handle)
         # csv needs its line ends untouched
-        with os.fdopen(handle, mode, **({} if "b" in mode else {"encoding": "utf-8", "newline": ""})) as file:
+        with open(temporary, mode, **({} if "b" in mode else {"encoding": "utf-8", "newline": ""})) as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())

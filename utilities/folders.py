@@ -1,6 +1,7 @@
 """The folder of a run: claimed by one process, found again, and its config.json. Without torch, which takes seconds."""
 
 import glob
+import itertools
 import json
 import os
 
@@ -58,10 +59,7 @@ def claim(save_path, dataset, name):
 def numbered(base):
     """base, base-2, base-3, ..."""
     yield base
-    number = 2
-    while True:
-        yield f"{base}-{number}"
-        number += 1
+    yield from (f"{base}-{number}" for number in itertools.count(2))
 
 
 def find(save_path, dataset, name):

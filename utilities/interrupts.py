@@ -13,7 +13,7 @@ class Interrupted(BaseException):
 
     def __init__(self, number=signal.SIGTERM):
         super().__init__(number)
-        self.number = number
+        self.number, self.name, self.status = number, signal.Signals(number).name, 128 + number  # as shells have it
 
 
 def first_of_machine():
@@ -59,7 +59,7 @@ class Interrupts:
         sys.unraisablehook = self.former_hook
 
     def unraisable(self, problem):
-        """What cannot be raised, in a __del__, is told as ever; `Interrupted` there has set `.signal`, which is looked at."""
+        """What cannot be raised, in a __del__, is printed; but `Interrupted`, which has set `.signal` by then."""
         if problem.exc_type is not Interrupted:
             self.former_hook(problem)
 
@@ -80,11 +80,17 @@ class Interrupts:
 
     @contextlib.contextmanager
     def deferred(self, waits=True):
-        """What is inside is finished first; with waits=False it is not, though what is around it is."""
+        """Within it a signal only sets `.signal`, at which the run looks where it can stop."""
         former, self.waits = self.waits, waits
         try:
-            if self.signal is not None and not waits:
-                self.stop()
             yield
         finally:
             self.waits = former
+
+    @contextlib.contextmanager
+    def at_once(self):
+        """Within it, though `deferred` is around it, a signal stops what is under way."""
+        with self.deferred(False):
+            if self.signal is not None:
+                self.stop()
+            yield

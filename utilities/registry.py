@@ -1,6 +1,11 @@
-"""Names that a flag can give, looked up: an unknown one is answered with the nearest."""
+"""Names that a flag can give, and the flags that a function declares. Without torch, which takes seconds to import."""
 
+import ast
 import difflib
+import functools
+import importlib.util
+import re
+from typing import Any, NamedTuple
 
 
 def lookup(flag, name, known):
@@ -10,3 +15,45 @@ def lookup(flag, name, known):
     near = difflib.get_close_matches(name, known, 1, 0.4)
     hint = f" (did you mean {near[0]}?)" if near else ""
     raise ValueError(f"{flag} {name}: unknown{hint}; known: {', '.join(known)}")
+
+
+class Flag(NamedTuple):
+    argument: str  # of the function
+    name: str  # without --
+    default: Any
+    kind: type  # float, int, str, bool or tuple (words)
+    choices: tuple  # empty where there are none
+    help: str
+
+
+@functools.cache
+def flags(where):
+    """The flags of the class or function named by `where`, "package.module:Name": read from its source, not imported.
+
+    An argument of the function, or of the class's own constructor, is a flag where the comment on its line begins with
+    one: `margin=0.2,  # --loss_yours_margin: what it is`. The type is the default's, or where that is None the
+    annotation's; an annotation by a Literal of the module, `MODES = Literal["a", "b"]`, gives the choices.
+    """
+    module, _, name = where.partition(":")
+    with open(importlib.util.find_spec(module).origin, encoding="utf-8") as file:
+        source = file.read()
+    lines, body = source.splitlines(), ast.parse(source).body
+    literals = {}
+    for node in body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.value).startswith("Literal["):
+            literals[node.targets[0].id] = ast.literal_eval(node.value.slice)
+    function = next(node for node in body if getattr(node, "name", None) == name)
+    if isinstance(function, ast.ClassDef):
+        function = next((node for node in function.body if getattr(node, "name", None) == "__init__"), None)
+    arguments = function.args.args if function else []
+    defaults = function.args.defaults if function else []
+    declared = []
+    for node, default in zip(arguments, [None] * (len(arguments) - len(defaults)) + defaults):
+        comment = re.search(r"# --(\w+): (.+)", lines[node.end_lineno - 1])
+        if comment:
+            value = ast.literal_eval(default) if default else None
+            annotation = ast.unparse(node.annotation).split(" | ")[0] if node.annotation else ""
+            annotated = {"float": float, "int": int, "bool": bool}.get(annotation, str)
+            kind = annotated if value is None else type(value)
+            declared.append(Flag(node.arg, comment[1], value, kind, literals.get(annotation, ()), comment[2]))
+    return declared

@@ -4,7 +4,6 @@ import hashlib
 import io
 import os
 import time
-import zipfile
 from dataclasses import asdict, dataclass, field, fields
 
 import torch
@@ -13,7 +12,6 @@ from utilities import distributed, folders
 from utilities.files import write_whole
 
 LAST, BEFORE, NEW = "checkpoint.pt", "checkpoint_before.pt", "checkpoint_new.pt"
-NEVER = 2**62
 MARK = b"AntiCo sha256:"  # it and the digest follow torch's zip file, as its comment
 
 
@@ -22,7 +20,7 @@ class Damaged(ValueError):
 
 
 class NotFinite(ValueError):
-    """Weights with NaN or infinity, which are not saved."""
+    """A loss or weights with NaN or infinity, which are not saved."""
 
 
 @dataclass
@@ -37,24 +35,19 @@ class Progress:
     seconds: float = 0.0  # of training and evaluation, over all starts
 
     def __post_init__(self):
-        self.bad_step = None  # the first with a loss that is not finite, a 0-dimensional tensor
+        self.finite = self.step  # steps of the epoch before the first whose loss is not finite, a number or a tensor
 
     def add(self, terms):
         """Count one step with these loss terms, `loss` among them. Does not wait for the device."""
         self.step += 1
         for name, value in terms.items():
-            value = torch.as_tensor(value).detach().double()
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-        here = torch.where(terms["loss"].detach().isfinite(), NEVER, self.step)
-        self.bad_step = here if self.bad_step is None else torch.minimum(self.bad_step, here)
-
-    def first_bad_step(self):
-        """The first step of the epoch with a loss that is not finite, or None. Waits for the device."""
-        step = NEVER if self.bad_step is None else int(self.bad_step)
-        return step if step < NEVER else None
+            self.sums[name] = self.sums.get(name, 0) + torch.as_tensor(value).detach().double()
+        self.finite = self.finite + self.sums["loss"].isfinite()  # a sum stays as it is after NaN or infinity
 
     def means(self):
-        """{loss term: mean over the epoch's steps so far}. Waits for the device."""
+        """{loss term: mean over the epoch's steps so far}. Waits for the device. Raises NotFinite."""
+        if self.finite < self.step:
+            raise NotFinite(f"the loss is not finite, in step {self.finite + 1} of epoch {self.epoch + 1}")
         return {name: float(value) / max(self.step, 1) for name, value in self.sums.items()}
 
     def end_epoch(self, row, split, metrics, all_better=False):
@@ -63,20 +56,15 @@ class Progress:
         best.pt is of the first of the metrics, as measured on `split`, best_<metric>.pt of each further one; with
         `all_better` every epoch that improves the first has a file of its own.
         """
-
-        def highest(name):
-            return max((r[name] for r in self.rows if r.get(name) is not None), default=float("-inf"))
-
         files = []
         for metric in metrics:
-            name = f"{split}/{metric}"
-            if row.get(name) is not None and row[name] > highest(
-                name
-            ):  # rows know the split, which --resume may change
+            name = f"{split}/{metric}"  # rows know the split, which --resume may change
+            before = [former[name] for former in self.rows if former.get(name) is not None]
+            if row.get(name) is not None and row[name] > max(before, default=float("-inf")):
                 self.best[metric] = row[name]
                 files.append("best.pt" if metric == metrics[0] else f"best_{metric}.pt")
         self.rows.append(row)
-        self.epoch, self.step, self.sums, self.bad_step = self.epoch + 1, 0, {}, None
+        self.epoch, self.step, self.sums, self.finite = self.epoch + 1, 0, {}, 0
         if all_better and "best.pt" in files:
             files.append(f"improved_epoch{self.epoch:04d}.pt")
         return files
@@ -97,16 +85,9 @@ def load(path):
     try:
         with open(path, "rb") as file:
             data = file.read()
-        whole, mark, digest = data.rpartition(MARK)
-        if mark and hashlib.sha256(whole).digest() != digest:
-            raise ValueError("its checksum is wrong")
-        if not mark:  # torch's own, without a comment; it writes a checksum of each part and looks at none of them
-            if data[-2:] != b"\0\0":
-                raise ValueError("its end is missing")
-            with zipfile.ZipFile(io.BytesIO(data)) as file:
-                wrong = file.testzip()
-            if wrong:
-                raise ValueError(f"the checksum of {wrong} is wrong")
+        whole, _, digest = data.rpartition(MARK)
+        if hashlib.sha256(whole).digest() != digest:
+            raise ValueError("its checksum is missing or wrong")
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
@@ -138,9 +119,8 @@ def fill(model, weights, flag):
     try:
         model.load_state_dict(weights)
     except RuntimeError as problem:
-        raise ValueError(
-            f"{flag}: does not fit what is built here ({str(problem).splitlines()[-1].strip()})"
-        ) from problem
+        reason = str(problem).splitlines()[-1].strip()
+        raise ValueError(f"{flag}: does not fit what is built here ({reason})") from problem
 
 
 def newest(folder):
@@ -160,9 +140,8 @@ def newest(folder):
         except Damaged as problem:
             damaged.append(problem)
     if damaged:
-        raise Damaged(
-            f"{'; '.join(map(str, damaged))}; no whole checkpoint is left, start the run anew without --resume"
-        )
+        reasons = "; ".join(map(str, damaged))
+        raise Damaged(f"{reasons}; no whole checkpoint is left, start the run anew without --resume")
     return None
 
 
@@ -210,8 +189,10 @@ class Checkpoints:
     def save(self, progress, also=()):
         """Write checkpoint.pt, after the files `also` (best.pt, ...); the checkpoint before it is kept.
 
-        Of several processes, which all have the same state, the first writes.
+        Of several processes, which all have the same state, the first writes. Raises NotFinite: a run that has diverged
+        keeps its last good one.
         """
+        progress.means()
         self.seconds(progress)
         state = {name: part.state_dict() for name, part in self.parts.items()}
         weights = [w for part in ("model", "criterion") for w in state[part].values() if w.is_floating_point()]
@@ -256,14 +237,3 @@ class Checkpoints:
         progress.sums = {name: value.to(device) for name, value in progress.sums.items()}
         self.newest = place(progress)
         return progress
-
-
-def check_chunks(opt, model):
-    """ValueError if --grad_cache would change the gradient: a chunk's BatchNorm statistics are not the batch's."""
-    model.train()
-    norms = (module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm))
-    if any(norm.training for norm in norms):
-        raise ValueError(
-            f"--grad_cache {opt.grad_cache}: needs BatchNorm with frozen statistics, since those of a chunk are "
-            f"not the batch's; give --arch {opt.arch} the suffix _frozen"
-        )

@@ -117,9 +117,9 @@ def protocol_rows(rows, metric):
     known = [row for row in rows if evaluated(row)]
     chosen = {"last": known[-1]} if known else {}
     for split in ("test", "val"):
-        found = [row for row in rows if row.get(f"{split}/{metric}") is not None]
-        if found:
-            chosen[f"best-{split}"] = max(found, key=lambda row: row[f"{split}/{metric}"])
+        measured = [row for row in rows if row.get(f"{split}/{metric}") is not None]
+        if measured:
+            chosen[f"best-{split}"] = max(measured, key=lambda row: row[f"{split}/{metric}"])
     return chosen
 
 
@@ -166,7 +166,7 @@ def weights_and_biases(folder, opt, config):
 
 
 class Trackers:
-    """log(row) and close() for the trackers that were asked for. One that fails is left out from then on, with a line."""
+    """log(row) and close() for the trackers that were asked for. One that fails is left out from then on."""
 
     def __init__(self, folder, opt, config):
         wanted = {"--tensorboard": tensorboard} if opt.tensorboard else {}
@@ -203,65 +203,11 @@ def check(opt):
             raise ValueError(f"{flag}: needs the package {package}: pip install {package}")
 
 
-def opening_line(run, config):
-    """What is about to be trained."""
-
-    def size(split):
-        if hasattr(split, "query"):
-            return f"{len(split.query)} queries in a gallery of {len(split.gallery)}"
-        return f"{len(split)} of {len(split.class_names)}"
-
-    opt, on = run.opt, run.progress
-    sizes = ", ".join(f"{name} {size(split)}" for name, split in run.evaluated.items())
-    precision = "float32" if run.dtype is None else str(run.dtype).removeprefix("torch.")
-    processes = f" x {distributed.world()} processes" if distributed.world() > 1 else ""
-    going_on = f"; going on after epoch {on.epoch}, step {on.step} of the next" if on.epoch >= 0 else ""
-    return (
-        (f"PARTIAL DATA: {config['partial']}\n" if config["partial"] else "")
-        + f"{opt.dataset}: {len(run.loader.dataset)} training images of {config['data']['n_classes']} classes, {sizes}; "
-        f"{opt.arch}, {opt.embed_dim} dimensions; {opt.loss}; {config['device']}{processes}, {precision}; "
-        f"{run.checkpoints.folder}{going_on}"
-    )
-
-
-def epoch_line(run, row, left):
-    """An epoch: its loss, the metrics where it was evaluated, seconds of the run so far and those left, where known."""
-    opt, split = run.opt, run.best_split
-    shown = {metric: row.get(f"{split}/{metric}") for metric in opt.evaluation_metrics}
-    values = "".join(f"  {split} {metric} {value:.3f}" for metric, value in shown.items() if value is not None)
-    loss = f"loss {row['loss']:.3f}" if "loss" in row else "untrained"
-    time_left = f", {left:.0f} s left" if left else ""
-    partial = "  PARTIAL DATA" if run.partial else ""
-    return f"epoch {row['epoch']:3d}/{opt.n_epochs}  {loss}{values}  {row['seconds']:.0f} s{time_left}{partial}"
-
-
-def collapse_line(rank, share, dimensions):
-    """A line that says a collapse, empty where there is none: an effective rank under 5% of the dimensions, or a coding
-    rate under a tenth of its maximum."""
-    least = max(0.05 * dimensions, 1.1 if dimensions > 2 else 0)  # one direction is a collapse in few dimensions too
-    if rank >= least and share >= 0.1:
-        return ""
-    return (
-        f"\nthe embeddings have collapsed: effective rank {rank:.1f} of {dimensions}, coding rate {share:.0%} of its "
-        "maximum; a lower --lr, --warmup or AntiCo's pair term (--loss antico_pair) help"
-    )
-
-
-def closing_lines(run):
-    """The run's numbers: of the last epoch and of the best."""
-    opt, lines, split = run.opt, [], "test" if "test" in run.evaluated else run.best_split
-    for name, row in protocol_rows(run.progress.rows, opt.storage_metrics[0]).items():
-        values = "".join(f"  {m} {row[f'{split}/{m}']:.3f}" for m in opt.evaluation_metrics if f"{split}/{m}" in row)
-        lines.append(f"{name}: epoch {row['epoch']}{values}")
-    return "\n".join(lines)
-
-
 def write_evaluation(opt, epoch, partial, metrics):
-    """Print the metrics of --evaluate_only and write them beside the checkpoint; a record of other data is not replaced."""
+    """Print the metrics of --evaluate_only, and write them beside the checkpoint, where one of other data stays."""
     notes = ["approximate search"] * (opt.search == "ivf") + [f"PARTIAL DATA: {partial}"] * bool(partial)
-    print(
-        "; ".join([f"{opt.checkpoint}: epoch {epoch}, {opt.dataset}, {opt.arch}, {opt.embed_dim} dimensions", *notes])
-    )
+    what = f"{opt.checkpoint}: epoch {epoch}, {opt.dataset}, {opt.arch}, {opt.embed_dim} dimensions"
+    print("; ".join([what, *notes]))
     print("\n".join(f"{name:32s} {value:.6f}" for name, value in metrics.items()))
     folder, name = os.path.split(os.path.abspath(opt.checkpoint))
     source = os.path.abspath(opt.source_path) if opt.dataset != "glyphs" else ""
@@ -278,7 +224,7 @@ def write_evaluation(opt, epoch, partial, metrics):
 def same_record(path, of):
     try:
         with open(path, encoding="utf-8") as file:
-            found = json.load(file)
-        return all(found.get(name) == value for name, value in of.items())
+            record = json.load(file)
+        return all(record.get(name) == value for name, value in of.items())
     except (OSError, ValueError, AttributeError):
         return False

@@ -1,4 +1,4 @@
-"""Draw the README's algorithm-flow figure: python -m utilities.flow_figure FILE.png"""
+"""Draw the README's algorithm-flow figure: python -m utilities.figures.flow FILE.png"""
 
 import sys
 
@@ -10,53 +10,28 @@ import numpy as np  # noqa: E402
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch  # noqa: E402
 
 INK, DATA, BASE, TERM = "#333333", "#e8eef7", "#f3ead9", "#dcefe0"
+ROUND = "round,pad=0.04,rounding_size=0.12"
+FORMULA = "term = exp(−γ₂ R),  −γ₂ R  or  1 − R / R_max;   R = ½ logdet(I + s ZᵀZ)"
 
 
 def box(axis, x, y, width, text, color, height=1.0, size=9.5):
-    axis.add_patch(
-        FancyBboxPatch(
-            (x, y),
-            width,
-            height,
-            boxstyle="round,pad=0.04,rounding_size=0.12",
-            facecolor=color,
-            edgecolor=INK,
-            linewidth=1,
-        )
-    )
+    axis.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=ROUND, facecolor=color, edgecolor=INK, linewidth=1))
     axis.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=size, color=INK)
 
 
-def arrow(axis, start, end, color=INK, curve=0.0):
-    axis.add_patch(
-        FancyArrowPatch(
-            start,
-            end,
-            arrowstyle="-|>",
-            mutation_scale=11,
-            color=color,
-            linewidth=1.2,
-            connectionstyle=f"arc3,rad={curve}",
-        )
-    )
+def arrow(axis, start, end, color=INK):
+    axis.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=11, color=color, linewidth=1.2))
 
 
 def circle(axis, x, y, angles, title):
-    """Embeddings of three classes on the unit circle."""
-    turn = np.linspace(0, 2 * np.pi, 100)
-    axis.plot(x + 0.8 * np.cos(turn), y + 0.8 * np.sin(turn), color="#bbbbbb", linewidth=1)
+    """Embeddings of three classes on the unit circle, at these angles in degrees."""
+    at = lambda radians: (x + 0.8 * np.cos(radians), y + 0.8 * np.sin(radians))  # noqa: E731
+    axis.plot(*at(np.linspace(0, 2 * np.pi, 100)), color="#bbbbbb", linewidth=1)
     generator = np.random.default_rng(0)
     for i, angle in enumerate(angles):
         around = np.radians(angle + generator.normal(0, 5, 6))
-        axis.plot(x + 0.8 * np.cos(around), y + 0.8 * np.sin(around), "o", color=f"C{i}", markersize=4.5, alpha=0.8)
-        axis.plot(
-            x + 0.8 * np.cos(np.radians(angle)),
-            y + 0.8 * np.sin(np.radians(angle)),
-            "*",
-            color=f"C{i}",
-            markersize=12,
-            markeredgecolor="white",
-        )
+        axis.plot(*at(around), "o", color=f"C{i}", markersize=4.5, alpha=0.8)
+        axis.plot(*at(np.radians(angle)), "*", color=f"C{i}", markersize=12, markeredgecolor="white")
     axis.text(x, y - 1.08, title, ha="center", va="top", fontsize=9, color=INK)
 
 
@@ -72,29 +47,21 @@ def draw(path):
     box(axis, 7.3, 3.15, 2.9, "pair: rate of the\nbatch's embeddings", TERM, 0.85)
     box(axis, 7.3, 1.95, 2.9, "batch_proxy: rate of the\nproxies of the batch's classes", TERM, 0.85, 9)
     box(axis, 7.3, 0.75, 2.9, "all_proxy: rate of\nall proxies", TERM, 0.85)
-    axis.text(
-        5.3,
-        0.3,
-        "term = exp(−γ₂ R),  −γ₂ R  or  1 − R / R_max;   R = ½ logdet(I + s ZᵀZ)",
-        ha="center",
-        va="center",
-        fontsize=8.5,
-        color=INK,
-    )
+    axis.text(5.3, 0.3, FORMULA, ha="center", va="center", fontsize=8.5, color=INK)
     for start, end in (
-        ((1.85, 3.8), (2.35, 3.8)),
-        ((4.05, 3.8), (4.55, 3.8)),
-        ((6.55, 4.1), (7.25, 5.0)),
-        ((6.55, 3.7), (7.25, 3.57)),
-        ((6.55, 2.0), (7.25, 2.35)),
-        ((6.55, 1.6), (7.25, 1.2)),
+        ((1.85, 3.8), (2.35, 3.8)),  # images → backbone
+        ((4.05, 3.8), (4.55, 3.8)),  # backbone → embeddings
+        ((6.55, 4.1), (7.25, 5.0)),  # embeddings → base loss
+        ((6.55, 3.7), (7.25, 3.57)),  # embeddings → pair
+        ((6.55, 2.25), (7.25, 4.8)),  # proxies → base loss
+        ((6.55, 2.0), (7.25, 2.35)),  # proxies → batch_proxy
+        ((6.55, 1.6), (7.25, 1.2)),  # proxies → all_proxy
+        ((10.3, 5.2), (11.3, 5.0)),
     ):
         arrow(axis, start, end)
-    arrow(axis, (6.55, 2.25), (7.25, 4.8))
     axis.text(5.65, 2.75, "proxy losses", fontsize=8, color="#777777")
     circle(axis, 12.3, 4.75, (70, 95, 120), "base alone: little holds classes\napart, the space collapses")
     circle(axis, 12.3, 1.9, (90, 210, 330), "with the term: R is high\nwhen the space is filled")
-    arrow(axis, (10.3, 5.2), (11.3, 5.0))
     for y in (3.55, 2.4, 1.2):
         arrow(axis, (10.3, y), (11.3, 2.05 + (y - 2.4) * 0.25), color="#3c8d53")
     fig.savefig(path, dpi=130, bbox_inches="tight", facecolor="white")

@@ -7,7 +7,7 @@ import torch
 
 
 class Split(torch.utils.data.Dataset):
-    """Images with labels: split[i] → (uint8 image (3, H, W), int label). split[i, seed] augments the image by that seed.
+    """Images with labels: split[i] → (uint8 image (3, H, W), int label). split[i, seed] augments by that seed.
 
     Parameters
     ----------
@@ -30,14 +30,8 @@ class Split(torch.utils.data.Dataset):
     def __init__(self, fetch, keys, classes, names, paths, augmented=False, numbering=None):
         present = sorted(set(classes) if numbering is None else numbering)
         number = {c: i for i, c in enumerate(present)}
-        self.fetch, self.keys, self.classes, self.names, self.paths, self.augmented = (
-            fetch,
-            list(keys),
-            list(classes),
-            names,
-            list(paths),
-            augmented,
-        )
+        self.fetch, self.names, self.augmented = fetch, names, augmented
+        self.keys, self.classes, self.paths = list(keys), list(classes), list(paths)
         self.labels = torch.tensor([number[c] for c in classes], dtype=torch.long)
         self.class_names = [names[c] for c in present]
 
@@ -48,12 +42,11 @@ class Split(torch.utils.data.Dataset):
         return self.__getitems__([i])[0]
 
     def __getitems__(self, indices):  # what DataLoader calls for a batch
-        drawn = [
-            i if isinstance(i, tuple) else (i, int(torch.randint(2**62, ())) if self.augmented else None)
-            for i in indices
-        ]
-        images = self.fetch([self.keys[i] for i, _ in drawn], [seed for _, seed in drawn] if self.augmented else None)
-        return [(image, int(self.labels[i])) for image, (i, _) in zip(images, drawn)]
+        new_seed = lambda: int(torch.randint(2**62, ())) if self.augmented else None  # noqa: E731
+        seeded = [i if isinstance(i, tuple) else (i, new_seed()) for i in indices]
+        keys, seeds = [self.keys[i] for i, _ in seeded], [seed for _, seed in seeded]
+        images = self.fetch(keys, seeds if self.augmented else None)
+        return [(image, int(self.labels[i])) for image, (i, _) in zip(images, seeded)]
 
     @property
     def on_device(self):
@@ -62,15 +55,9 @@ class Split(torch.utils.data.Dataset):
 
     def subset(self, indices, augmented=None):
         """The images at `indices`, with labels numbered anew."""
-        pick = lambda values: [values[i] for i in indices]  # noqa: E731
-        return Split(
-            self.fetch,
-            pick(self.keys),
-            pick(self.classes),
-            self.names,
-            pick(self.paths),
-            self.augmented if augmented is None else augmented,
-        )
+        keys, classes, paths = ([values[i] for i in indices] for values in (self.keys, self.classes, self.paths))
+        augmented = self.augmented if augmented is None else augmented
+        return Split(self.fetch, keys, classes, self.names, paths, augmented)
 
     def unaugmented(self):
         """The same images as the evaluation wants them."""
@@ -101,7 +88,7 @@ class Splits:
 
 
 def train_val_split(train, share, by_samples=False, seed=0):
-    """(train, val): `share` of the classes stay in training, drawn by seed; with by_samples, `share` of each class's images.
+    """(train, val): `share` of the classes, drawn by seed, stay in training; by_samples: of each class's images.
 
     val is not augmented. Raises ValueError, one line, if nothing would be left on one side.
     """
@@ -116,9 +103,7 @@ def train_val_split(train, share, by_samples=False, seed=0):
         order = torch.randperm(len(train.class_names), generator=generator)
         kept = torch.isin(train.labels, order[: round(share * len(order))])
     if kept.all() or not kept.any():
-        raise ValueError(
-            f"--tv_split_perc {share:g}: leaves nothing on one side of {len(train.class_names)} classes, {len(train)} images"
-        )
-    return train.subset(torch.nonzero(kept).flatten().tolist()), train.subset(
-        torch.nonzero(~kept).flatten().tolist(), augmented=False
-    )
+        all_of_it = f"{len(train.class_names)} classes, {len(train)} images"
+        raise ValueError(f"--tv_split_perc {share:g}: leaves nothing on one side of {all_of_it}")
+    indices = torch.arange(len(train))
+    return train.subset(indices[kept].tolist()), train.subset(indices[~kept].tolist(), augmented=False)

@@ -6,12 +6,12 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import zlib
 
 import numpy as np
 
-from datasets.images import BrokenImage, Reader, in_parallel
+from datasets.loading.decode import BrokenImage, Reader, in_parallel
+from utilities.files import write_whole
 
 FORMAT = 2  # to be raised when what is written changes
 
@@ -67,8 +67,9 @@ def file_state(path):
 def open_or_build(folder, name, source, paths, shorter, workers, skip_broken=False):
     """The Cache of the files `paths` in `folder`, built if it is not there or a file's size or time has changed.
 
-    Images are kept with a shorter side of at most `shorter` pixels. Former states of the same data set are deleted. Raises ValueError,
-    one line, if the folder cannot be written or has no room, and BrokenImage for a file that cannot be decoded unless skip_broken.
+    Images are kept with a shorter side of at most `shorter` pixels. Former states of the same data set are deleted.
+    Raises ValueError, one line, if the folder cannot be written or has no room, and BrokenImage for a file that cannot
+    be decoded unless skip_broken.
     """
     state = hashlib.blake2b(f"{FORMAT}\n".encode(), digest_size=8)
     for path in paths:
@@ -80,7 +81,6 @@ def open_or_build(folder, name, source, paths, shorter, workers, skip_broken=Fal
     cache = opened(data, index)
     if cache is None:
         try:
-            os.makedirs(folder, exist_ok=True)
             build(folder, data, index, name, paths, shorter, workers, skip_broken)
         except OSError as problem:
             raise ValueError(f"--cache {folder}: cannot be written ({problem.strerror or problem})") from problem
@@ -108,41 +108,28 @@ def digest_of(text):
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-@contextlib.contextmanager
-def written_whole(path):
-    """A binary file that takes its place at `path` when all has been written; nothing is left of it otherwise."""
-    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".building-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes it private
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
 def build(folder, data, index, name, paths, shorter, workers, skip_broken):
-    shapes, full, sums, broken, written = [], [], [], {}, 0
-    with written_whole(data) as file:
+    facts = {"shapes": [], "full": [], "sums": [], "broken": {}}
+    empty = np.empty((0, 0, 3), np.uint8), (0, 0)
+
+    def write(file):
         for i, item in enumerate(in_parallel(Reader(paths, shorter), workers, f"--cache: {name}")):
             if isinstance(item, str):
                 if not skip_broken:
                     raise BrokenImage(item)
-                broken[i], item = item, None
-            pixels, size = item or (np.empty((0, 0, 3), np.uint8), (0, 0))
+                facts["broken"][i] = item
+            pixels, full = empty if isinstance(item, str) else item
             pixels = np.ascontiguousarray(pixels)
-            shapes.append(list(pixels.shape[:2]))
-            full.append(list(size))
-            sums.append(zlib.crc32(pixels))
-            written += pixels.nbytes
+            facts["shapes"].append(list(pixels.shape[:2]))
+            facts["full"].append(list(full))
+            facts["sums"].append(zlib.crc32(pixels))
             file.write(memoryview(pixels))
-            if i == 99:  # enough to tell the size of the whole
-                whole, room = written * len(paths) / 100, shutil.disk_usage(folder).free
+            if i == 99:  # enough to estimate the size of the whole
+                written, room = file.tell(), shutil.disk_usage(folder).free
+                whole = written * len(paths) / 100
                 if whole - written > room:
                     raise OSError(28, f"about {whole / 1e9:.1f} GB are needed, {room / 1e9:.1f} GB are free")
-    text = json.dumps({"shapes": shapes, "full": full, "sums": sums, "broken": broken})
-    with written_whole(index) as file:  # last: with it the cache is whole
-        file.write(f"{digest_of(text)}\n{text}".encode())
+
+    write_whole(data, write, "wb")
+    text = json.dumps(facts)
+    write_whole(index, lambda file: file.write(f"{digest_of(text)}\n{text}"))  # last: with it the cache is whole

@@ -16,7 +16,7 @@ except ImportError:
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF")  # no others: Pillow runs Ghostscript on PostScript named .jpg
 ORIENTATION = 0x0112  # EXIF tag; 5 to 8 swap width and height
-BITS, WHITE = 258, 262  # TIFF tags BitsPerSample and PhotometricInterpretation; 0 in the latter says that 0 is white
+BITS, WHITE = 258, 262  # TIFF tags BitsPerSample and PhotometricInterpretation, where 0 says that 0 is white
 
 
 class BrokenImage(ValueError):
@@ -38,31 +38,21 @@ def image_names(names):
 
 
 def read(path, plan=None, margin=1.0):
-    """An image file as uint8 RGB pixels (h, w, 3), upright: (pixels, plan of the image).
+    """An image file as uint8 RGB pixels (h, w, 3), upright: (pixels, (full size, box, target)).
 
     Parameters
     ----------
     plan : function (height, width) → ((top, left, height, width), (h, w)), optional
-        The part that is wanted and the pixels it is to become, from the size of the whole image. A JPEG is then decoded at 1/2,
-        1/4 or 1/8 of its size (by its DCT) where the part still has `margin` times those pixels.
+        The part that is wanted and the pixels it is to become, from the size of the whole image: box and target, None
+        without a plan. A JPEG is then decoded at 1/2, 1/4 or 1/8 of its size (by its DCT) where the part still has
+        `margin` times those pixels; the pixels are those of the whole image all the same.
 
-    Returns the pixels of the whole image, maybe smaller than the file's, and (full size, box, target); box and target are None without
-    a plan. Raises BrokenImage, one line, for a file that cannot be decoded.
+    Raises BrokenImage, one line, for a file that cannot be decoded.
     """
     try:
         with open(path, "rb") as file:
-            data = file.read()
-        full = plain_jpeg_size(data)
-        if full is None:
-            return by_pillow(data, plan, margin)
-        box, target = plan(*full) if plan else (None, None)
-        pixels = whole_jpeg(data) if reduction(box, target, margin) < 2 else None
-        return (
-            (pixels, (full, box, target)) if pixels is not None else by_pillow(data, lambda *_: (box, target), margin)
-        )
-    except (
-        Exception
-    ) as problem:  # Pillow's plugins raise whatever comes: OSError, SyntaxError, ValueError, struct.error, ...
+            return decode(file.read(), plan, margin)
+    except Exception as problem:  # Pillow raises whatever comes: OSError, SyntaxError, ValueError, struct.error, ...
         if isinstance(problem, UnidentifiedImageError):
             reason = "the file is empty" if os.path.getsize(path) == 0 else f"not an image in {', '.join(FORMATS)}"
         else:
@@ -70,14 +60,10 @@ def read(path, plan=None, margin=1.0):
         raise BrokenImage(f"{path}: cannot be decoded as an image ({reason})") from problem
 
 
-def reduction(box, target, margin):
-    """How many times smaller than the file's an image may be decoded."""
-    return min(box[2] / target[0], box[3] / target[1]) / margin if box else 1
-
-
-def by_pillow(data, plan, margin):
+def decode(data, plan, margin):
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        if image.format != "JPEG":
+        is_jpeg = image.format == "JPEG"
+        if not is_jpeg:
             image.load()  # its errors are not EXIF's: Pillow reads a PNG to its end to find that
         try:
             turned = image.getexif().get(ORIENTATION, 1)
@@ -85,11 +71,11 @@ def by_pillow(data, plan, margin):
             turned = 1
         full = image.size if turned in (5, 6, 7, 8) else image.size[::-1]
         box, target = plan(*full) if plan else (None, None)
-        reduce = reduction(box, target, margin)
-        if image.format == "JPEG" and reduce >= 2:
+        reduction = min(box[2] / target[0], box[3] / target[1]) / margin if box else 1
+        if is_jpeg and reduction >= 2:
             # never smaller than asked for: draft takes the largest of 1/2, 1/4, 1/8 with at least this size
-            image.draft(None, (int(image.size[0] / reduce), int(image.size[1] / reduce)))
-        elif image.format == "JPEG" and turned == 1 and image.mode in ("RGB", "L"):
+            image.draft(None, (int(image.size[0] / reduction), int(image.size[1] / reduction)))
+        elif is_jpeg and turned == 1 and image.mode in ("RGB", "L"):
             pixels = whole_jpeg(data)
             if pixels is not None:
                 return pixels, (full, box, target)
@@ -97,32 +83,13 @@ def by_pillow(data, plan, margin):
         return np.asarray(upright if upright.mode == "RGB" else rgb(upright, image)), (full, box, target)
 
 
-def plain_jpeg_size(data):
-    """(height, width) of a grey or RGB JPEG without EXIF, from its headers; None for all else. Pillow takes 0.1 ms for it."""
-    if data[:2] != b"\xff\xd8":
-        return None
-    at = 2
-    while at + 9 < len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # the frame's header
-            size = int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
-            return size if data[at + 9] in (1, 3) and min(size) > 0 else None
-        if marker == 0xE1 or not 0xC0 <= marker <= 0xFE:  # EXIF may turn it
-            return None
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return None
-
-
 def whole_jpeg(data):
-    """A JPEG by torchvision: the same pixels as Pillow's, without its copies. None where it cannot; Pillow then tells why."""
+    """A JPEG by torchvision: the same pixels as Pillow's, without its copies. None where it cannot; Pillow says why."""
     if decode_jpeg is None:
         return None
     try:
-        return (
-            decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
-            .permute(1, 2, 0)
-            .numpy()
-        )
+        pixels = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+        return pixels.permute(1, 2, 0).numpy()
     except (RuntimeError, ValueError):
         return None
 
@@ -142,7 +109,7 @@ def rgb(image, file):
 
 
 class Reader(torch.utils.data.Dataset):
-    """Item i: (pixels, full size) of paths[i] reduced to a shorter side of `shorter` pixels, or the line that says why it cannot be read."""
+    """Item i: (pixels, full size) of paths[i], its shorter side at most `shorter` pixels, or a BrokenImage's line."""
 
     def __init__(self, paths, shorter=None):
         self.paths, self.shorter = paths, shorter
@@ -191,5 +158,5 @@ def in_parallel(reader, workers, desc):
 
 
 def broken(paths, workers=0, desc="checking images", quick=False):
-    """{index: line} of the files that cannot be decoded; with `quick` at 1/8 of a JPEG's size, which reads the whole file all the same."""
+    """{index: line} of the files that cannot be decoded; `quick`: JPEGs at 1/8 of their size, but to their end."""
     return {i: line for i, line in enumerate(in_parallel(Check(paths, 1 if quick else None), workers, desc)) if line}

@@ -1,0 +1,83 @@
+"""What the READMEs say is so: links lead somewhere, commands parse, code runs, measured numbers are those of a file."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import parameters
+
+HERE = Path(__file__).resolve().parents[1]
+READMES = sorted([HERE / "README.md", *HERE.glob("*/README.md"), *HERE.glob("utilities/*/README.md")])
+NAMES = [str(path.relative_to(HERE)) for path in READMES]
+SOURCE = re.compile(r"<!-- from (\S+?):? .*-->")  # <!-- from FILE: the command that wrote it -->
+MEASURED = re.compile(r"^\|.*\d\.\d.*\|$")
+
+
+def tables(text):
+    """[(source file or None, rows)] of the tables of a README that hold numbers with a decimal point."""
+    lines, found, rows = text.splitlines(), [], []
+    for number, line in enumerate([*lines, ""]):
+        if line.startswith("|"):
+            rows.append(line)
+        elif rows:
+            before = [each for each in lines[: number - len(rows)] if each.strip()][-1:]
+            source = SOURCE.match(before[0]) if before else None
+            if any(MEASURED.match(row) for row in rows):
+                found.append((source and source[1], rows))
+            rows = []
+    return found
+
+
+def blocks(text, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_measured_tables_are_those_of_a_file(name):
+    """Each row stands, as it is, in the file that the named command wrote."""
+    for source, rows in tables((HERE / name).read_text(encoding="utf-8")):
+        assert source, f"{name}: the table {rows[0]} names no file that it comes from"
+        written = (HERE / source).read_text(encoding="utf-8").splitlines()
+        assert not [row for row in rows if row not in written], source
+
+
+def test_a_changed_number_is_noticed(tmp_path):
+    """The test above is not fooled by a table without a source, nor by a digit."""
+    (tmp_path / "a.md").write_text("| a |\n|---|\n| 1.5 |\n")
+    text = "<!-- from a.md: python -m a -->\n| a |\n|---|\n| 1.6 |\n\n| b |\n|---|\n| 2.5 |\n"
+    (first, rows), (second, _) = tables(text)
+    assert (first, second) == ("a.md", None)
+    assert [row for row in rows if row not in (tmp_path / "a.md").read_text().splitlines()] == ["| 1.6 |"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_lead_somewhere(name):
+    text = (HERE / name).read_text(encoding="utf-8")
+    targets = [target.split("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
+    missing = [target for target in targets if target and not ((HERE / name).parent / target).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_command_lines_parse(name):
+    """`python main.py ...` of the READMEs, as it stands: flags exist and go together."""
+    text = (HERE / name).read_text(encoding="utf-8")
+    for block in blocks(text, "bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words[:2] == ["python", "main.py"] and not {"--help", "--list", "..."} & set(words):
+                if not {"--resume", "--checkpoint"} & set(words):
+                    parameters.parse(words[2:])
+
+
+@pytest.mark.parametrize("name", ["README.md"])
+def test_code_runs(name):
+    """The Python of the main README, in one namespace, from top to bottom."""
+    code = blocks((HERE / name).read_text(encoding="utf-8"), "python")
+    assert code
+    space = {}
+    for block in code:
+        if not block.startswith("# criteria/"):  # the file of a new loss is tried in test_criteria
+            exec(block, space)

@@ -1,0 +1,129 @@
+"""Tables, figures and a page of runs: python -m utilities.report RUNS... --out results/name
+
+Each of RUNS is a run's folder (config.json, metrics.csv) or holds such folders. Rows are told apart by every flag that
+acts on training; runs that differ in the seed alone make one row. utilities/report/README.md says what counts.
+"""
+
+import argparse
+import os
+import shlex
+import sys
+
+from utilities.files import write_whole
+from utilities.report import formats
+from utilities.report.collect import ROWS, collect
+from utilities.report.tables import make_tables
+
+SUFFIXES = (".md", ".csv", ".tex", ".png", ".pdf", ".html")
+TITLES = {
+    "": "Against epochs: mean over seeds, their range as a band", "_hyper": "Against the hyperparameter",
+    "_rate": "Against the coding rate's share, one point a run", "_spectrum": "Singular values of the embeddings",
+    "_proxies": "Similarity of the class proxies", "_tsne": "t-SNE of the embeddings, the same classes in each",
+}  # fmt: skip
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"error: {message} (python -m utilities.report --help)\n")
+
+
+def parse(argv):
+    parser = Parser(prog="python -m utilities.report", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("runs", nargs="+", metavar="RUNS", help="folders of runs, or folders that hold such")
+    parser.add_argument(
+        "--out", required=True, metavar="X", help="writes X.md X.csv X.tex X_runs.csv, X.png X.pdf and further figures"
+    )
+    parser.add_argument(
+        "--html", nargs="?", const=True, metavar="FILE", help="also one page with all of it, X.html unless named"
+    )
+    parser.add_argument("--split", default="test", choices=["test", "val", "train"], help="whose metrics are shown")
+    parser.add_argument("--row", default="last", choices=list(ROWS), help="epoch whose metrics are shown")
+    parser.add_argument(
+        "--by", nargs="+", default=[], metavar="FLAG", help="flags with a column of their own, by which rows are sorted"
+    )
+    parser.add_argument(
+        "--columns", nargs="+", default=[], metavar="METRIC", help="metrics to show; all that were measured without it"
+    )
+    parser.add_argument(
+        "--count_collapsed", action="store_true", help="collapsed runs count in the means; else they are listed below"
+    )
+    return parser.parse_args(argv)
+
+
+def check_out(path):
+    """The path without a suffix. ValueError, one line, where it names no file."""
+    root, suffix = os.path.splitext(path)
+    path = root if suffix in SUFFIXES else path
+    if not os.path.basename(path) or os.path.isdir(path):
+        raise ValueError(f"--out {path}: is a folder; name the table in it, e.g. {os.path.join(path, 'table')}")
+    return path
+
+
+def write_tables(out, tables, split, which):
+    texts = {
+        ".md": formats.markdown(tables, split, which), ".csv": formats.wide_csv(tables),
+        ".tex": formats.latex(tables, split, which), "_runs.csv": formats.long_csv(tables, split, which),
+    }  # fmt: skip
+    for suffix, text in texts.items():
+        write_whole(out + suffix, lambda file, text=text: file.write(text))
+    return texts[".md"], [out + suffix for suffix in texts]
+
+
+def write_figures(out, tables, split):
+    """([(title, PNG bytes)], files written, {figure: why there is none})."""
+    from utilities.report import figures, style
+
+    shown, files, none = [], [], {}
+    for suffix, figure in figures.draw_all(tables, split).items():
+        if isinstance(figure, str):
+            stale = f"; {out}{suffix}.png is of a former report" if os.path.exists(f"{out}{suffix}.png") else ""
+            none[suffix] = figure + stale
+            continue
+        drawn = style.finish(figure)
+        for kind, data in drawn.items():
+            write_whole(f"{out}{suffix}.{kind}", lambda file, data=data: file.write(data), "wb")
+            files.append(f"{out}{suffix}.{kind}")
+        shown.append((TITLES[suffix], drawn["png"]))
+    return shown, files, none
+
+
+def report(given, argv):
+    given.out = check_out(given.out)
+    runs = collect(given.runs, given.split, given.row, given.count_collapsed)
+    tables = make_tables(runs, given.split, given.by, given.columns)
+    text, files = write_tables(given.out, tables, given.split, given.row)
+    print(text)
+    figures, drawn, none = write_figures(given.out, tables, given.split)
+    files += drawn
+    if given.html:
+        from utilities.report import page
+
+        path = given.out + ".html" if given.html is True else given.html
+        command = shlex.join(["python", "-m", "utilities.report", *argv])
+        whole = page.html(tables, given.split, given.row, figures, command)
+        write_whole(path, lambda file: file.write(whole))
+        files.append(path)
+    for suffix, why in none.items():
+        print(f"no {given.out}{suffix}.png: {why}")
+    print(f"written: {', '.join(files)}")
+
+
+def main(argv=None):
+    argv = sys.argv[1:] if argv is None else [str(word) for word in argv]
+    given = parse(argv)
+    try:
+        report(given, argv)
+        sys.stdout.flush()
+        return 0
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python's own last flush would complain
+        return 1
+    except (ValueError, OSError) as problem:
+        path = getattr(problem, "filename", None)
+        line = f"{path}: {problem.strerror}" if path else " ".join(str(problem).split("\n"))
+        print(f"error: {line}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""Figures of the spaces themselves, from what runs leave: embeddings_<split>.npz, and the proxies in checkpoint.pt."""
+
+import os
+import textwrap
+
+import numpy as np
+
+from utilities.report import style
+from utilities.report.style import every
+
+CLASSES, IMAGES, PANELS = 10, 25, 9  # of the t-SNE figure
+PROXIES = 2000  # of many classes so many, evenly chosen: 2 million pairs show the same distribution
+
+
+class Unreadable(ValueError):
+    """A file of a figure that is damaged; the line names it."""
+
+
+def lines_of(table, name=""):
+    """[(number, label, runs)] a row: those that count, and apart those that collapsed; with `name`, that left it."""
+    found = []
+    for number, row in enumerate(table.rows):
+        for kind in ("", "collapsed"):
+            runs = [run for run in row.all_runs if run.kind == kind and os.path.exists(os.path.join(run.folder, name))]
+            if runs:
+                found.append((number, row.label + (" (collapsed)" if kind else ""), runs))
+    return found
+
+
+def load_embeddings(folder, split):
+    """(embeddings (n, d) float64, labels (n,)) of a run; with queries apart, the gallery's."""
+    path = os.path.join(folder, f"embeddings_{split}.npz")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            embeddings, labels = file["embeddings"].astype(np.float64), file["labels"]
+    except Exception as problem:  # numpy and zipfile have many for a damaged file
+        raise Unreadable(f"{path}: damaged ({str(problem).splitlines()[0]})") from problem
+    if embeddings.ndim != 2 or len(embeddings) != len(labels) or not len(labels) or not np.isfinite(embeddings).all():
+        raise Unreadable(f"{path}: damaged (its embeddings are not finite rows, one a label)")
+    return embeddings, labels
+
+
+def singular_values(embeddings):
+    """Of the embeddings as they come, not centred, largest first, as shares of their sum: float64 (min(n, d),)."""
+    rows = np.linalg.qr(embeddings, mode="r") if embeddings.shape[0] > embeddings.shape[1] else embeddings
+    values = np.linalg.svd(rows, compute_uv=False)
+    if not values[0] > 0:
+        return np.full(len(values), np.nan)
+    values = np.maximum(values, values[0] * np.finfo(np.float32).eps)  # below is rounding of what was saved
+    return values / values.sum()
+
+
+def spectrum(tables, split):
+    """Singular values of the embeddings after the last epoch: a row's mean over its seeds, their range as a band."""
+    name = f"embeddings_{split}.npz"
+    tables = [table for table in tables if lines_of(table, name)]
+    if not tables:
+        return f"no run left {name} (--save_embeddings)"
+    figure, axes = style.panels(len(tables), 1, 3.2)
+    for (axis,), table in zip(axes, tables):
+        for number, label, runs in lines_of(table, name):
+            values = [singular_values(load_embeddings(run.folder, split)[0]) for run in runs]
+            values = np.stack([v[: min(map(len, values))] for v in values])
+            x, look = np.arange(1, values.shape[1] + 1), style.look(number, "(collapsed)" in label)
+            axis.plot(x, values.mean(0), label=label, markevery=every(number, len(x)), **look)
+            if len(runs) > 1:
+                axis.fill_between(x, values.min(0), values.max(0), color=look["color"], alpha=0.18, linewidth=0)
+        axis.set(yscale="log", xlabel="singular value, largest first", ylabel="share of their sum")
+        axis.set_title(f"{table.data[0]}, {split} embeddings after the last epoch")
+    style.legend(figure, [axis for (axis,) in axes])
+    return figure
+
+
+def load_proxies(folder):
+    """The proxies (C, d) of a run's checkpoint, or None: what its criterion learns with one row a class."""
+    from utilities import state
+
+    path = os.path.join(folder, "checkpoint.pt")
+    try:
+        saved = state.load(path)
+        names = sorted(name for name in saved["criterion"] if name.split(".")[-1] == "proxies")
+        proxies = saved["criterion"][names[0]].double().numpy() if names else None
+    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise Unreadable(str(problem) if path in str(problem) else f"{path}: damaged ({problem})") from problem
+    return proxies
+
+
+def has_proxies(flags):
+    """Whether the loss has some: a checkpoint is large, and is not opened in vain."""
+    return any(name.startswith(("loss_oproxy_", "loss_proxynca_", "loss_nir_")) for name in flags)
+
+
+def similarities(proxies):
+    """Cosine similarities between different proxies, each pair once."""
+    chosen = proxies[np.unique(np.linspace(0, len(proxies) - 1, min(len(proxies), PROXIES)).astype(int))]
+    unit = chosen / np.maximum(np.linalg.norm(chosen, axis=1, keepdims=True), 1e-300)
+    return np.clip((unit @ unit.T)[np.triu_indices(len(unit), 1)], -1, 1)
+
+
+def proxies(tables):
+    """How similar the class proxies are: the distribution of the cosines between them, of each row's first run."""
+    found = []
+    for table in tables:
+        rows = [
+            (n, label, runs[0]) for n, label, runs in lines_of(table, "checkpoint.pt") if has_proxies(runs[0].flags)
+        ]
+        rows = [(number, label, run, load_proxies(run.folder)) for number, label, run in rows]
+        rows = [entry for entry in rows if entry[3] is not None and len(entry[3]) > 1]
+        found += [(table, rows)] if rows else []
+    if not found:
+        return "no run's checkpoint.pt has proxies"
+    figure, axes = style.panels(len(found), 1, 3.2)
+    for (axis,), (table, rows) in zip(axes, found):
+        values = {entry[:2]: similarities(entry[3]) for entry in rows}
+        low, high = min(v.min() for v in values.values()), max(v.max() for v in values.values())
+        bins = min(max(int(min(map(len, values.values())) ** 0.5), 8), 60)  # of few pairs each bin needs some
+        edges = np.linspace(max(low - 0.02, -1), min(high + 0.02, 1), bins + 1)
+        for (number, label), cosines in values.items():
+            share = 100 * np.histogram(cosines, edges)[0] / len(cosines)
+            axis.plot(
+                (edges[1:] + edges[:-1]) / 2,
+                share,
+                label=label,
+                markevery=(number % 8, 8),
+                **style.look(number, "(collapsed)" in label),
+            )
+        axis.set(xlabel="cosine similarity of two classes' proxies", ylabel="pairs, %")
+        seeds = sorted({entry[2].seed for entry in rows})
+        axis.set_title(f"{table.data[0]}, after the last epoch, seed {', '.join(map(str, seeds))}")
+    style.legend(figure, [axis for (axis,) in axes])
+    return figure
+
+
+def tsne(tables, split):
+    """t-SNE (van der Maaten and Hinton, JMLR 2008) of the same classes in each row's first run, side by side."""
+    name = f"embeddings_{split}.npz"
+    every_row = [(table, *entry) for table in tables for entry in lines_of(table, name)]
+    found = every_row[:PANELS]
+    if not found:
+        return f"no run left {name} (--save_embeddings)"
+    across = min(len(found), 3)
+    figure, axes = style.panels(-(-len(found) // across), across, 2.6)
+    axes = [axis for line in axes for axis in line]
+    for axis in axes[len(found) :]:
+        axis.set_visible(False)
+    for axis, (table, _, label, runs) in zip(axes, found):
+        points, labels = flat(*load_embeddings(runs[0].folder, split))
+        for number, value in enumerate(np.unique(labels)):
+            look = style.look(number)
+            axis.plot(*points[labels == value].T, look["marker"], color=look["color"], markersize=3.2, alpha=0.8)
+        place = f"{table.data[0]}: " if len(tables) > 1 else ""
+        axis.set_title("\n".join(textwrap.wrap(f"{place}{label}, seed {runs[0].seed}", 30)), fontsize=9)
+        axis.set(xticks=[], yticks=[])
+        axis.grid(False)
+        axis.spines[["top", "right"]].set_visible(True)
+    if len(every_row) > len(found):
+        figure.suptitle(f"the first {len(found)} of {len(every_row)} rows", fontsize=9)
+    return figure
+
+
+def flat(embeddings, labels):
+    """(points (n, 2), labels) of the first classes with several images, at most IMAGES of each."""
+    from sklearn.manifold import TSNE
+
+    values, counts = np.unique(labels, return_counts=True)
+    classes = values[counts > 1][:CLASSES] if (counts > 1).any() else values[: CLASSES * IMAGES]
+    chosen = np.concatenate([np.flatnonzero(labels == value)[:IMAGES] for value in classes])
+    if len(chosen) < 4 or not np.ptp(embeddings[chosen], axis=0).any():  # t-SNE of one point is nothing
+        return np.zeros((len(chosen), 2)), labels[chosen]
+    start = "pca" if min(embeddings.shape[1], len(chosen)) >= 2 else "random"
+    fit = TSNE(perplexity=min(30, (len(chosen) - 1) / 3), init=start, random_state=0)
+    return fit.fit_transform(embeddings[chosen].astype(np.float32)), labels[chosen]

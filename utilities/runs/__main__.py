@@ -1,0 +1,107 @@
+"""What antico_runs.sh calls: plan the runs of a table, finish those that are not, write the table."""
+
+import os
+import shlex
+import subprocess
+import sys
+
+from utilities import recipes
+from utilities.files import write_whole
+from utilities.runs import options, plan, records, slurm, workers
+from utilities.runs.listing import Listing, without_effect
+
+
+def report_command(name, out, folders):
+    more = recipes.TABLES[name].get("report", [])
+    return [sys.executable, "-m", "utilities.report", *folders, "--out", out, *more]
+
+
+def dry_run(listing, name, out):
+    for run in listing.runs:
+        print(f"{listing.state(run):12}{shlex.join(['python', *run.command(listing.records[run])[1:]])}")
+    states = [listing.state(run) for run in listing.runs]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    report = report_command(name, out, listing.folders() or ["RUNS"])
+    print(f"{len(states)} runs: {counts}; then: {shlex.join(['python', *report[1:]])}")
+
+
+def submit(path, listing, words):
+    left = [number for number, run in enumerate(listing.runs) if listing.state(run) != "done"]
+    if not left:
+        print(f"all {len(listing.runs)} runs are done; the command without --slurm writes the table")
+        return
+    slurm.write(path, left, [word for word in words if word != "--slurm"])
+    print(f"written: {path}, {len(left)} tasks. Look at its first lines, then: sbatch {shlex.quote(path)}")
+    print("When they have ended, the command without --slurm writes the table.")
+
+
+def write_table(name, out, listing, failed):
+    """The report over exactly these runs, with what failed below it; its exit status."""
+    folders = listing.folders()
+    if not folders:
+        return 0
+    status = subprocess.run(report_command(name, out, folders), cwd=records.ROOT).returncode
+    if failed and status == 0:
+        with open(f"{out}.md", encoding="utf-8") as file:
+            text = file.read()
+        listed = "\n".join(f"- {line}" for line in failed)
+        write_whole(f"{out}.md", lambda file: file.write(f"{text}\nFailed:\n\n{listed}\n"))
+    return status
+
+
+def run_all(listing, gpus):
+    """The Queue after all runs of the listing that are not done were tried."""
+    datasets = dict.fromkeys(run.dataset for run in listing.runs)
+    print(f"{len(listing.runs)} runs; made for {'; '.join(f'{name}: {recipes.MADE_FOR[name]}' for name in datasets)}")
+    done = [run for run in listing.runs if listing.state(run) == "done"]
+    queue = workers.Queue([run for run in listing.runs if run not in done], gpus, done)
+    for run in done:
+        queue.seconds.setdefault(run.like, []).append(listing.records[run].seconds)
+    queue.run()
+    return queue
+
+
+def main(words):
+    if not words or words[0] in ("-h", "--help"):
+        print(options.usage())
+        return 0
+    name, given, extras = options.parse(words)
+    runs, out = plan.plan(name, given, extras), plan.table_path(name, given, extras)
+    if given.check:
+        return 0
+    if given.number is not None and given.number >= len(runs):
+        raise ValueError(f"--number {given.number}: the list has {len(runs)} runs; write the script anew with --slurm")
+    listing = Listing(runs if given.number is None else [runs[given.number]])
+    for line in listing.notes() + without_effect(extras, runs):
+        print(line, file=sys.stderr)
+    if given.dry_run:
+        dry_run(listing, name, out)
+        return 0
+    if given.slurm:
+        submit(f"{out}.sbatch", listing, words)
+        return 0
+    queue = run_all(listing, given.gpus or [None])
+    if queue.signal is not None:
+        print(f"stopped; {queue.status()}. The same command goes on: {options.SCRIPT} {shlex.join(words)}")
+        return 128 + queue.signal
+    failed = [f"{run.name}: {why} (its output: {run.log})" for run, why in queue.failed.items()]
+    status = write_table(name, out, Listing(runs), failed) if given.number is None else 0
+    if failed:
+        print(f"{len(failed)} of {len(listing.runs)} runs failed:", *failed, sep="\n", file=sys.stderr)
+    return status or int(bool(failed))
+
+
+def started_in():
+    """To the folder that the user stands in, which antico_runs.sh has left."""
+    if os.environ.get("ANTICO_STARTED_IN"):
+        os.chdir(os.environ["ANTICO_STARTED_IN"])
+
+
+if __name__ == "__main__":
+    try:
+        started_in()
+        sys.exit(main(sys.argv[1:]))
+    except (ValueError, OSError) as problem:
+        line = f"{problem.filename}: {problem.strerror}" if getattr(problem, "filename", None) else problem
+        print(f"error: {line}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,111 @@
+"""What makes two runs the same one, and how far a run is on disk. Without torch, which takes seconds."""
+
+import argparse
+import csv
+import functools
+import glob
+import json
+import os
+import subprocess
+from dataclasses import dataclass
+
+import parameters
+from utilities.folders import all_flags, read_config
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+# flags of where, how fast and what is looked at: the weights do not depend on them, so they tell no runs apart
+HOUSEKEEPING = {
+    "resume", "list", "kernels", "gpu", "cache", "save_path", "savename", "group", "project", "checkpoint_minutes",
+    "grad_cache", "profile", "no_train_metrics", "no_test_metrics", "evaluation_metrics", "evaltypes", "eval_every",
+    "storage_metrics", "store_improvements", "save_embeddings", "evaluate_on_cpu", "tensorboard", "log_online",
+    "wandb_key", "completed",
+}  # fmt: skip
+
+
+@functools.cache
+def defaults():
+    """{flag: its default}."""
+    return {name: value for name, value in vars(parameters.parse([])).items() if name != "given"}
+
+
+def key(flags):
+    """The flags that act on a run, as one string: runs with the same key are the same run.
+
+    flags : {name: value}, all of a run's; one that is missing, as in older runs, counts as its default.
+    """
+    every = {**defaults(), **{name: value for name, value in flags.items() if name != "given"}}
+    idle = parameters.without_effect(argparse.Namespace(**every))
+    # what is counted on reading is the same data wherever it lies; the rest is known by its place
+    if every["dataset"] != "folder" and not every["allow_partial"] and not every["skip_broken"]:
+        idle.add("source_path")
+    acting = {name: value for name, value in every.items() if name not in idle | HOUSEKEEPING}
+    if "source_path" in acting:
+        acting["source_path"] = os.path.realpath(acting["source_path"])
+    return json.dumps(acting, sort_keys=True)
+
+
+@dataclass
+class Record:
+    """A run's folder, read."""
+
+    folder: str
+    key: str
+    epoch: int = -1  # the last in metrics.csv
+    finished: bool = False
+    columns: frozenset = frozenset()  # of metrics.csv, filled in its last row
+    seconds: float = 0.0  # of training and evaluation
+    commit: str = ""
+
+
+def read(folder):
+    """The Record of a folder. Raises ValueError, one line, where its config.json is damaged."""
+    config = read_config(folder)
+    flags = all_flags(config)
+    try:
+        # a flag that the program no longer has counts, unless it did nothing then
+        gone = {name for name in config.get("without_effect", {}) if name not in defaults()}
+        record = Record(folder, key({name: value for name, value in flags.items() if name not in gone}))
+    except (KeyError, TypeError, AttributeError, ValueError) as problem:
+        raise ValueError(f"{os.path.join(folder, 'config.json')}: not of this program ({problem})") from problem
+    history = config.get("history") or [{}]
+    record.commit = history[-1].get("commit") or config.get("commit") or ""
+    try:
+        with open(os.path.join(folder, "metrics.csv"), encoding="utf-8", newline="") as file:
+            last = list(csv.DictReader(file))[-1]
+        record.epoch, record.seconds = int(last["epoch"]), float(last["seconds"])
+        record.columns = frozenset(name for name, value in last.items() if value)
+        record.finished = record.epoch >= flags["n_epochs"]
+    except (OSError, ValueError, LookupError, TypeError, csv.Error):
+        pass  # none yet, or a damaged one: --resume writes it anew from the checkpoint
+    return record
+
+
+def scan(folder):
+    """({key: Record}, lines on folders that are left out) of the runs in <save_path>/<dataset>.
+
+    Of several with one key it is the finished one, else the one that is farthest.
+    """
+    records, problems = {}, []
+    for path in sorted(glob.glob(os.path.join(glob.escape(folder), "*", "config.json"))):
+        try:
+            record = read(os.path.dirname(path))
+        except ValueError as problem:
+            problems.append(f"{problem}; left out")
+            continue
+        other = records.get(record.key)
+        if other is None or (record.finished, record.epoch) > (other.finished, other.epoch):
+            records[record.key] = record
+    return records, problems
+
+
+@functools.cache
+def commit():
+    """The checkout's commit as config.json has it, "" outside a checkout."""
+
+    def git(*words):
+        return subprocess.run(["git", *words], capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
