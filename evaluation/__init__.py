@@ -1,5 +1,7 @@
 """Embed a split, search it, and return a flat {metric name: float}."""
 
+import os
+
 import numpy as np
 
 from evaluation import clustering, collapse, retrieval, search
@@ -30,7 +32,8 @@ def save_embeddings(model, split, path, opt):
     parts = {"": split.gallery, "query_": split.query} if hasattr(split, "query") else {"": split}
     arrays = {name: values.cpu().numpy() for name, values in embed_split(model, split, opt).items()}
     for prefix, part in parts.items():
-        arrays[f"{prefix}paths"] = np.array([str(image) for image in part.paths or ()])
+        paths = [str(path) for path in part.paths or ()]
+        arrays[f"{prefix}paths"] = np.array([os.path.abspath(path) if os.path.exists(path) else path for path in paths])
     distributed.on_first(lambda: write_whole(path, lambda file: np.savez(file, **arrays), "wb"))
 
 
