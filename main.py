@@ -89,7 +89,7 @@ def build(opt, device, device_name, signals):
 
     torch.manual_seed(opt.seed)
     model = architectures.select(opt).to(device, memory_format=torch.channels_last)
-    model = batchnorm.of_the_whole_batch(model)
+    model = batchnorm.synchronize(model)
     batchnorm.check_chunks(model, opt)
 
     splits, evaluated = load_data(opt, model)

@@ -5,6 +5,7 @@ classes, float32); times are medians. A ratio above 1 says how many times faster
 """
 
 import argparse
+import itertools
 import statistics
 import sys
 import time
@@ -19,7 +20,7 @@ from criteria.antico import AntiCo
 from criteria.contrastive import Contrastive
 from criteria.margin import Margin
 from criteria.multisimilarity import MultiSimilarity
-from criteria.oproxy import OProxy
+from criteria.oproxy import OProxy, ProxyAnchor
 from criteria.triplet import Triplet
 
 BATCH, DIM, SOP = 90, 512, 11_318
@@ -73,7 +74,7 @@ def medians(runs, repeats, device):
 
 
 def rate_of_all_pairs(proxies, eps=0.5):
-    """The n x n form: 1/2 logdet(I_n + s Z Zᵀ) of all n proxies by torch.logdet, as a program without Sylvester's identity has it."""
+    """The n x n form: 1/2 logdet(I_n + s Z Zᵀ) of all n proxies by torch.logdet, without Sylvester's identity."""
     Z = normalize(proxies, dim=1)
     n, d = Z.shape
     return 0.5 * torch.logdet(torch.eye(n, device=Z.device) + n / (d * eps) * Z @ Z.T)
@@ -114,87 +115,70 @@ def loop_of_distance_mining(embeddings, labels, lower=0.5, upper=1.4):
     return triplets
 
 
+def proxy_anchor(n_classes, device):
+    """The published Proxy-Anchor term, under the published AntiCo."""
+    return OProxy(n_classes, DIM, mode="anchor").to(device)
+
+
 def compare(device, repeats):
     """Rows (what, ours ms, peer, peer ms, wanted ratio)."""
-    from pytorch_metric_learning import losses as theirs
+
+    def row(what, ours, peer, theirs, wanted, once=False):
+        """`once`: the peer takes so long that it is timed a single time, by itself."""
+        if once:
+            times = medians([ours], repeats, device) + medians([theirs], 1, device)
+        else:
+            times = medians([ours, theirs], repeats, device)
+        return what, times[0], peer, times[1], wanted
+
+    return [row(*line) for line in itertools.chain(antico_lines(device), baseline_lines(device))]
+
+
+def antico_lines(device):
+    """AntiCo over Proxy-Anchor against Proxy-Anchor alone, and against the determinant of the larger matrix."""
+    embeddings, labels = batch(SOP, device)
+    anchor = proxy_anchor(SOP, device)
+    alone = step(anchor, embeddings, labels)
+    for variant in ("all_proxy", "batch_proxy", "pair"):
+        ours = step(AntiCo(proxy_anchor(SOP, device), variant), embeddings, labels)
+        yield f"AntiCo {variant} over Proxy-Anchor, {SOP:,} classes", ours, "Proxy-Anchor (ours) alone", alone, 0.5
+    ours = step(AntiCo(proxy_anchor(SOP, device), "all_proxy"), embeddings, labels)
+    determinant = lambda: rate_of_all_pairs(anchor.proxies).backward()  # noqa: E731
+    yield f"the same, all_proxy, {SOP:,} classes", ours, "n x n determinant alone", determinant, 100, True
+
+
+def baseline_lines(device):
+    """The baselines against pytorch-metric-learning, against torch.cdist's distances and against a loop."""
+    from pytorch_metric_learning import losses
     from pytorch_metric_learning import miners as their_miners
 
-    rows = []
-
-    def row(what, ours, peer_name, peer, wanted, once=False):
-        """`once`: the peer takes so long that it is timed a single time, by itself."""
-        mine, other = (
-            medians([ours], repeats, device) + medians([peer], 1, device)
-            if once
-            else medians([ours, peer], repeats, device)
-        )
-        rows.append((what, mine, peer_name, other, wanted))
-
-    embeddings, labels = batch(SOP, device)
-    anchor = OProxy(SOP, DIM).to(device)
-    for variant, wanted in (("all_proxy", 0.5), ("batch_proxy", 0.5), ("pair", 0.5)):
-        antico = AntiCo(OProxy(SOP, DIM).to(device), variant)
-        row(
-            f"AntiCo {variant} over Proxy-Anchor, {SOP:,} classes",
-            step(antico, embeddings, labels),
-            "Proxy-Anchor (ours) alone",
-            step(anchor, embeddings, labels),
-            wanted,
-        )
-    antico = AntiCo(OProxy(SOP, DIM).to(device), "all_proxy")
-    row(
-        f"the same, all_proxy, {SOP:,} classes",
-        step(antico, embeddings, labels),
-        "n x n determinant alone",
-        lambda: rate_of_all_pairs(anchor.proxies).backward(),
-        100,
-        once=True,
-    )
-
+    library = "pytorch-metric-learning"
     for n_classes in (100, SOP):
         embeddings, labels = batch(n_classes, device)
-        ours = OProxy(n_classes, DIM, published=False).to(device)
-        row(
-            f"Proxy-Anchor, {n_classes:,} classes",
-            step(ours, embeddings, labels),
-            "pytorch-metric-learning",
-            step(theirs.ProxyAnchorLoss(n_classes, DIM, margin=0.1, alpha=64).to(device), embeddings, labels),
-            1,
-        )
+        ours = step(ProxyAnchor(n_classes, DIM).to(device), embeddings, labels)
+        theirs = losses.ProxyAnchorLoss(n_classes, DIM, margin=0.1, alpha=64).to(device)
+        yield f"Proxy-Anchor, {n_classes:,} classes", ours, library, step(theirs, embeddings, labels), 1
+    mine, loss = their_miners.MultiSimilarityMiner(0.1), losses.MultiSimilarityLoss(alpha=2, beta=50, base=0.5)
     for n_classes in (100, SOP):
         embeddings, labels = batch(n_classes, device)
-        mine, loss = their_miners.MultiSimilarityMiner(0.1), theirs.MultiSimilarityLoss(alpha=2, beta=50, base=0.5)
-        row(
-            f"MultiSimilarity with its mining, {n_classes:,} classes",
-            step(MultiSimilarity(), embeddings, labels),
-            "pytorch-metric-learning",
-            step(lambda e, y: loss(e, y, mine(e, y)), embeddings, labels),
-            1,
-        )
-    for loss in (Contrastive(), Triplet(miners.every), Margin(miners.distance_weighted).to(device)):
-        row(
-            f"{loss.name}, distances exact near collapse",
-            step(loss, embeddings, labels),
-            "the same by torch.cdist",
-            step(by_cdist(loss), embeddings, labels),
-            0.77,
-        )  # at most 1.3 times the cost
-    row(
-        "distance-weighted mining",
-        lambda: miners.distance_weighted(embeddings, labels),
-        "numpy loop over the anchors",
-        lambda: loop_of_distance_mining(embeddings, labels),
-        20,
-    )
-    return rows
+        ours = step(MultiSimilarity(), embeddings, labels)
+        theirs = step(lambda e, y: loss(e, y, mine(e, y)), embeddings, labels)
+        yield f"MultiSimilarity with its mining, {n_classes:,} classes", ours, library, theirs, 1
+    for ours in (Contrastive(), Triplet(miners.every), Margin(miners.distance_weighted).to(device)):
+        theirs = step(by_cdist(ours), embeddings, labels)  # wanted: at most 1.3 times the cost
+        what = f"{ours.name}, distances exact near collapse"
+        yield what, step(ours, embeddings, labels), "the same by torch.cdist", theirs, 0.77
+    ours = lambda: miners.distance_weighted(embeddings, labels)  # noqa: E731
+    theirs = lambda: loop_of_distance_mining(embeddings, labels)  # noqa: E731
+    yield "distance-weighted mining", ours, "numpy loop over the anchors", theirs, 20
 
 
 def all_proxy_term(device):
     """One forward and backward of AntiCo's all-proxy term alone, as a function."""
     device = torch.device(device)
     embeddings, labels = batch(SOP, device)
-    antico = AntiCo(OProxy(SOP, DIM).to(device), "all_proxy")
-    small = AntiCo(OProxy(600, DIM).to(device), "all_proxy")
+    antico = AntiCo(proxy_anchor(SOP, device), "all_proxy")
+    small = AntiCo(proxy_anchor(600, device), "all_proxy")
     step(small, embeddings, labels % 600)()  # libraries are loaded and have their buffers
     return step(lambda e, y: 1 - antico.rate(e, y)[0], embeddings, labels)
 
@@ -209,8 +193,8 @@ def share_of_a_training_step(repeats):
     _, labels = batch(SOP, device)
     times = {}
     for name, loss in (
-        ("Proxy-Anchor", OProxy(SOP, DIM).to(device)),
-        ("AntiCo all_proxy", AntiCo(OProxy(SOP, DIM).to(device), "all_proxy")),
+        ("Proxy-Anchor", proxy_anchor(SOP, device)),
+        ("AntiCo all_proxy", AntiCo(proxy_anchor(SOP, device), "all_proxy")),
     ):
 
         def run(loss=loss):
@@ -232,22 +216,23 @@ def main(argv=None):
     device = torch.device(args.device)
     torch.manual_seed(0)
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(
-        f"{name}; torch {torch.__version__}; batch {BATCH}, {DIM} dimensions, float32, forward and backward, median of {args.repeats}\n"
-    )
+    what = f"batch {BATCH}, {DIM} dimensions, float32, forward and backward, median of {args.repeats}"
+    print(f"{name}; torch {torch.__version__}; {what}\n")
     print("| ours | ms | peer | ms | ratio | wanted |\n|---|---:|---|---:|---:|---:|")
     for what, ours, peer, other, wanted in compare(device, args.repeats):
         print(f"| {what} | {ours:.2f} | {peer} | {other:.1f} | {other / ours:.2f} | ≥ {wanted} |", flush=True)
     memory, unit = in_a_process_of_its_own(all_proxy_term, args.device), (SOP * DIM + DIM * DIM) * 4 / 2**20
     if memory is not None:
         print(
-            f"\nAntiCo's all-proxy term, {SOP:,} classes: {memory:.0f} MiB at the peak beyond the parameters (gradient included), {memory / unit:.1f} times C d + d² floats; n² floats are {SOP**2 * 4 / 2**20:.0f} MiB"
+            f"\nAntiCo's all-proxy term, {SOP:,} classes: {memory:.0f} MiB at the peak beyond the parameters (gradient "
+            f"included), {memory / unit:.1f} times C d + d² floats; n² floats are {SOP**2 * 4 / 2**20:.0f} MiB"
         )
     if device.type == "cuda":
         times = share_of_a_training_step(args.repeats)
         share = 1 - times["Proxy-Anchor"] / times["AntiCo all_proxy"]
         print(
-            f"ResNet-50 step at 224 pixels, bf16: {times['Proxy-Anchor']:.1f} ms with Proxy-Anchor, {times['AntiCo all_proxy']:.1f} ms with AntiCo on top: {share:.1%}"
+            f"ResNet-50 step at 224 pixels, bf16: {times['Proxy-Anchor']:.1f} ms with Proxy-Anchor, "
+            f"{times['AntiCo all_proxy']:.1f} ms with AntiCo on top: {share:.1%}"
         )
     return 0
 

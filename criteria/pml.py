@@ -25,7 +25,7 @@ class ModuleLoss(Criterion):
     def __init__(self, module, n_classes=None, lr_multi=2000.0, name=None):
         super().__init__()
         self.inner, self.lr_multi, self.name = module, lr_multi, name or type(module).__name__
-        self.n_classes = getattr(module, "num_classes", None) if n_classes is None else n_classes
+        self.n_classes = n_classes or getattr(module, "num_classes", None) or None  # some of theirs have a 0 there
         if hasattr(self, "proxies"):
             self.n_classes, self.embed_dim = self.proxies.shape
 

@@ -38,8 +38,8 @@ def place_file(path, source_path, places):
 def unpack_all(name, archives, source_path):
     module = MODULES[name]
     if archives and not hasattr(module, "UNPACK"):
-        advice = f"unpack yours as you like and leave --archive away. Expected:\n{getattr(module, 'TREE', '')}"
-        raise ValueError(f"{name}: has no archive of its own; {advice}")
+        tree = f". Expected:\n{module.TREE}" if hasattr(module, "TREE") else ""
+        raise ValueError(f"{name}: has no archive of its own; unpack yours as you like and leave --archive away{tree}")
     for path in archives:
         if not os.path.isfile(path):
             raise FileNotFoundError(f"--archive {path}: there is no such file. To be had: {module.GET}")

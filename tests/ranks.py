@@ -87,7 +87,7 @@ def gradients(run):
 
 def train(flags, frozen, warmup):
     """Losses, first gradients and last weights of STEPS steps in two epochs."""
-    model = batchnorm.of_the_whole_batch(network(frozen))
+    model = batchnorm.synchronize(network(frozen))
     run, losses, first = make_run(flags, model), [], None
     for epoch in (1, 2):
         main.make_net(run, warming_up=epoch <= warmup)
@@ -109,7 +109,7 @@ def whole_batch_norm(dtype):
     norm = nn.BatchNorm2d(5).to(torch.float64 if dtype == torch.float64 else torch.float32)
     with torch.no_grad():
         norm.weight.copy_(torch.arange(1, 6) / 3)
-    norm = batchnorm.of_the_whole_batch(nn.Sequential(norm))[0]
+    norm = batchnorm.synchronize(nn.Sequential(norm))[0]
     x = share((3 + 2 * x).to(dtype)).requires_grad_()
     y = norm(x)
     (y * share(weight)).sum().backward()

@@ -6,6 +6,7 @@ and a folder of images, each with 0 and 2 workers, resumes them, and compares wi
 
 import contextlib
 import csv
+import functools
 import json
 import os
 import random
@@ -147,19 +148,22 @@ def run_here(run, argv, log):
 
 
 def fewer_glyphs():
+    """From here on --dataset glyphs has 20 + 20 classes, read once."""
     import torch
 
     import datasets
     from datasets import Splits, glyphs
 
-    def select(opt, size):
-        splits = glyphs.splits(size, opt.augmentation)
-        first = [
-            split.subset(torch.nonzero(split.labels < 20).flatten().tolist()) for split in (splits.train, splits.test)
-        ]
-        return Splits(train=first[0], test=first[1])
+    def few(split):
+        return split.subset(torch.nonzero(split.labels < 20).flatten().tolist())
 
-    datasets.DATASETS["glyphs"] = datasets.DATASETS["glyphs"]._replace(load=select)
+    @functools.cache
+    def splits(size, augmentation):
+        whole = glyphs.splits(size, augmentation)
+        return dict(train=few(whole.train), test=few(whole.test))
+
+    entry = datasets.DATASETS["glyphs"]
+    datasets.DATASETS["glyphs"] = entry._replace(load=lambda opt, size: Splits(**splits(size, opt.augmentation)))
 
 
 def image_folder(root):

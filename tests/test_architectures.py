@@ -1,6 +1,8 @@
 import hashlib
 import http.server
 import math
+import os
+import re
 import threading
 
 import pytest
@@ -325,3 +327,24 @@ def test_flags_that_cannot_be_are_one_line(more, words, tmp_path, capsys):
 
 def test_the_largest_embedding_is_made():
     assert build("conv4", "--embed_dim", "65536")(torch.rand(1, 3, 32, 32)).shape == (1, 65536)
+
+
+def test_the_backbone_of_the_readme(tmp_path, monkeypatch):
+    """Its file and its entry, word for word; torchvision's own weights fit."""
+    from torchvision import models
+
+    with open(os.path.join(os.path.dirname(architectures.__file__), "README.md"), encoding="utf-8") as file:
+        blocks = re.findall("```python\n(.*?)```", file.read(), re.DOTALL)
+    (text,) = [block for block in blocks if "def mobilenet" in block]
+    (line,) = [block for block in blocks if '"mobilenet": Backbone(' in block]
+    names = dict(vars(architectures))
+    exec(text, names)
+    (added,) = eval(f"{{{line}}}", names).items()
+    monkeypatch.setitem(BACKBONES, *added)
+    assert added[1].address == models.MobileNet_V3_Small_Weights.IMAGENET1K_V1.url
+    theirs = models.mobilenet_v3_small(weights=None).eval()
+    torch.save(theirs.state_dict(), tmp_path / "w.pth")
+    model = build("mobilenet", "--weights", str(tmp_path / "w.pth")).eval()
+    images = torch.rand(2, 3, 64, 64)
+    expected = model.last_linear(theirs.features((images - model.mean) / model.std).mean((2, 3)))
+    assert torch.allclose(model(images), expected, atol=1e-5)

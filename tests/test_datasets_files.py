@@ -2,21 +2,24 @@
 
 import csv
 import json
+import os
 import pickle
+import re
 import struct
+import types
 import warnings
 
 import numpy as np
 import pytest
 import torch
-from miniatures import CUB, LAYOUTS, noise, options, select, write
+from miniatures import CUB, LAYOUTS, class_folders, noise, options, select, write
 from PIL import EpsImagePlugin, Image
 
 import datasets
 import evaluation
 import main
 from datasets.loading import decode
-from utilities import report
+from utilities.report import __main__ as report
 
 
 @pytest.mark.parametrize("name, layout", list(LAYOUTS))
@@ -404,10 +407,10 @@ def test_broken_images_are_skipped_and_counted_and_the_run_says_so(tmp_path, cap
     run = tmp_path / "runs" / "cub200" / "Sample_Run_s0"
     config = json.loads((run / "config.json").read_text())
     assert "expected 100 classes" in config["partial"] and len(config["skipped_broken"]) == 1
-    groups = report.group_runs([str(run)])
-    assert "[partial data] [1 broken images skipped]" in report.markdown(report.table(groups)) and report.caption(
-        groups
-    ).startswith("PARTIAL DATA (train: found")
+    assert report.main([str(run), "--out", str(tmp_path / "table")]) == 0
+    text = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert "1 broken images skipped" in text and "partial data (train: found 2 classes" in text
+    assert "| 0 of 1 |" in text  # in no mean
 
 
 # the published commands, apart from paths, the number of epochs and the network, which needs a download here
@@ -487,3 +490,19 @@ def test_spawned_workers_can_have_a_split(tmp_path):
         split = select("cub200", tmp_path, *more).test
         again = pickle.loads(pickle.dumps(split))
         assert len(pickle.dumps(split)) < 20000 and again.paths == split.paths and torch.equal(again[3][0], split[3][0])
+
+
+def test_the_data_set_of_the_readme(tmp_path, monkeypatch):
+    """Its file and its line, word for word."""
+    with open(os.path.join(os.path.dirname(datasets.__file__), "README.md"), encoding="utf-8") as file:
+        blocks = re.findall("```python\n(.*?)```", file.read(), re.DOTALL)
+    (text,) = [block for block in blocks if "def rows" in block]
+    (line,) = [block for block in blocks if "image_files(" in block]
+    flowers = types.ModuleType("flowers")
+    exec(text, flowers.__dict__)
+    (added,) = eval(f"{{{line}}}", {"image_files": datasets.image_files, "flowers": flowers}).items()
+    monkeypatch.setitem(datasets.DATASETS, *added)
+    class_folders(tmp_path / "flowers", [f"species {c:03d}" for c in range(53)], n=2)
+    splits = datasets.select(options("flowers", tmp_path), 32)
+    assert (len(splits.train), len(splits.test), splits.partial) == (102, 4, "") and splits.test[3][1] == 1
+    assert main.main(["--dataset", "flowers", "--source_path", str(tmp_path / "no"), "--arch", "conv4"]) == 2

@@ -51,7 +51,7 @@ def test_twenty_steps_are_those_of_one_process(one, several, world, case):
 
 
 @pytest.mark.parametrize("case", ranks.CASES)
-def test_the_gradient_is_that_of_the_whole_batch(several, case):
+def test_the_gradient_is_that_synchronize(several, case):
     """Against autograd alone: no gather, no leaf, no factor."""
     flags, frozen, warmup = ranks.CASES[case]
     model = ranks.network(frozen)
@@ -69,7 +69,7 @@ def test_the_gradient_is_that_of_the_whole_batch(several, case):
 
 
 @pytest.mark.parametrize("dtype", TINY)
-def test_batchnorm_is_that_of_the_whole_batch(one, several, dtype):
+def test_batchnorm_is_that_synchronize(one, several, dtype):
     expected = one["batchnorm"][dtype]
     assert expected["class"] == "BatchNorm2d"  # torch's own
     for results in several.values():
@@ -109,8 +109,8 @@ def test_batchnorm_without_a_whole_batch_form_is_refused_unless_frozen(monkeypat
     monkeypatch.setattr(distributed, "world", lambda: 2)
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm1d(4))
     with pytest.raises(ValueError, match="BatchNorm1d .* suffix _frozen"):
-        batchnorm.of_the_whole_batch(model)
-    assert batchnorm.of_the_whole_batch(model.eval()) is model
+        batchnorm.synchronize(model)
+    assert batchnorm.synchronize(model.eval()) is model
 
 
 def test_timms_batchnorm_keeps_its_activation_on_gpus():

@@ -11,7 +11,8 @@ import datasets
 import evaluation
 import main
 from datasets import Splits, glyphs
-from utilities import report, trackers
+from utilities import trackers
+from utilities.report import __main__ as report
 
 BASE = [
     "--dataset",

@@ -20,7 +20,7 @@ from datasets.loading import cache, decode
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Images like photographs: <root>/{train,test}/<class>/*, JPEGs of several sizes, a PNG, a grey and a turned one."""
+    """Images like photographs: <root>/{train,test}/<class>/*, JPEGs of several sizes, a PNG, a grey, a turned one."""
     root = tmp_path_factory.mktemp("photos")
     for c in range(4):
         for i, size in enumerate([(160, 120), (120, 200), (97, 131), (400, 301)]):

@@ -233,6 +233,7 @@ def test_collapsed_runs_are_listed_or_counted(tmp_path):
     assert "coding rate 5.0% of its maximum, e_recall@1 0.400" in text and "effective rank 3.1 of 64" in text
     (line,) = lines_of(tmp_path, "--count_collapsed").values()
     assert line["n"] == "4" and line["coding rate n"] == "2" and "(n = 2)" in text_of(tmp_path)
+    assert "2 of the 4 runs collapsed, and count" in text_of(tmp_path)
 
 
 def test_housekeeping_flags_tell_no_rows_apart(tmp_path):
@@ -247,7 +248,11 @@ def test_housekeeping_flags_tell_no_rows_apart(tmp_path):
 
 def test_every_flag_is_training_or_housekeeping():
     """A new flag that --resume may change is one that no row is told by."""
-    assert parameters.MAY_CHANGE - {"n_epochs"} <= collect.HOUSEKEEPING
+    try:
+        from utilities.resumed import MAY_CHANGE
+    except ImportError:
+        from parameters import MAY_CHANGE
+    assert MAY_CHANGE - {"n_epochs"} <= collect.HOUSEKEEPING
     opt = parameters.parse(["--loss", "proxyanchor"])
     acting = collect.acting_flags({"without_effect": {}}, {**vars(opt), "loss": "proxyanchor"})
     assert {"lr", "arch", "bs", "use_tv_split", "amp", "loss_oproxy_lrmulti"} <= set(acting)
@@ -395,7 +400,7 @@ def test_bold_is_what_is_significant_in_either_direction(tmp_path):
     lines_of(tmp_path)
     text = text_of(tmp_path)
     assert "**+10.0 [" in text and "**-10.0 [" in text and "| +0.0 [" in text
-    assert "bold: p < 0.05" in text and "not corrected for the 3 tests" in text
+    assert "bold: p < 0.05" in text and "number of tests, which is 3 here" in text
     assert r"\textbf{+10.0 [" in text_of(tmp_path, ".tex")
 
 

@@ -65,14 +65,27 @@ def test_killed_at_any_moment_and_resumed_it_is_as_if_undisturbed(server, argv, 
     assert same(outcome(folder), outcome(tmp_path / "folder" / "Sample_Run_s0"))
 
 
+def after_epoch_1(action):
+    """For `meanwhile`: action(process id) once the line of epoch 1 is printed."""
+
+    def act(process, log):
+        end = time.monotonic() + LONG
+        while "epoch   1" not in log.read_text() and time.monotonic() < end:
+            time.sleep(0.005)
+        action(process)
+
+    return act
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_is_one_line_and_loses_nothing(server, argv, whole, tmp_path, number):
-    folder, seconds = whole
-    status, text, last, _ = kill_and_resume(server, argv, str(tmp_path), 0.6 * seconds, number)
-    assert status == 128 + number and "Traceback" not in text
+    argv, log = [*argv, "--save_path", tmp_path], tmp_path / "log"
+    status, text = server.run(argv, log, after_epoch_1(lambda process: os.kill(process, number)))
+    assert status == 128 + number and "Traceback" not in text, text
     line = text.splitlines()[-1]
     assert line.startswith(f"stopped by {number.name} ") and f"--resume {tmp_path}" in line
-    assert last == 0 and same(outcome(folder), outcome(tmp_path / "folder" / "Sample_Run_s0"))
+    assert server.run([*argv, "--resume"], log)[0] == 0
+    assert same(outcome(whole[0]), outcome(tmp_path / "folder" / "Sample_Run_s0"))
 
 
 FLAGS = [
@@ -224,16 +237,13 @@ def test_folders_are_claimed_by_one(tmp_path):
 
 
 def test_a_killed_worker_is_one_line(run, whole, tmp_path):
-    def kill(process, log):
-        end = time.monotonic() + LONG
-        while "epoch   1" not in log.read_text() and time.monotonic() < end:
-            time.sleep(0.02)
+    def kill_a_worker(process):
         with open(f"/proc/{process}/task/{process}/children", encoding="utf-8") as file:
             os.kill(int(file.read().split()[0]), signal.SIGKILL)
 
     if not os.path.exists("/proc/self/task"):
         pytest.skip("needs /proc to find the worker")
-    status, text = run("--kernels", 2, "--n_epochs", 100, meanwhile=kill)
+    status, text = run("--kernels", 2, "--n_epochs", 100, meanwhile=after_epoch_1(kill_a_worker))
     assert status == 1 and text.splitlines()[-1].startswith("error: a data loading process was killed"), text
     assert "Traceback" not in text
     assert "Last good checkpoint: epoch " in text

@@ -45,9 +45,9 @@ def test_every_flipped_bit_is_told(tmp_path):
         changed = bytearray(data)
         changed[bit // 8] ^= 1 << bit % 8
         path.write_bytes(changed)
-        with pytest.raises(state.Damaged) as told:
+        with pytest.raises(state.Damaged) as error:
             state.load(path)
-        assert str(told.value).startswith(f"{path}: ") and "\n" not in str(told.value), bit
+        assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value), bit
 
 
 def test_a_flipped_bit_among_the_names_is_told(tmp_path):
@@ -233,7 +233,8 @@ def test_divergence_names_the_step_and_saves_nothing(tmp_path, argv, monkeypatch
     monkeypatch.setattr(main, "training_step", step)
     assert main.main([*argv, "--save_path", str(tmp_path), "--checkpoint_minutes", "0"]) == 1
     text = capsys.readouterr().err
-    assert text.startswith("error: the loss is not finite, in step 3 of epoch 1 (last loss terms: beta ") and "base " in text
+    assert text.startswith("error: the loss is not finite, in step 3 of epoch 1 (last loss terms: beta ")
+    assert "base " in text
     assert text.count("\n") == 1
     assert "Last good checkpoint: epoch 0, step 2 of the next; go on from it with --resume" in text
     assert state.load(tmp_path / "folder" / "Sample_Run_s0" / "checkpoint.pt")["step"] == 2

@@ -20,7 +20,7 @@ def check_chunks(model, opt):
         )
 
 
-def of_the_whole_batch(model):
+def synchronize(model):
     """The model, its BatchNorm with the statistics of all processes' images; torch's own does so on GPUs alone."""
     norms = [norm for norm in norms_of(model) if norm.training]
     if distributed.world() == 1 or not norms:

@@ -3,7 +3,7 @@
 A run has the flags of its data set (DATASETS), then of its table (`flags`), its network (`archs`) and its row (`rows`),
 then those of the command line; the later wins. True is a flag without a value, a list one with several.
 `rows` and `archs` may be a dict with one list for "images" (photographs, a GPU) and one for "glyphs" (two CPU cores).
-utilities/README.md says how to add a table, utilities/runs/ how they are run.
+utilities/runs/README.md says how they are run, and how to add a table.
 """
 
 
@@ -57,7 +57,8 @@ NIR = dict(loss="nir")
 ANTICO = dict(loss="antico", antico_type="batch_proxy", antico_w=1, antico_eps=0.5, loss_ac_w_align=0.0035)  # published
 BATCH_PROXY = dict(loss="antico_batch_proxy")
 ALL_PROXY = dict(loss="antico_all_proxy")
-PAIR_OVER_PROXYANCHOR = dict(loss="antico_pair", antico_base="proxyanchor", antico_w=30)  # 10 too little, 100 too much
+OVER_ANCHOR = dict(antico_w=30)  # of the pair variant over Proxy-Anchor, a loss far larger: 10 too little, 100 too much
+PAIR_OVER_PROXYANCHOR = dict(loss="antico_pair", antico_base="proxyanchor", **OVER_ANCHOR)
 MULTISIMILARITY = dict(loss="multisimilarity")
 PAIR = dict(loss="antico_pair")  # over multisimilarity
 
@@ -78,20 +79,18 @@ def bases():
     for base in PAIR_BASES + PROXY_BASES:
         mode = dict(loss_oproxy_mode="anchor") if base == "oproxy" else {}
         yield dict(loss=base, **mode)
-        if base == "proxyanchor":
-            yield PAIR_OVER_PROXYANCHOR
-        else:
-            yield dict(loss="antico_pair", antico_base=base, **mode)
+        weight = OVER_ANCHOR if base in ("proxyanchor", "oproxy") else {}
+        yield dict(loss="antico_pair", antico_base=base, **mode, **weight)
         if base in PROXY_BASES:
             yield dict(loss="antico_batch_proxy", antico_base=base, **mode)
             yield dict(loss="antico_all_proxy", antico_base=base, **mode)
 
 
-def hyper(batches, samples):
+def hyper(batches, samples, warmups):
     """batch_proxy, one hyperparameter changed at a time; the first row has the defaults. --loss names another."""
     alone = dict(
         antico_eps=[0.1, 0.25, 1, 2], antico_w=[0, 3, 10, 100, 300], antico_scale=["mcr2"], bs=batches,
-        samples_per_class=samples, warmup=[0, 1, 5, 10],
+        samples_per_class=samples, warmup=warmups,
     )  # fmt: skip
     forms = [
         dict(antico_form="exp", antico_w=1, loss_ac_w_align=0.0035),  # as published
@@ -141,7 +140,10 @@ TABLES = {
     "hyper": dict(
         about="eps, w, scale, batch size, samples per class, warm-up and form, one at a time",
         datasets=PAPER,
-        rows={"images": hyper([90, 250, 400], [2, 3, 5]), "glyphs": hyper([48, 96, 192], [2, 4, 8])},
+        rows={
+            "images": hyper([90, 250, 400], [2, 3, 5], [0, 1, 5, 10]),
+            "glyphs": hyper([48, 96, 192], [2, 4, 8], [0, 1, 2]),
+        },
     ),
     "pooling": dict(
         about="average, average + maximum, generalised mean of 2 and 3",

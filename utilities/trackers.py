@@ -1,5 +1,6 @@
 """What a run writes down: config.json, metrics.csv (one row an epoch), protocol.json, TensorBoard, Weights & Biases."""
 
+import contextlib
 import csv
 import importlib.metadata
 import importlib.util
@@ -18,21 +19,20 @@ SECRET = "wandb_key"
 
 
 def versions():
-    found = {"python": platform.python_version()}
+    """{package: version} of those that are installed."""
+    installed = {"python": platform.python_version()}
     for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            pass
-    return found
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            installed[package] = importlib.metadata.version(package)
+    return installed
 
 
 def commit():
     """The checkout's commit, with '+' behind it where tracked files were changed; None outside a checkout."""
 
     def git(*words):
-        here = os.path.dirname(os.path.abspath(__file__))
-        return subprocess.run(["git", *words], capture_output=True, text=True, check=True, cwd=here).stdout.strip()
+        folder = os.path.dirname(os.path.abspath(__file__))
+        return subprocess.run(["git", *words], capture_output=True, text=True, check=True, cwd=folder).stdout.strip()
 
     try:
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
@@ -42,13 +42,10 @@ def commit():
 
 def command(argv):
     """The words of a command line without the Weights & Biases key."""
-    words, secret = [], False
-    for word in argv:
-        flag, equals, _ = word.partition("=")
-        words.append(
-            "(not written)" if secret else f"{flag}=(not written)" if equals and flag == f"--{SECRET}" else word
-        )
-        secret = word == f"--{SECRET}"
+    words, flag = [], f"--{SECRET}"
+    for before, word in zip(["", *argv], argv):
+        hidden = "(not written)" if before == flag else f"{flag}=(not written)"
+        words.append(hidden if before == flag or word.startswith(f"{flag}=") else word)
     return words
 
 

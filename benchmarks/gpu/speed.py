@@ -18,10 +18,10 @@ from benchmarks.memory import in_a_process_of_its_own
 def sop_criteria(bench):
     n_classes = 600 if bench.small else losses.SOP
     embeddings, labels = losses.batch(n_classes, bench.device)
-    anchor = losses.OProxy(n_classes, losses.DIM).to(bench.device)
+    anchor = losses.proxy_anchor(n_classes, bench.device)
     runs = {"proxyanchor": losses.step(anchor, embeddings, labels)}
     for variant in ("pair", "batch_proxy", "all_proxy"):
-        antico = losses.AntiCo(losses.OProxy(n_classes, losses.DIM).to(bench.device), variant)
+        antico = losses.AntiCo(losses.proxy_anchor(n_classes, bench.device), variant)
         runs[f"antico_{variant}"] = losses.step(antico, embeddings, labels)
     times = dict(zip(runs, losses.medians(list(runs.values()), 2 if bench.small else 15, bench.device)))
     return f"{n_classes:,} classes: " + ", ".join(f"{name} {ms:.2f}" for name, ms in times.items())

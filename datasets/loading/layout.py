@@ -21,6 +21,8 @@ def find_layout(source_path, name, layouts, tree, get):
 
 def class_folders(folder):
     """[(class name, [image path, ...]), ...] of <folder>/<class>/*.jpg by name; folders without images are left out."""
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"{folder}: is no folder; it should have one folder a class")
     classes = []
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         # entry.is_dir() would raise on a loop of links

@@ -13,7 +13,7 @@ import shlex
 from dataclasses import dataclass, field
 
 from utilities import folders
-from utilities.trackers import collapse_line, protocol_rows
+from utilities.trackers import protocol_rows
 
 # what is learned does not depend on these: names, places, seeds, devices, logging, evaluation
 HOUSEKEEPING = {
@@ -41,6 +41,7 @@ class Run:
     seed: int
     epochs: int  # that it was to have
     chosen: dict = field(default_factory=dict)  # the row that the report shows
+    collapsed: bool = False
     kind: str = ""  # why it does not count, in one word: unfinished, diverged, collapsed, partial, repeated
     reason: str = ""
     advice: str = ""
@@ -178,9 +179,13 @@ def defaults_of(loss, base):
 
 
 def without_effect(flags):
+    """Names of the flags that do nothing, as the command line knows it; none for a loss that it no longer has."""
     import parameters
 
-    return set(parameters.without_effect(argparse.Namespace(**flags)))
+    try:
+        return set(parameters.without_effect(argparse.Namespace(**flags)))
+    except KeyError:
+        return set()
 
 
 def frozen(value):
@@ -197,8 +202,8 @@ def collect(given, split, which, count_collapsed=False):
             run.chosen = chosen_row(run, which)
     leave_out_repeated(runs)
     for run in runs:
-        if not run.reason and not count_collapsed:
-            leave_out_collapsed(run, split)
+        if not run.reason:
+            look_for_collapse(run, split, count_collapsed)
     return runs
 
 
@@ -273,15 +278,18 @@ def began(run):
         return math.inf
 
 
-def leave_out_collapsed(run, split):
-    """A collapse by the rule that training prints: where the shown epoch measured the rank or the rate's share."""
+def look_for_collapse(run, split, counts):
+    """A collapse by the rule of training, where the shown epoch measured the rank or the rate's share."""
     rank = run.chosen.get(f"{split}/effective_rank")
     share = run.chosen.get(f"{split}/coding_rate@share")
     dimensions = run.flags.get("embed_dim", 0)
-    if collapse_line(math.inf if rank is None else rank, 1.0 if share is None else share, dimensions):
+    least = max(0.05 * dimensions, 1.1 if dimensions > 2 else 0)  # one direction is a collapse in few dimensions too
+    if (rank is not None and rank < least) or (share is not None and share < 0.1):
         signs = [f"effective rank {rank:.1f} of {dimensions}"] if rank is not None else []
         signs += [f"coding rate {share:.1%} of its maximum"] if share is not None else []
         values = {n: run.chosen.get(f"{split}/{n}") for n in ("e_recall@1", "mAP@R")}
         signs += [f"{name} {value:.3f}" for name, value in values.items() if value is not None]
         advice = "this is a result of its method: say so, or count it with --count_collapsed"
-        leave_out(run, "collapsed", f"collapsed in epoch {run.chosen['epoch']:.0f}: {', '.join(signs)}", advice)
+        run.collapsed = True
+        if not counts:
+            leave_out(run, "collapsed", f"collapsed in epoch {run.chosen['epoch']:.0f}: {', '.join(signs)}", advice)

@@ -150,9 +150,9 @@ def draw_sweep(axis, table, rows, name, column, split):
 
 
 def set_scale(axis, values):
-    """Logarithmic where the values go over more than a factor of 20; ticks where there are runs."""
+    """Logarithmic where the values go over a factor of 5 or more; ticks where there are runs."""
     positive = [value for value in values if value > 0]
-    if min(values) >= 0 and positive and max(positive) / min(positive) > 20:
+    if min(values) >= 0 and positive and max(positive) / min(positive) >= 5:
         axis.set_xscale("symlog", linthresh=min(positive)) if min(values) == 0 else axis.set_xscale("log")
     if len(values) <= 8:
         axis.set_xticks(values, [f"{value:g}" for value in values])

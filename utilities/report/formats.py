@@ -4,7 +4,8 @@ import csv
 import io
 
 from utilities.report import rows as row_names
-from utilities.report.tables import SOURCE, caption, title
+from utilities.report.captions import caption, title
+from utilities.report.tables import SOURCE
 
 DASH = "-"
 

@@ -6,7 +6,7 @@ import os
 import shlex
 
 from utilities.report import formats, rows
-from utilities.report.tables import caption, title
+from utilities.report.captions import caption, title
 
 LARGEST = 3 * 2**20  # bytes of a picture that is taken into the page
 PICTURES = 4  # of a run

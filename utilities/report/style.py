@@ -49,15 +49,15 @@ def legend(figure, axes):
     if not handles:
         return
     longest = max(map(len, handles))
-    columns = 3 if longest <= 22 and len(handles) > 2 else 2 if longest <= 46 and len(handles) > 1 else 1
-    labels = ["\n".join(textwrap.wrap(label, {1: 92, 2: 42, 3: 26}[columns])) for label in handles]
+    columns = 3 if longest <= 22 and len(handles) > 2 else 2 if longest <= 43 and len(handles) > 1 else 1
+    labels = ["\n".join(textwrap.wrap(label, {1: 92, 2: 44, 3: 26}[columns])) for label in handles]
     depth = -(-len(labels) // columns)  # a legend fills its columns one after the other
     lines = sum(max(label.count("\n") + 1 for label in labels[i::depth]) for i in range(depth))
     width, height = figure.get_size_inches()
     figure.set_size_inches(width, height + 0.19 * lines + 0.15)
     figure.legend(
-        handles.values(), labels, loc="outside lower center", ncols=columns, frameon=False, handlelength=3.4,
-        fontsize=SETTINGS["legend.fontsize"],
+        handles.values(), labels, loc="outside lower center", ncols=columns, frameon=False, handlelength=3,
+        columnspacing=1.2, fontsize=SETTINGS["legend.fontsize"],
     )  # fmt: skip
 
 

@@ -7,11 +7,13 @@ import sys
 
 from utilities import recipes
 from utilities.files import write_whole
-from utilities.runs import options, plan, records, slurm, workers
+from utilities.runs import costs, options, plan, records, slurm, workers
 from utilities.runs.listing import Listing, without_effect
 
 
 def report_command(name, out, folders):
+    if name == "cost":
+        return [sys.executable, "-m", "benchmarks.cost", "--table", out, *folders]
     more = recipes.TABLES[name].get("report", [])
     return [sys.executable, "-m", "utilities.report", *folders, "--out", out, *more]
 
@@ -66,7 +68,10 @@ def main(words):
         print(options.usage())
         return 0
     name, given, extras = options.parse(words)
-    runs, out = plan.plan(name, given, extras), plan.table_path(name, given, extras)
+    kind = costs.Measurement if name == "cost" else plan.Run
+    runs, out = plan.plan(name, given, extras, kind), plan.table_path(name, given, extras)
+    if not given.dry_run:
+        options.check_data(name, given, list(dict.fromkeys(run.dataset for run in runs)))
     if given.check:
         return 0
     if given.number is not None and given.number >= len(runs):

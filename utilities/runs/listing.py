@@ -14,7 +14,7 @@ class Listing:
         for folder in dict.fromkeys(run.folder for run in runs):
             found[folder], problems = records.scan(folder)
             self.problems += problems
-        self.records = {run: found[run.folder].get(run.key) for run in runs}
+        self.records = {run: run.find(found[run.folder]) for run in runs}
 
     def state(self, run):
         record = self.records[run]
@@ -41,7 +41,7 @@ class Listing:
             checkpoint = os.path.join(self.records[runs[0]].folder, "checkpoint.pt")
             metric = column.partition("/")[2]
             lines.append(
-                f"note: {several([run.name for run in runs])} without {column}, which the table then lacks; measure it by "
+                f"note: {several([run.name for run in runs])} without {column}, and so is the table; measure it by "
                 f"python main.py --evaluate_only --checkpoint {shlex.quote(checkpoint)} --evaluation_metrics {metric}"
             )
         return lines

@@ -69,9 +69,10 @@ def check(name, given):
         )
     if given.slurm and given.gpus:
         raise ValueError("--slurm --gpus: a cluster's task has the GPU that Slurm gives it; leave --gpus out")
-    datasets = given.datasets or recipes.TABLES[name]["datasets"]
-    if given.dry_run:
-        return
+
+
+def check_data(name, given, datasets):
+    """ValueError, one line, if the folder of the data sets is not there."""
     if set(datasets) != {"glyphs"} and not os.path.isdir(given.data or records.defaults()["source_path"]):
         where = given.data or f"{records.defaults()['source_path']} (the default)"
         raise ValueError(

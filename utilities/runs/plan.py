@@ -15,6 +15,7 @@ from utilities import recipes
 from utilities.registry import lookup
 from utilities.runs import records
 
+PROGRAM = [sys.executable, os.path.join(records.ROOT, "main.py")]
 OTHERWISE = {  # flags of main.py that the queue gives itself
     "seed": '--seeds "0 1 2"', "dataset": "--datasets NAME ...", "arch": "--archs NAME ...", "save_path": "--out DIR",
     "source_path": "the folder after the table's name", "gpu": "--gpus 0,1", "resume": "nothing: it resumes by itself",
@@ -23,6 +24,7 @@ OTHERWISE = {  # flags of main.py that the queue gives itself
     "checkpoint": "python main.py",
 }  # fmt: skip
 OWN = ("seeds", "datasets", "archs", "out", "dry_run", "gpus", "slurm", "grid")
+PATHS = ("weights", "cache")  # flags with a path
 SWITCH = {"on": True, "true": True, "off": False, "false": False}
 
 
@@ -68,17 +70,16 @@ class Run:
         splits = ["test"] * (not opt.no_test_metrics) + ["val"] * opt.use_tv_split
         return {f"{split}/{metric}" for split in splits for metric in opt.evaluation_metrics}
 
-    def find(self):
-        """The Record of this run, None before its first start."""
-        return records.scan(self.folder)[0].get(self.key)
+    def find(self, scanned=None):
+        """The Record of this run, None before its first start. `scanned`: of its folder, where that is at hand."""
+        return (records.scan(self.folder)[0] if scanned is None else scanned).get(self.key)
 
     def command(self, record):
         """The words that start it, or go on with the run of a Record."""
-        program = [sys.executable, os.path.join(records.ROOT, "main.py")]
         if record is None:
-            return program + words_of({**self.flags, "group": self.group})
+            return PROGRAM + words_of({**self.flags, "group": self.group})
         own = records.HOUSEKEEPING - {"save_path"} | {"source_path"}
-        return program + words_of({"resume": record.folder, **{n: v for n, v in self.flags.items() if n in own}})
+        return PROGRAM + words_of({"resume": record.folder, **{n: v for n, v in self.flags.items() if n in own}})
 
 
 def words_of(flags):
@@ -109,7 +110,10 @@ def flag_value(name, values):
         if len(values) > 1 or (values and values[0] not in SWITCH):
             raise ValueError(f"--{name} {' '.join(values)}: is a switch, on or off")
         return SWITCH[values[0]] if values else True
-    return values if isinstance(default, list) or len(values) != 1 else values[0]
+    if isinstance(default, list) or len(values) != 1:
+        return values
+    here = name in PATHS and values[0] and "://" not in values[0]  # runs start in another folder
+    return os.path.abspath(values[0]) if here else values[0]
 
 
 def flags_of(words):
@@ -162,7 +166,7 @@ def with_suffix(arch, dataset):
     return arch if "_" in arch else arch + of_kind(recipes.SUFFIX, dataset)
 
 
-def plan(table_name, given, extras):
+def plan(table_name, given, extras, kind=Run):
     """The runs of a table, each once, seed by seed. Raises ValueError, or SystemExit of main.py's parser."""
     table = recipes.TABLES[table_name]
     rows = grid_rows(given.grid) if table_name == "grid" else None
@@ -177,19 +181,19 @@ def plan(table_name, given, extras):
                 for row in rows or of_kind(table["rows"], dataset):
                     chosen = {**network, **row, **extras}
                     prefix = [table_name] if "flags" in table else []
-                    run = make(place, {**recipe, **table.get("flags", {})}, chosen, prefix)
+                    run = make(place, {**recipe, **table.get("flags", {})}, chosen, prefix, kind)
                     runs.setdefault(run.key, run)
     return list(runs.values())
 
 
-def make(place, recipe, chosen, prefix):
-    """The Run of a place (data set, seed, folder), a recipe, and flags chosen over it; what has no effect falls away."""
+def make(place, recipe, chosen, prefix, kind):
+    """The Run of a place (data set, seed, folder), a recipe, and flags over it; what has no effect falls away."""
     every = {**place, **recipe, **chosen}
     opt = parameters.parse(words_of(every))
     idle = parameters.without_effect(opt)
     flags = {name: value for name, value in every.items() if name not in idle}
     group = group_name(recipe, opt, [n for n in chosen if n in flags and n not in records.HOUSEKEEPING], prefix)
-    return Run(place["dataset"], flags, opt, group)
+    return kind(place["dataset"], flags, opt, group)
 
 
 def group_name(recipe, opt, names, prefix):

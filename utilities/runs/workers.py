@@ -1,4 +1,4 @@
-"""A queue of runs on one or several GPUs: each run once, a failed one stops nothing, Ctrl-C lets them save themselves."""
+"""A queue of runs on one or several GPUs: each run once, a failed one stops nothing, Ctrl-C lets them save."""
 
 import concurrent.futures
 import contextlib
@@ -12,6 +12,8 @@ import subprocess
 import sys
 import threading
 import time
+
+from utilities.runs.records import ROOT
 
 try:
     import fcntl
@@ -79,7 +81,7 @@ class Queue:
         self.running = {}  # {run: (process, start)}
         self.elsewhere = set()
         self.seconds = {}  # {(data set, network): [seconds of a finished run]}
-        self.signal, self.lock = None, threading.RLock()
+        self.signal, self.lock, self.shown = None, threading.RLock(), ""
 
     # --- one worker ---
 
@@ -124,7 +126,7 @@ class Queue:
                 if self.signal is not None:
                     return 0, start
                 process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
+                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=ROOT,
                     pass_fds=[handle.fileno()], start_new_session=True,  # a terminal's Ctrl-C comes through us, once
                 )  # fmt: skip
                 self.running[run] = process, time.monotonic()
@@ -210,9 +212,12 @@ class Queue:
         if sys.stdout.isatty():
             with self.lock:
                 line = self.status()[: shutil.get_terminal_size().columns - 1]
-                print(f"\r\033[K{line}", end="", flush=True)
+                if line != self.shown:
+                    print(f"\r\033[K{line}", end="", flush=True)
+                self.shown = line
 
     def clear(self):
+        self.shown = ""
         if sys.stdout.isatty():
             print("\r\033[K", end="", flush=True)
 

@@ -1,0 +1,66 @@
+"""The queue with a main.py and a report that take no time: python -m tests.fake_queue WORDS OF antico_runs.sh.
+
+The fake main.py keeps a run's folder as the true one does and trains nothing. It notes each epoch in
+<save_path>/epochs.txt. FAKE_SECONDS is what an epoch takes, FAKE_FAIL the loss whose run fails.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+
+import parameters
+from utilities import folders
+
+HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+FAKE = [sys.executable, "-c", f"import sys; sys.path.insert(0, {HERE!r}); from tests import fake_queue as f; f.{{}}()"]
+
+
+def train():
+    opt = parameters.parse(sys.argv[1:])
+    stopped = []
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda n, _: stopped.append(n))
+    folder, rows = opt.resume, []
+    if folder:
+        folders.lock(folder)
+        with open(os.path.join(folder, "checkpoint.pt"), encoding="utf-8") as file:
+            rows = json.load(file)
+    else:
+        folder = folders.claim(opt.save_path, opt.dataset, folders.run_name(opt.savename, opt.group, opt.seed))
+    idle = parameters.without_effect(opt)
+    flags = {name: value for name, value in vars(opt).items() if name not in ("wandb_key", "resume", "list", "given")}
+    config = {"flags": {name: value for name, value in flags.items() if name not in idle}, "seed": opt.seed}
+    config["without_effect"] = {name: value for name, value in flags.items() if name in idle}
+    folders.write_config(folder, {**config, "commit": os.environ.get("FAKE_COMMIT"), "history": []})
+    names = ["epoch", *(f"test/{metric}" for metric in opt.evaluation_metrics), "seconds"]
+    for epoch in range(len(rows), opt.n_epochs + 1):
+        time.sleep(float(os.environ.get("FAKE_SECONDS", 0)))
+        if os.environ.get("FAKE_FAIL") == opt.loss and epoch == 1:
+            sys.exit("epoch 0\nerror: the loss is not finite, in step 3 of epoch 1\nbye")
+        with open(os.path.join(opt.save_path, "epochs.txt"), "a", encoding="utf-8") as file:
+            file.write(f"{os.path.basename(folder)} {epoch} {os.environ.get('CUDA_VISIBLE_DEVICES', '-')}\n")
+        rows.append(epoch)
+        lines = [",".join(names)] + [",".join([str(e)] + ["0.5"] * (len(names) - 1)) for e in rows]
+        for name, text in (("checkpoint.pt", json.dumps(rows)), ("metrics.csv", "\n".join(lines) + "\n")):
+            folders.write_whole(os.path.join(folder, name), lambda file, text=text: file.write(text))
+        if stopped:
+            sys.exit(128 + stopped[0])
+
+
+def report():
+    """X.md with the runs that the report was given, a line each."""
+    out = sys.argv[sys.argv.index("--out") + 1]
+    runs = sys.argv[1 : sys.argv.index("--out")]
+    with open(f"{out}.md", "w", encoding="utf-8") as file:
+        file.write("".join(f"{os.path.basename(run)}\n" for run in runs))
+
+
+if __name__ == "__main__":
+    from utilities.runs import __main__ as program
+    from utilities.runs import plan
+
+    plan.PROGRAM = [*FAKE[:2], FAKE[2].format("train")]
+    program.report_command = lambda name, out, runs: [*FAKE[:2], FAKE[2].format("report"), *runs, "--out", out]
+    sys.exit(program.main(sys.argv[1:]))

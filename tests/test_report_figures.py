@@ -1,0 +1,184 @@
+"""The report's figures: that what is drawn are the numbers, that it fits, and which figures are made when."""
+
+import numpy as np
+import pytest
+
+from tests.report_runs import write, write_spaces
+from utilities.report import collect, figures, spaces, style, tables
+from utilities.report.__main__ import main
+
+SHARE = "test/coding_rate@share"
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    style.plt.close("all")
+
+
+def made(place, *more):
+    runs = collect.collect([str(place)], "test", "last")
+    return tables.make_tables(runs, "test", *more)
+
+
+def lines(axis):
+    """{label: (x, y)} of the lines with a label."""
+    found = {line.get_label(): line.get_data() for line in axis.get_lines()}
+    return {label: (list(x), list(y)) for label, (x, y) in found.items() if not label.startswith("_")}
+
+
+def test_curves_are_the_means_of_the_same_seeds(tmp_path):
+    recalls = [[0.1, 0.30, 0.5], [0.2, 0.40, 0.7]]
+    for seed, values in enumerate(recalls):
+        # the second run did not evaluate epoch 1: no mean of one seed between means of two
+        values = values if seed == 0 else [values[0], None, values[2]]
+        write(tmp_path, "proxyanchor", seed, values, columns={SHARE: [0.7, 0.5, 0.3 + 0.1 * seed]})
+    write(tmp_path, "multisimilarity", 0, [0.1, 0.2, 0.3], columns={SHARE: [0.7, 0.4, 0.05]})
+    figure = figures.curves(made(tmp_path), "test")
+    recall, share = figure.axes
+    drawn = lines(recall)
+    assert drawn["ProxyAnchor"] == ([0, 2], pytest.approx([15, 60]))
+    assert drawn["MultiSimilarity (collapsed)"] == ([0, 1, 2], pytest.approx([10, 20, 30]))  # in no mean, in sight
+    assert lines(share)["ProxyAnchor"][1] == pytest.approx([70, 50, 35])
+    (band,) = recall.collections
+    y = band.get_paths()[0].vertices[:, 1]
+    assert {round(v, 6) for v in y} == {10, 20, 50, 70}
+
+
+def test_singular_values_are_those_of_the_file(tmp_path):
+    for seed in (0, 1):
+        rows, _, _ = write_spaces(write(tmp_path, "proxyanchor", seed, [0.1, 0.5]), 20, seed)
+    write_spaces(write(tmp_path, "multisimilarity", 0, [0.1, 0.5]), 3)
+    figure = spaces.spectrum(made(tmp_path), "test")
+    (axis,) = figure.axes
+    # independent: of the Gram matrix's eigenvalues
+    with np.load(next((tmp_path / "glyphs").glob("*proxyanchor_s1")) / "embeddings_test.npz") as file:
+        gram = file["embeddings"].astype(np.float64).T @ file["embeddings"].astype(np.float64)
+    expected = np.sqrt(np.linalg.eigvalsh(gram)[::-1])
+    own = spaces.singular_values(rows.astype(np.float32).astype(np.float64))
+    assert own == pytest.approx(expected / expected.sum(), rel=1e-5)
+    shown = lines(axis)
+    assert list(shown["ProxyAnchor"][0]) == list(range(1, 65)) and sum(shown["ProxyAnchor"][1]) == pytest.approx(1)
+    assert shown["MultiSimilarity"][1][10] < 0.3 * shown["ProxyAnchor"][1][10]  # the collapse is what one sees
+
+
+def test_proxy_similarity_is_the_distribution_of_cosines(tmp_path):
+    _, _, proxies = write_spaces(write(tmp_path, "antico_batch_proxy", 0, [0.1, 0.5]), 20)
+    write_spaces(write(tmp_path, "multisimilarity", 0, [0.1, 0.5]), 20)  # has none that act
+    cosines = spaces.similarities(proxies)
+    by_hand = [a @ b / np.linalg.norm(a) / np.linalg.norm(b) for i, a in enumerate(proxies) for b in proxies[:i]]
+    assert sorted(cosines) == pytest.approx(sorted(by_hand))
+    figure = spaces.proxies(made(tmp_path))
+    shown = lines(figure.axes[0])
+    assert list(shown) == ["AntiCo batch_proxy over ProxyAnchor"]
+    x, y = map(np.array, next(iter(shown.values())))
+    assert y.sum() == pytest.approx(100) and (x * y).sum() / 100 == pytest.approx(np.mean(by_hand), abs=0.03)
+
+
+def test_tsne_shows_the_same_classes_of_each_loss(tmp_path):
+    for loss, rank in (("proxyanchor", 5), ("multisimilarity", 30)):
+        write_spaces(write(tmp_path, loss, 0, [0.1, 0.5]), rank)
+    figure = spaces.tsne(made(tmp_path), "test")
+    shown = [axis for axis in figure.axes if axis.get_visible()]
+    assert [len(axis.get_lines()) for axis in shown] == [spaces.CLASSES] * 2
+    assert all(len(line.get_xdata()) == 12 for axis in shown for line in axis.get_lines())
+    again = spaces.tsne(made(tmp_path), "test")
+    assert np.array_equal(shown[0].get_lines()[0].get_xdata(), again.axes[0].get_lines()[0].get_xdata())
+    collapsed, labels = spaces.flat(np.ones((40, 8)), np.repeat(np.arange(4), 10))
+    assert collapsed.shape == (40, 2) and len(labels) == 40
+
+
+def test_a_hyperparameter_and_the_rate(tmp_path):
+    for seed in (0, 1):
+        write(tmp_path, "multisimilarity", seed, [0.1, 0.5], columns={SHARE: [0.7, 0.3]})
+        for w in (1, 10, 100):
+            value = 0.4 + 0.001 * w + 0.01 * seed
+            write(tmp_path, "antico_pair", seed, [0.1, value], "--antico_w", w, columns={SHARE: [0.7, w / 200 + 0.2]})
+    drawn = figures.draw_all(made(tmp_path), "test")
+    (axis,) = drawn["_hyper"].axes
+    shown = lines(axis)
+    assert shown["AntiCo pair over MultiSimilarity"] == ([1, 10, 100], pytest.approx([40.6, 41.5, 50.5]))
+    assert shown["MultiSimilarity"][1] == pytest.approx([50, 50])  # the base, level
+    assert axis.get_xscale() == "log" and axis.get_xlabel() == "--antico_w"
+    (axis,) = drawn["_rate"].axes
+    assert lines(axis)["AntiCo pair over MultiSimilarity (antico_w 100)"] == (
+        pytest.approx([70, 70]), pytest.approx([50, 51]))  # fmt: skip
+    write(tmp_path, "antico_pair", 0, [0.1, 0.5], "--antico_w", 10, "--antico_eps", 1)
+    assert "no single numeric flag" in figures.draw_all(made(tmp_path), "test")["_hyper"]
+    for seed in (0, 1):  # a weight of 0 has a place on a logarithmic axis too
+        write(tmp_path / "b", "antico_pair", seed, [0.1, 0.5], "--antico_w", 0)
+        write(tmp_path / "b", "antico_pair", seed, [0.1, 0.5], "--antico_w", 1)
+        write(tmp_path / "b", "antico_pair", seed, [0.1, 0.5], "--antico_w", 100)
+    (axis,) = figures.against_hyperparameter(made(tmp_path / "b"), "test").axes
+    assert axis.get_xscale() == "symlog"
+
+
+def test_what_the_runs_lack_is_said_and_what_is_damaged_named(tmp_path, capsys):
+    folder = write(tmp_path, "proxyanchor", 0, [0.1, 0.5])
+    out = str(tmp_path / "t")
+    assert main([folder, "--out", out]) == 0
+    text = capsys.readouterr().out
+    for line in (f"no {out}_spectrum.png: no run left embeddings_test.npz (--save_embeddings)",
+                 f"no {out}_proxies.png: no run's checkpoint.pt has proxies", f"no {out}_hyper.png: ",
+                 f"no {out}_rate.png: no run measured coding_rate@share"):  # fmt: skip
+        assert line in text
+    write_spaces(folder, 20)
+    assert main([folder, "--out", out]) == 0
+    assert f"{out}_tsne.pdf" in capsys.readouterr().out and (tmp_path / "t_proxies.png").exists()
+    for name in ("embeddings_test.npz", "checkpoint.pt"):
+        with open(f"{folder}/{name}", "r+b") as file:
+            file.truncate(500)
+    assert main([folder, "--out", out]) == 0  # the tables do not need them
+    text = capsys.readouterr().out
+    assert f"no {out}_spectrum.png: {folder}/embeddings_test.npz: damaged" in text
+    assert f"no {out}_proxies.png: {folder}/checkpoint.pt: not a checkpoint" in text
+    assert text.count("is of a former report") == 3  # so that nobody takes it for this one's
+
+
+def test_embeddings_are_checked(tmp_path):
+    for number, arrays in enumerate((dict(embeddings=np.full((3, 2), np.nan), labels=np.zeros(3)),
+                                     dict(embeddings=np.zeros((3, 2)), labels=np.zeros(2)),
+                                     dict(embeddings=np.zeros(3), labels=np.zeros(3)), dict(labels=np.zeros(3)),
+                                     dict(embeddings=np.array([[{}]]), labels=np.zeros(1)))):  # fmt: skip
+        place = tmp_path / str(number)
+        place.mkdir()
+        np.savez(place / "embeddings_test.npz", **arrays)
+        with pytest.raises(spaces.Unreadable, match="embeddings_test.npz: damaged"):
+            spaces.load_embeddings(str(place), "test")
+
+
+def test_every_figure_fits_and_is_legible(tmp_path):
+    """At half size type of 9 points is 4.5; nothing lies outside the figure, no two tick labels over each other."""
+    for seed in (0, 1):
+        for w in (1, 3, 10, 30, 100):
+            folder = write(tmp_path, "antico_pair", seed, [0.1, 0.4, 0.5 + w / 1000], "--antico_w", w,
+                           columns={SHARE: [0.7, 0.6, 0.3], "test/effective_rank": [40.0, 30.0, 20.0]})  # fmt: skip
+            write_spaces(folder, 20, seed)
+        write(tmp_path, "antico", seed, [0.1, 0.4, 0.5], "--loss_ac_w_align", 0.0035)
+        write(tmp_path, "proxyanchor", seed, [0.1, 0.4, 0.5], "--decay", 0.5)
+    for suffix, figure in figures.draw_all(made(tmp_path), "test").items():
+        assert not isinstance(figure, str), (suffix, figure)
+        drawn = style.finish(figure)
+        assert drawn["png"][:4] == b"\x89PNG" and drawn["pdf"][:4] == b"%PDF" and len(drawn["png"]) < 600_000
+        renderer = figure.canvas.get_renderer()
+        page = figure.bbox
+        for text in figure.findobj(style.matplotlib.text.Text):
+            if text.get_text() and text.get_visible() and text.axes is None or text in axis_texts(figure):
+                box = text.get_window_extent(renderer)
+                assert text.get_fontsize() >= 9, (suffix, text)
+                assert box.x0 >= -1 and box.y0 >= -1 and box.x1 <= page.x1 + 1 and box.y1 <= page.y1 + 1, (suffix, text)
+        for axis in figure.axes:
+            ticks = [t.get_window_extent(renderer) for t in axis.get_xticklabels() if t.get_text()]
+            inside = [b for b in ticks if axis.bbox.x0 - 2 <= (b.x0 + b.x1) / 2 <= axis.bbox.x1 + 2]
+            assert all(a.x1 < b.x0 for a, b in zip(inside, inside[1:])), suffix
+
+
+def axis_texts(figure):
+    return [
+        text for axis in figure.axes for text in (axis.title, axis.xaxis.label, axis.yaxis.label) if text.get_text()
+    ]
+
+
+def test_no_two_rows_look_alike():
+    looks = {(look["color"], str(look["linestyle"]), look["marker"]) for look in map(style.look, range(35))}
+    assert len(looks) == 35
