@@ -319,7 +319,7 @@ def listing():
         "--batch_mining": criteria.MINERS,
         "--arch": architectures.BACKBONES,
         "--dataset": datasets.DATASETS,
-        "--evaluation_metrics": {name.replace(r"(\d+)", "K"): entry for name, entry in evaluation.METRICS.items()},
+        "--evaluation_metrics": evaluation.METRICS,
     }
     lines = {flag: [f"  {name:20} {entry.about}" for name, entry in names.items()] for flag, names in parts.items()}
     return "\n\n".join("\n".join([flag, *lines[flag]]) for flag in parts)

@@ -38,41 +38,33 @@ def kmeans(embeddings, n_clusters, seed=0, on_cpu=False, restarts=1):
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # nearly equal points: a collapsed model, not a mistake
-            return KMeans(n_clusters, init="random", n_init=restarts, max_iter=20, random_state=seed).fit_predict(
-                points
-            )
+            model = KMeans(n_clusters, init="random", n_init=restarts, max_iter=20, random_state=seed)
+            return model.fit_predict(points)
     import faiss
 
-    gpu = embeddings.is_cuda and not on_cpu and faiss_gpus() > 0
-    # any number of points a centroid: no subsampling, and no warning about few
-    model = faiss.Kmeans(
-        points.shape[1],
-        n_clusters,
-        niter=20,
-        nredo=restarts,
-        seed=seed,
-        gpu=gpu,
-        min_points_per_centroid=1,
-        max_points_per_centroid=len(points),
-    )
+    how = dict(niter=20, nredo=restarts, seed=seed, gpu=embeddings.is_cuda and not on_cpu and faiss_gpus() > 0)
+    # all points are used, and nothing is said about few
+    how.update(min_points_per_centroid=1, max_points_per_centroid=len(points))
+    model = faiss.Kmeans(points.shape[1], n_clusters, **how)
     model.train(points)
     return model.index.search(points, 1)[1][:, 0]
 
 
+def on_host(labels):
+    return labels.cpu().numpy() if torch.is_tensor(labels) else np.asarray(labels)
+
+
 def nmi(labels, clusters):
-    """Normalised mutual information, 2 I / (H(labels) + H(clusters)), in 0..1. Source: Manning et al., IR book, 16.3."""
+    """Normalised mutual information, 2 I / (H(labels) + H(clusters)), in 0..1. Source: Manning et al. 2008, 16.3."""
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", UserWarning
-        )  # before 1.8 scikit-learn takes classes of one or two images for a regression
-        return float(normalized_mutual_info_score(np.asarray(labels), np.asarray(clusters)))
+        warnings.simplefilter("ignore", UserWarning)  # scikit-learn before 1.8 takes small classes for a regression
+        return float(normalized_mutual_info_score(on_host(labels), on_host(clusters)))
 
 
 def f1(labels, clusters):
     """F1 of "same cluster" as a prediction of "same class" over all pairs of images, in 0..1; 0 without a true pair."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # as in nmi
-        (_, false_positive), (false_negative, true_positive) = pair_confusion_matrix(
-            np.asarray(labels), np.asarray(clusters)
-        )
+        pairs = pair_confusion_matrix(on_host(labels), on_host(clusters))
+    (_, false_positive), (false_negative, true_positive) = pairs
     return float(2 * true_positive / max(2 * true_positive + false_positive + false_negative, 1))

@@ -20,26 +20,34 @@ def unit(embeddings):
 def coding_rate_share(embeddings):
     """R / R_max of the L2-normalised embeddings (n, d), a float in 0..1: 1 is spread evenly, near 0 is collapsed.
 
-    The scale is the published one of the evaluation, s = d / (0.5 n), so that values of splits of one dimension compare.
+    The scale is the published one, s = d / (0.5 n), so that values of splits of one dimension compare.
     Source: Yu et al., MCR², NeurIPS 2020, eq. 1, over its maximum (criteria/coding_rate.py).
     """
     return min(float(coding_rate.coding_rate_share(unit(embeddings))), 1.0)  # a full rate can round above its maximum
 
 
 def coding_rate_expansion(embeddings):
-    """`coding_rate@dis`: R of the L2-normalised embeddings, s = d / (0.5 n), in nats. Source: Yu et al., NeurIPS 2020, eq. 7."""
+    """`coding_rate@dis`: R of the L2-normalised embeddings, s = d / (0.5 n), in nats.
+
+    Source: Yu et al., NeurIPS 2020, eq. 7.
+    """
     return float(coding_rate.coding_rate(unit(embeddings)))
 
 
 def coding_rate_compression(embeddings, labels):
-    """`coding_rate@com`: Σ over classes of n_c / n · R(Z_c), s = d / (0.5 n_c), in nats: what the classes fill by themselves.
+    """`coding_rate@com`: Σ over classes of n_c / n · R(Z_c), s = d / (0.5 n_c), in nats: what the classes fill.
 
-    Source: Yu et al., NeurIPS 2020, eq. 8. `coding_rate@delta` is the expansion minus this.
+    Source: Yu et al., NeurIPS 2020, eq. 8.
     """
     rows = unit(embeddings)
     order = torch.argsort(torch.as_tensor(labels).to(rows.device), stable=True)
     sizes = torch.as_tensor(labels).unique(return_counts=True)[1].tolist()
     return sum(len(part) / len(rows) * float(coding_rate.coding_rate(part)) for part in rows[order].split(sizes))
+
+
+def coding_rate_reduction(embeddings, labels):
+    """`coding_rate@delta`: the expansion minus the compression, in nats. Source: Yu et al., NeurIPS 2020, eq. 9."""
+    return coding_rate_expansion(embeddings) - coding_rate_compression(embeddings, labels)
 
 
 def singular_values(embeddings):
@@ -56,7 +64,7 @@ def singular_values(embeddings):
 
 
 def rho_spectrum(embeddings, k=1):
-    """Divergence between the singular values (normalised to sum 1) and the uniform distribution, in nats; 0 is spread evenly.
+    """Divergence between the singular values (of sum 1) and the uniform distribution, in nats; 0 is spread evenly.
 
     k ≥ 1: KL(uniform ‖ spectrum) without the k − 1 largest values; k ≤ −1: KL(spectrum ‖ uniform) without the |k| − 1
     largest; 0: all values, where the published code has the distribution itself instead of a number: here as 1.
@@ -78,7 +86,10 @@ def rho_of(values, k):
 
 
 def effective_rank(embeddings):
-    """exp(entropy of the normalised singular values) of the embeddings as they come, in 1..min(n, d). Source: Roy & Vetterli 2007."""
+    """exp(entropy of the singular values, of sum 1) of the embeddings as they come, in 1..min(n, d).
+
+    Source: Roy & Vetterli, EUSIPCO 2007.
+    """
     return effective_rank_of(singular_values(embeddings))
 
 
@@ -88,7 +99,7 @@ def effective_rank_of(values):
 
 
 def uniformity(embeddings, t=2.0):
-    """log of the mean over pairs of different images of exp(−t |x − y|²), L2-normalised; 0 is collapsed, lower is more uniform.
+    """log of the mean over pairs of different images of exp(−t |x − y|²), L2-normalised; 0 is collapsed.
 
     In blocks of rows. Source: Wang & Isola, ICML 2020.
     """

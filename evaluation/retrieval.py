@@ -4,10 +4,9 @@ from numbers import Integral
 
 import torch
 
-from evaluation.search import Space, Unmeasurable, neighbours
+from evaluation.search import Search, Unmeasurable
 
-TRIED = 64  # neighbours among which the first match is looked for before it is counted
-BITE = 128  # queries counted at a time
+TRIED = 64  # neighbours among which the first match is looked for; a deeper search is of the queries that have none
 NONE = 1 << 62  # rank of the first match where there is none
 
 
@@ -33,56 +32,35 @@ def rank(embeddings, labels, k, deepest=0, query_embeddings=None, query_labels=N
     """What the metrics need of each image's ranking of all others, in the order of search.nearest_neighbours.
 
     Returns `matches`, bool (n, k'): whether each of the k (cut to what there is) nearest has the query's label; and
-    `first`, int (n,): the rank from 1 of the nearest match, 2^62 where there is none or it lies beyond k and `deepest`.
-    Beyond 64 that is the nearest in float32, of equally near ones the first, and what comes before it is counted.
+    `first`, int (n,): the rank from 1 of the nearest match, NONE where it lies beyond k and `deepest`.
     With query_embeddings (q, d) and query_labels (q,) the embeddings are the gallery, nothing is left out, and n is q.
     """
     queries, own_labels = (embeddings, labels) if query_embeddings is None else (query_embeddings, query_labels)
-    space = Space(queries, embeddings, exclude_self=query_embeddings is None, on_cpu=on_cpu)
-    labels, own_labels = labels.to(space.q.device), own_labels.to(space.q.device)
-    by_class, start, end = class_ranges(own_labels, labels)
-    k, deepest = min(k, space.available), min(deepest, space.available)
-    near = max(k, deepest if backend == "ivf" else min(deepest, TRIED))  # a count would visit all, which ivf avoids
-    matches, first = [], []
-    for rows, found in neighbours(space, near, backend):
-        hit = labels[found] == own_labels[rows, None]
-        ranks = torch.where(hit.any(1), hit.int().argmax(1) + 1, NONE)
-        missed = ((ranks == NONE) & (end > start)[rows]).nonzero().squeeze(1)
-        for part in missed.split(BITE) if deepest > near and len(missed) else ():
-            r = rows[part]
-            ranks[part] = rank_of_first(space, r, found[part], by_class, start[r, None], end[r, None])
-        first.append(ranks)
-        matches.append(hit[:, :k])
-    return torch.cat(matches).to(embeddings.device), torch.cat(first).to(embeddings.device)
+    search = Search(queries, embeddings, max(k, deepest), query_embeddings is None, backend, on_cpu)
+    labels, own_labels = labels.to(search.device), own_labels.to(search.device)
+
+    def matches_of(rows, depth, exact=True):
+        return labels[search.nearest(rows, depth, exact)] == own_labels[rows, None]
+
+    near = max(k, min(deepest, TRIED))
+    matches = torch.cat([matches_of(rows, near) for rows in search.blocks()])
+    first = torch.cat([rank_of_first(part) for part in matches.split(search.block)])
+    if min(deepest, search.available) > matches.shape[1]:
+        has_match = gallery_sizes(own_labels, labels) > int(search.exclude_self)
+        for rows in search.blocks(((first == NONE) & has_match).nonzero().squeeze(1)):
+            first[rows] = rank_of_first(matches_of(rows, deepest, exact=False))
+    return matches[:, :k].to(embeddings.device), first.to(embeddings.device)
 
 
-def rank_of_first(space, rows, found, by_class, start, end):
-    """Rank (b,) of the nearest of by_class[start:end] (b, 1), none of which is found (b, near); 2^62 without another.
-
-    By float32 distance, ties by index, after those found.
-    """
-    D = space.distances(rows)
-    inside = start + torch.arange(int((end - start).max()), device=D.device)
-    members = by_class[inside.clamp(max=len(by_class) - 1)]
-    theirs = D.gather(1, members).masked_fill(inside >= end, torch.inf)
-    nearest, at = theirs.min(1, keepdim=True)
-    rounding = space.rounding(rows, members.gather(1, at)).clamp(min=torch.finfo(D.dtype).tiny)
-    first = members.masked_fill(theirs > nearest + rounding, len(by_class)).amin(1, keepdim=True)
-    lower = torch.arange(len(by_class), device=D.device) < first
-    before = (D < torch.where(lower, nearest + rounding, nearest - rounding)).scatter_(1, found, True)
-    return torch.where(nearest.squeeze(1) < torch.inf, before.sum(1, dtype=torch.int32).long() + 1, NONE)
-
-
-def class_ranges(query_labels, labels):
-    """Gallery indices by class (m,), and for each query where among them its class starts and ends: (q,) and (q,)."""
-    ordered, by_class = labels.sort(stable=True)
-    return by_class, torch.searchsorted(ordered, query_labels), torch.searchsorted(ordered, query_labels, right=True)
+def rank_of_first(matches):
+    """The rank from 1 (n,) of the first match in matches (n, k), NONE where there is none."""
+    return torch.where(matches.any(1), matches.byte().argmax(1) + 1, NONE)
 
 
 def gallery_sizes(query_labels, labels):
     """For each query, the number of gallery images of its class: (q,)."""
-    _, start, end = class_ranges(query_labels, labels)
-    return end - start
+    ordered = labels.sort().values
+    return torch.searchsorted(ordered, query_labels, right=True) - torch.searchsorted(ordered, query_labels)
 
 
 def class_sizes(labels):
@@ -146,12 +124,22 @@ def within(sizes, matches):
 
 
 def map_at_k(embeddings, labels, k=1000, **search):
-    """`mAP_<k>` of the published code: mean over all images of 1/n Σ_{i ≤ k} precision(i) · [the i-th neighbour matches].
+    """`mAP_<k>` as published: mean over all images of 1/n Σ_{i ≤ k} precision(i) · [the i-th neighbour matches].
 
     n is the size of the class with the query itself, so that perfect retrieval stays below 1; mAP@R has no such bias.
     """
     embeddings, labels = as_tensors(embeddings, labels)
-    return average_precision(rank(embeddings, labels, k, **search)[0], class_sizes(labels) + 1)
+    return map_at_k_of(rank(embeddings, labels, k, **search)[0], class_sizes(labels) + 1, k)
+
+
+def map_at_k_of(matches, published_sizes, k):
+    """map_at_k from rank's matches and the sizes of the classes with the query in them."""
+    return average_precision(matches[:, :k], published_sizes)
+
+
+def map_lim_of(matches, published_sizes):
+    """`mAP_lim` of the published code: map_at_k_of as far down as its faiss-gpu could search."""
+    return map_at_k_of(matches, published_sizes, 1023)
 
 
 def average_precision(matches, total):

@@ -1,11 +1,11 @@
-"""Rows of embeddings before search and clustering: scaled so that float32 can tell them apart; equal ones found."""
+"""Rows of embeddings before search and clustering: scaled so that float32 can tell them apart; equal ones numbered."""
 
 import math
 
 import torch
 
-SAMPLE = 1000  # rows that the centre and the unit are taken from
-LONGEST = 1e15  # in that unit: longer rows are shortened to it, or their squares would overflow
+SAMPLE = 1000  # rows that the centre and the unit of length are taken from
+LONGEST = 1e15  # in that unit: coordinates beyond are cut to it, or their squares would overflow
 ROWS = 1024  # rows copied as float64 at a time: they stay in the cache
 
 
@@ -19,26 +19,23 @@ def well_scaled(sets):
     Squared distances from products cancel far from the origin and overflow beyond 1e19. The centre and the unit of
     length are medians of the first set, so that a few rows far away take no precision from the others.
     """
-    bounds = [abs(float(bound)) for x in sets for bound in x.aminmax()]
-    if not all(map(math.isfinite, bounds)):
+    largest = max(abs(float(bound)) for x in sets for bound in x.aminmax())
+    if not math.isfinite(largest):
         raise Unmeasurable("evaluation: embeddings are not finite")
-    unit = 2.0 ** -math.frexp(max(bounds))[1]  # powers of two do not round: what is equally far stays so
     sample = sets[0][:: -(-len(sets[0]) // SAMPLE)].double()
     centre = sample.median(0).values
-    lengths = ((sample - centre) * unit).norm(dim=1)
-    scale = unit * 2.0 ** -math.frexp(lengths[lengths > 0].median())[1] if lengths.any() else unit
+    lengths = (sample - centre).abs().amax(1)  # no squares: these may overflow
+    length = float(lengths[lengths > 0].median()) if lengths.any() else largest
+    scale = 2.0 ** -math.frexp(length)[1]  # powers of two do not round: what is equally far stays so
 
     def move(part):
-        part = (part.double() - centre).mul_(scale)
-        return part.mul_((LONGEST / part.norm(dim=1, keepdim=True)).clamp_(max=1)).float()
+        return ((part.double() - centre) * scale).clamp_(-LONGEST, LONGEST).float()
 
     return [torch.cat([move(part) for part in x.split(ROWS)]) for x in sets], scale
 
 
 def same_rows(x):
-    """A number from 0 for each row (n,), the same for equal rows."""
-    weights = torch.rand(x.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(x.device)
-    order = torch.cat([(part.double() * weights).sum(1) for part in x.split(ROWS)]).argsort(stable=True)
-    pairs = zip(order[:-1].split(ROWS), order[1:].split(ROWS))  # equal rows have equal sums, so they lie side by side
-    changes = torch.cat([order[:0] > 0, *((x[a] != x[b]).any(1) for a, b in pairs)])
-    return torch.zeros_like(order).index_copy_(0, order[1:], changes.cumsum(0))
+    """A number for each row (n,), the same for equal rows, from 0 in the order in which they first come."""
+    numbers = {}
+    rows = (x.cpu() + 0).numpy()  # + 0: -0 equals 0
+    return torch.tensor([numbers.setdefault(row.tobytes(), len(numbers)) for row in rows]).to(x.device)

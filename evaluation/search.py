@@ -1,11 +1,16 @@
-"""The nearest neighbours of embeddings, by faiss or by torch: the same ones in the same order."""
+"""The nearest neighbours of embeddings, by faiss or by torch: the same ones in the same order.
+
+1. Equal rows are one point, found once: a collapsed model has few, and costs no more than any other.
+2. The k + 8 nearest points are found by float32 products.
+3. Those as near as each other to float32's rounding are put in order by (float64 distance, index).
+"""
 
 import torch
 from torch.nn.functional import pad
 
 from evaluation.rows import ROWS, Unmeasurable, same_rows, well_scaled
 
-__all__ = ["Unmeasurable", "check_backend", "have_faiss", "nearest_neighbours"]
+__all__ = ["Search", "Unmeasurable", "check_backend", "have_faiss", "nearest_neighbours"]
 
 SPARE = 8  # neighbours looked at beyond the k-th, so that its ties are put in order with it
 BLOCK_BYTES = 256 * 2**20  # memory that a block of distances may take
@@ -40,10 +45,9 @@ def check_backend(backend):
 def nearest_neighbours(queries, gallery, k, exclude_self=False, backend="auto", on_cpu=False):
     """Indices (n, k) of the k gallery rows nearest to each query in Euclidean distance, nearest first, ties by index.
 
-    The k + 8 nearest by float32 distance are found, and those as near to float32's rounding are put in order by
-    (float64 distance, index): duplicates and ties that end within these k + 8 are in the order of a stable sort of
-    float64 distances, whatever the back-end. Of a longer tie (a collapsed model's), which of its images are among the
-    k + 8 is the back-end's choice.
+    The order is that of a stable sort of float64 distances, whatever the back-end, as far as ties between different
+    points end within the k + 8 nearest; of a longer tie, which of its points are among these is the back-end's choice.
+    Copies of a row may be any number.
 
     Parameters
     ----------
@@ -58,122 +62,143 @@ def nearest_neighbours(queries, gallery, k, exclude_self=False, backend="auto", 
     Raises ValueError if k < 1, there is nothing to find, exclude_self is asked of queries that are not the gallery's
     rows, or the back-end is unknown or not installed; Unmeasurable, one too, if the rows are not finite.
     """
-    found = torch.cat([found for _, found in neighbours(Space(queries, gallery, exclude_self, on_cpu), k, backend)])
+    search = Search(queries, gallery, k, exclude_self, backend, on_cpu)
+    found = torch.cat([search.nearest(rows, k) for rows in search.blocks()])
     return found.to(queries.device) if torch.is_tensor(queries) else found
 
 
-def neighbours(space, k, backend="auto"):
-    """nearest_neighbours by blocks: pairs of queries' numbers (b,) and what is found for them (b, k)."""
-    check_backend(backend)
+class Search:
+    """`nearest_neighbours` by blocks of queries, for any k up to `deepest`."""
+
+    def __init__(self, queries, gallery, deepest, exclude_self=False, backend="auto", on_cpu=False):
+        check_backend(backend)
+        sets = [torch.as_tensor(x).detach() for x in ([gallery] if gallery is queries else [gallery, queries])]
+        gallery, queries = [x.cpu() if on_cpu else x for x in (sets[0], sets[-1])]
+        check_rows(queries, gallery, deepest, exclude_self)
+        self.device, self.exclude_self, self.available = gallery.device, exclude_self, len(gallery) - exclude_self
+        point = same_rows(gallery)
+        self.by_point, self.copies = point.argsort(stable=True), point.bincount()  # rows in order of points, how many
+        self.start = self.copies.cumsum(0) - self.copies  # where in by_point those of a point begin
+        has_copies = len(self.copies) < len(gallery)
+        self.points, self.queries = gallery[self.by_point[self.start]] if has_copies else gallery, queries
+        scaled, self.scale = well_scaled([self.points] if queries is self.points else [self.points, queries])
+        p, self.q = scaled[0], scaled[-1]
+        self.p_norm, self.q_norm = p.norm(dim=1), self.q.norm(dim=1)
+        if backend == "auto":
+            on_gpu = p.is_cuda and have_faiss() and faiss_gpus() > 0 and self.points_for(deepest) <= FAISS_GPU_K
+            backend = "faiss" if have_faiss() and (on_gpu or not p.is_cuda) else "torch"
+        self.block = max(1, BLOCK_BYTES // (4 * len(p))) if backend == "torch" else 4096
+        if backend == "torch":
+            self.find = torch_index(p, min(self.block, len(queries)))
+        else:
+            self.find = faiss_index(p, self.points_for(deepest), backend == "ivf")
+
+    def points_for(self, k):
+        """How many points are looked at for the k nearest rows."""
+        return min(k + self.exclude_self + SPARE, len(self.points))
+
+    def blocks(self, rows=None):
+        """Numbers of queries (all of them without `rows`) in blocks that `nearest` takes."""
+        return (torch.arange(len(self.q), device=self.device) if rows is None else rows).split(self.block)
+
+    def nearest(self, rows, k, exact=True):
+        """Gallery indices (b, k) of the k nearest to queries `rows` (b,); k is cut to what there is.
+
+        exact=False leaves out float64, whose cost is unbounded where many points lie within float32's rounding.
+        """
+        k = min(k, self.available)
+        distances, points = self.find(self.q[rows], self.points_for(k))
+        if exact:
+            distances = self.told_apart(rows, distances, points)
+        distances, neighbours = self.rows_of(points, distances, k + self.exclude_self + SPARE)
+        tied = (distances.diff(dim=1) <= 0).any(1)
+        by_index, order = neighbours[tied].sort(1)
+        by_distance = distances[tied].gather(1, order).argsort(stable=True, dim=1)
+        neighbours[tied] = by_index.gather(1, by_distance)
+        if not self.exclude_self:
+            return neighbours[:, :k]
+        neighbours = neighbours[:, : k + 1]
+        own = neighbours == rows[:, None]
+        own[:, -1] |= ~own.any(1)  # it lies behind its copies: the last goes
+        return neighbours[~own].view(len(rows), k)
+
+    def told_apart(self, rows, d, points):
+        """Squared distances (b, k) from those less |q|² of `find`: float64's where rounding may hide the order."""
+        p, q = self.p_norm[points], self.q_norm[rows, None]
+        rounding = 4 * torch.finfo(d.dtype).eps * p * (p + 2 * q)
+        near = d.diff(dim=1) <= torch.maximum(rounding[:, 1:], rounding[:, :-1])
+        i, j = (pad(near, (1, 0)) | pad(near, (0, 1))).nonzero(as_tuple=True)
+        pairs = zip(rows[i].split(ROWS), points[i, j].split(ROWS))
+        exact = [((self.queries[r].double() - self.points[c]) * self.scale).square().sum(1) for r, c in pairs]
+        distances = d.double() + q.double() ** 2
+        distances[i, j] = torch.cat(exact)
+        return distances
+
+    def rows_of(self, points, distances, k):
+        """Distances and gallery rows of points (b, j): each point's copies in its place, cut to the first k."""
+        if len(self.points) == len(self.by_point):  # no row has a copy: points are rows
+            return distances, points
+        end = self.copies[points].cumsum(1)
+        place = torch.arange(min(k, len(self.by_point)), device=self.device).repeat(len(end), 1)
+        which = torch.searchsorted(end, place, right=True)  # of the points, the one whose copy comes in this place
+        first = (self.start[points] - end + self.copies[points]).gather(1, which)
+        return distances.gather(1, which), self.by_point[first + place]
+
+
+def check_rows(queries, gallery, k, exclude_self):
+    shapes = [tuple(x.shape) for x in (queries, gallery)]
     if k < 1:
         raise ValueError(f"nearest_neighbours: k must be at least 1, got {k}")
-    k = min(k, space.available)
-    wanted = min(k + SPARE, space.available)
-    if backend == "auto":
-        fits = have_faiss() and (not space.g.is_cuda or faiss_gpus() > 0 and wanted < FAISS_GPU_K)
-        backend = "faiss" if fits else "torch"
-    block = 4096 if backend != "torch" else max(1, BLOCK_BYTES // (4 * len(space.g)))
-    find = torch_search(space, wanted, block) if backend == "torch" else faiss_search(space, wanted, backend == "ivf")
-    for rows in torch.arange(len(space.q), device=space.q.device).split(block):
-        yield rows, in_exact_order(space, rows, *find(rows))[:, :k]
+    others = len(gallery) > exclude_self and len(queries) > 0
+    if not others or {len(shape) for shape in shapes} != {2} or shapes[0][1] != shapes[1][1]:
+        raise ValueError(f"nearest_neighbours: needs queries (n, d) and a gallery (m, d) with others, got {shapes}")
+    if exclude_self and shapes[0] != shapes[1]:
+        raise ValueError(f"nearest_neighbours: exclude_self needs the gallery as queries, got {shapes}")
 
 
-class Space:
-    """Queries and gallery, moved and scaled alike, and their distances: by block in float32, by pair in float64."""
-
-    def __init__(self, queries, gallery, exclude_self=False, on_cpu=False):
-        sets = [torch.as_tensor(x).detach() for x in ([gallery] if queries is gallery else [gallery, queries])]
-        self.sets, self.exclude_self = [x.cpu() for x in sets] if on_cpu else sets, exclude_self
-        self.available, self.ids = len(sets[0]) - exclude_self, None
-        shapes = [tuple(x.shape) for x in (sets[-1], sets[0])]
-        if self.available < 1 or not len(sets[-1]) or {len(s) for s in shapes} != {2} or shapes[0][1] != shapes[1][1]:
-            raise ValueError(f"nearest_neighbours: needs queries (n, d) and a gallery (m, d) with others, got {shapes}")
-        if exclude_self and shapes[0] != shapes[1]:
-            raise ValueError(f"nearest_neighbours: exclude_self needs the gallery as queries, got {shapes}")
-        moved, self.scale = well_scaled(self.sets)
-        self.g, self.q = moved[0], moved[-1]
-        self.g_norm, self.q_norm = self.g.norm(dim=1), self.q.norm(dim=1)
-        # |g|² - 2 q·g, which orders the gallery as the distance does, as one product
-        self.left, self.right = pad(-2 * self.q, (0, 1), value=1.0), torch.cat([self.g, self.g_norm[:, None] ** 2], 1)
-
-    def distances(self, rows, out=None):
-        """Squared distances (b, m) of queries, less their own squares; infinite to the query itself."""
-        with torch.autocast(self.q.device.type, enabled=False):  # half precision would merge near neighbours
-            D = torch.mm(self.left[rows], self.right.T, out=out)
-        return D.scatter_(1, rows[:, None], torch.inf) if self.exclude_self else D
-
-    def rounding(self, rows, columns):
-        """By how much `distances` of queries (b,) to gallery rows (b, j) may differ where the true ones are equal."""
-        g = self.g_norm[columns]
-        return 4 * torch.finfo(g.dtype).eps * g * (g + 2 * self.q_norm[rows, None])
-
-    def exact(self, rows, columns):
-        """Squared distances (p,) of pairs in float64, in the unit of `distances`; of equal pairs computed once."""
-        if self.ids is None:
-            self.ids = same_rows(self.sets[0] if self.exclude_self else torch.cat([self.sets[0], self.sets[-1]]))
-        n, own = len(self.ids), self.ids[rows - len(self.q)]  # the queries come last
-        pairs, which = (own * n + self.ids[columns]).unique(return_inverse=True)
-        one = torch.zeros_like(pairs).scatter_(0, which, torch.arange(len(which), device=which.device))
-        differences = (
-            self.sets[-1][r].double() - self.sets[0][c] for r, c in zip(rows[one].split(ROWS), columns[one].split(ROWS))
-        )
-        return torch.cat([(each * self.scale).square().sum(1) for each in differences])[which]
+# --- back-ends: functions of scaled queries (b, d) and k to |p|² - 2 q·p (b, k), ascending, and the points' numbers ---
 
 
-def in_exact_order(space, rows, d, found):
-    """Neighbours (b, j) sorted by distances d, those equal to rounding put in order by (float64 distance, index)."""
-    rounding = space.rounding(rows, found)
-    near = d.diff(dim=1) <= torch.maximum(rounding[:, 1:], rounding[:, :-1])
-    tied = pad(near, (1, 0)) | pad(near, (0, 1))
-    some = tied.any(1).nonzero().squeeze(1)
-    if not len(some):
-        return found
-    rows, part = rows[some], found[some]
-    key = d[some].double() + space.q_norm[rows, None].double() ** 2
-    i, j = tied[some].nonzero(as_tuple=True)
-    key[i, j] = space.exact(rows[i], part[i, j])
-    part, order = part.sort(1)  # by index, then by distance
-    order = key.gather(1, order).argsort(stable=True, dim=1)
-    return found.index_copy(0, some, part.gather(1, order))
+def torch_index(points, block):
+    """By a product and topk, of at most `block` queries at once."""
+    right = torch.cat([points, points.square().sum(1, keepdim=True)], 1)
+    buffer = points.new_empty(block, len(points))  # fresh memory costs as much as topk
+
+    def find(q, k):
+        with torch.autocast(q.device.type, enabled=False):  # half precision would merge near neighbours
+            D = torch.mm(pad(-2 * q, (0, 1), value=1.0), right.T, out=buffer[: len(q)])
+        return D.topk(k, largest=False)
+
+    return find
 
 
-def torch_search(space, k, block):
-    """A function: queries' numbers (b,), b ≤ block → distances, ascending, and indices of their nearest (b, k)."""
-    buffer = space.q.new_empty(min(block, len(space.q)), len(space.g))  # fresh memory costs as much as topk
-    return lambda rows: space.distances(rows, out=buffer[: len(rows)]).topk(k, largest=False)
-
-
-def faiss_search(space, k, approximate=False):
-    """As torch_search, by faiss's flat index of products; approximate: by its inverted lists of distances."""
+def faiss_index(points, deepest, approximate=False):
+    """By faiss's flat index of products; approximate: by its inverted lists of distances."""
     import faiss
 
-    k += space.exclude_self
-    points, asked = (space.g, space.q) if approximate else (space.right, -space.left)
     if approximate:
         lists = max(1, int(len(points) ** 0.5))
         index = faiss.IndexIVFFlat(faiss.IndexFlatL2(points.shape[1]), points.shape[1], lists)
         index.cp.min_points_per_centroid = 1
         index.nprobe = max(1, lists // 8)
     else:
+        points = torch.cat([points, points.square().sum(1, keepdim=True)], 1)
         index = faiss.IndexFlatIP(points.shape[1])
-    if points.is_cuda and faiss_gpus() > 0 and k <= FAISS_GPU_K:
+    if points.is_cuda and faiss_gpus() > 0 and deepest <= FAISS_GPU_K:
         index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), points.device.index or 0, index)
     if approximate:
         index.train(points.cpu().numpy())
     index.add(points.cpu().numpy())
 
-    def find(rows):
-        queries = asked[rows].cpu().numpy()
-        d, found = index.search(queries, k)
-        short = (found < 0).any(1)
+    def find(q, k):
+        asked = (q if approximate else pad(2 * q, (0, 1), value=-1.0)).cpu().numpy()
+        d, points = index.search(asked, k)
+        short = (points < 0).any(1)
         if short.any():  # the visited lists held fewer than k: all of them for these queries
             visited, index.nprobe = index.nprobe, index.nlist
-            d[short], found[short] = index.search(queries[short], k)
+            d[short], points[short] = index.search(asked[short], k)
             index.nprobe = visited
-        d, found = torch.from_numpy(d).to(rows.device), torch.from_numpy(found).to(rows.device)
-        d = d - space.q_norm[rows, None] ** 2 if approximate else -d
-        own = found == rows[:, None]
-        own[:, -1] |= ~own.any(1)  # not among its copies: the last goes
-        return [x[~own].view(len(rows), -1) for x in (d, found)] if space.exclude_self else (d, found)
+        d, points = torch.from_numpy(d).to(q.device), torch.from_numpy(points).to(q.device)
+        return d - q.square().sum(1, keepdim=True) if approximate else -d, points
 
     return find

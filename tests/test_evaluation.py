@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import evaluation
+import main
 from evaluation import clustering, collapse, retrieval, search
 
 BACKENDS = ["faiss", "torch"] if search.have_faiss() else ["torch"]
@@ -199,16 +200,20 @@ def test_one_search_and_one_clustering_serve_all_and_none_is_made_unasked(monkey
 
 
 def test_a_metric_is_added_by_one_line(monkeypatch):
-    monkeypatch.setitem(
-        evaluation.METRICS,
-        r"R-precision",
-        evaluation.Metric(
-            "Musgrave et al. 2020", lambda s: float((s.matches.cumsum(1)[:, 0] > 0).double().mean()), lambda s: 1
-        ),
-    )
+    def precision_at_k(matches, k):
+        return matches[:, :k].double().mean().item()
+
     embeddings, labels = data()
-    values = evaluation.compute(embeddings, labels, ["R-precision", "e_recall@1"])
-    assert values["R-precision"] == values["e_recall@1"]
+    with pytest.raises(ValueError, match="precision@10: unknown"):
+        evaluation.compute(embeddings, labels, ["precision@10"])
+    entry = evaluation.Metric("share of matches among the K nearest", precision_at_k, "matches", depth="K")
+    monkeypatch.setitem(evaluation.METRICS, "precision@K", entry)
+    values = evaluation.compute(embeddings, labels, ["precision@1", "e_recall@1", "precision@10"])
+    assert values["precision@1"] == values["e_recall@1"]
+    order = np.argsort(((embeddings[:, None] - embeddings) ** 2).sum(2), axis=1, kind="stable")[:, 1:11]
+    assert values["precision@10"] == pytest.approx((labels[order] == labels[:, None]).mean())
+    evaluation.check_names(["precision@10"])
+    assert "  precision@K " in main.listing() and "  rho_spectrum@K " in main.listing()
 
 
 @pytest.mark.parametrize("faiss", [True, False])

@@ -1,4 +1,4 @@
-"""The published metrics beyond Recall@K: naive loops, pytorch-metric-learning, golden numbers, query/gallery and the command line."""
+"""The published metrics beyond Recall@K: loops, pytorch-metric-learning, golden numbers, query/gallery, the command."""
 
 import json
 from types import SimpleNamespace

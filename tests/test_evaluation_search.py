@@ -187,7 +187,7 @@ def naive(order, labels, own, sizes, with_query):
 @pytest.mark.parametrize("name", FIT)
 def test_metrics_are_those_of_the_stable_sort(name, backend, monkeypatch):
     monkeypatch.setattr(search, "BLOCK_BYTES", 4 * 450 * 37)
-    monkeypatch.setattr(retrieval, "TRIED", 2)  # so that first matches are counted, not found
+    monkeypatch.setattr(retrieval, "TRIED", 2)  # so that most first matches are found by the deeper search
     points = SETS[name](450)
     labels = torch.cat([torch.randint(60, (446,), generator=drawn(6)), torch.tensor([100, 101, 102, 103])])
     values = evaluation.compute(points, labels, NAMES, search=backend)
@@ -258,14 +258,14 @@ def test_approximate_search_is_near_and_complete():
 
 def test_auto_is_faiss_where_it_is_installed(monkeypatch):
     points, used = torch.randn(30, 4), []
-    for name in ("faiss_search", "torch_search"):
+    for name in ("faiss_index", "torch_index"):
         real = getattr(search, name)
         monkeypatch.setattr(search, name, lambda *args, real=real, name=name: (used.append(name), real(*args))[1])
     search.nearest_neighbours(points, points, 3)
-    assert used == ["faiss_search" if search.have_faiss() else "torch_search"]
+    assert used == ["faiss_index" if search.have_faiss() else "torch_index"]
     monkeypatch.setattr(search, "have_faiss", lambda: False)
     search.nearest_neighbours(points, points, 3)
-    assert used[1:] == ["torch_search"]
+    assert used[1:] == ["torch_index"]
 
 
 def test_unknown_and_missing_back_ends(monkeypatch):
