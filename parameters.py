@@ -1,7 +1,4 @@
-"""Every flag, its default and what it means. `parse` gives the namespace that the packages' `select` functions read.
-
-The flags of a loss or miner stand in its constructor, in criteria/; they are read from there, without importing torch.
-"""
+"""Every flag, its default and what it means; those of a loss or miner stand in its constructor, in criteria/."""
 
 import argparse
 import itertools
@@ -14,6 +11,7 @@ from utilities.resumed import flags_of_run
 
 BESIDE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 MILLION = 10**6
+USAGE = "python main.py [--flag value ...]"
 EXAMPLES = """Deep metric learning with the Anti-Collapse loss.
 
 a first try on a CPU, no download:
@@ -32,8 +30,7 @@ pooling of _double (average + maximum), _lp2, _lp3 (generalised mean); else aver
 
 
 def build_parser():
-    usage = "python main.py [--flag value ...]"
-    parser = OneLineParser("main.py", usage, EXAMPLES, formatter_class=Formatter, allow_abbrev=False)
+    parser = OneLineParser("main.py", USAGE, EXAMPLES, formatter_class=Formatter, allow_abbrev=False)
     flag(parser, "list", False, "print the losses, miners, backbones, data sets and metrics, and stop")
     add_data(parser.add_argument_group("data"))
     add_network(parser.add_argument_group("network", SUFFIXES))
@@ -118,7 +115,7 @@ def add_losses(parser):
         for _, name, default, kind, choices, help in new:
             own = by_name(name)
             if default is None:  # that of the published command line
-                default = own.pop("antico")
+                default = own.pop("antico", None)
             more = {"choices": choices} if choices else {}
             flag(group, name, default, help, kind=kind, by_name=own, **more)
 
