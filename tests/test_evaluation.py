@@ -1,5 +1,6 @@
 """The metrics against the published code's numbers, naive loops and pytorch-metric-learning."""
 
+import os
 import sys
 import warnings
 from types import SimpleNamespace
@@ -199,20 +200,26 @@ def test_one_search_and_one_clustering_serve_all_and_none_is_made_unasked(monkey
     assert [name for name, _ in calls] == ["rank", "kmeans"]
 
 
-def test_a_metric_is_added_by_one_line(monkeypatch):
-    def precision_at_k(matches, k):
-        return matches[:, :k].double().mean().item()
-
+def test_a_metric_is_added_as_the_readme_says(monkeypatch):
+    """Its function and its line as they stand there, and then it has a name everywhere."""
+    with open(os.path.join(os.path.dirname(evaluation.__file__), "README.md"), encoding="utf-8") as file:
+        blocks = [block.split("```")[0] for block in file.read().split("```python\n")[1:]]
+    function, line = (
+        next(b for b in blocks if b.startswith(f"# evaluation/{name}.py")) for name in ("retrieval", "metrics")
+    )
     embeddings, labels = data()
     with pytest.raises(ValueError, match="precision@10: unknown"):
         evaluation.compute(embeddings, labels, ["precision@10"])
-    entry = evaluation.Metric("share of matches among the K nearest", precision_at_k, "matches", depth="K")
-    monkeypatch.setitem(evaluation.METRICS, "precision@K", entry)
+    space = {}
+    exec(function, space)
+    monkeypatch.setattr(retrieval, "precision_of", space["precision_of"], raising=False)
+    for name, entry in eval("{" + line + "}", vars(evaluation.metrics)).items():
+        monkeypatch.setitem(evaluation.METRICS, name, entry)
+    evaluation.check_names(["precision@10"])
     values = evaluation.compute(embeddings, labels, ["precision@1", "e_recall@1", "precision@10"])
     assert values["precision@1"] == values["e_recall@1"]
     order = np.argsort(((embeddings[:, None] - embeddings) ** 2).sum(2), axis=1, kind="stable")[:, 1:11]
     assert values["precision@10"] == pytest.approx((labels[order] == labels[:, None]).mean())
-    evaluation.check_names(["precision@10"])
     assert "  precision@K " in main.listing() and "  rho_spectrum@K " in main.listing()
 
 
