@@ -134,6 +134,9 @@ def test_a_signal_lets_the_run_save_and_says_how_to_go_on(tmp_path, number):
     again = f"The same command goes on: bash antico_runs.sh quickstart --n_epochs 3 --out {tmp_path}"
     assert again in text and "1 of 6 done" in text and "5 left" in text
     assert not (tmp_path / "quickstart_n_epochs_3.md").exists()
+    lines = queue(tmp_path, "quickstart", "--n_epochs", "3", "--dry_run")[1].splitlines()
+    assert [line.split()[0] for line in lines[:6]] == ["done", "interrupted", "new", "new", "new", "new"]
+    assert ["--resume" in line for line in lines[:6]] == [False, True, False, False, False, False]
     count = lines_of(tmp_path)
     time.sleep(0.5)
     assert lines_of(tmp_path) == count  # nothing trains on in the background
