@@ -19,9 +19,10 @@ def report_command(name, out, folders):
 
 
 def dry_run(listing, name, out):
-    for run in listing.runs:
-        print(f"{listing.state(run):12}{shlex.join(['python', *run.command(listing.records[run])[1:]])}")
     states = [listing.state(run) for run in listing.runs]
+    for run, state in zip(listing.runs, states):
+        command = run.command(listing.records[run] if state == "interrupted" else None)
+        print(f"{state:12}{shlex.join(['python', *command[1:]])}")
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     report = report_command(name, out, listing.folders() or ["RUNS"])
     print(f"{len(states)} runs: {counts}; then: {shlex.join(['python', *report[1:]])}")
