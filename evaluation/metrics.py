@@ -16,79 +16,52 @@ LARGEST = 1 << 62  # of the numbers in names: no data set has as many images
 
 
 class Metric(NamedTuple):
-    about: str  # for --list: what it is, and its source
     function: Callable  # of what it needs, and of K if its name has one, to a float
     needs: str  # attributes of Embedded, in the order of the function's arguments
+    about: str  # for --list: what it is, and its source
     depth: int | str = 0  # how many nearest images `matches` or `first_match` must reach: a number, "K", "R" or "R + 1"
     cosine: bool = False  # of the L2-normalised embeddings
     signed: bool = False  # K may be 0 or negative
 
 
 METRICS = {
-    "e_recall@K": Metric(
-        "Recall@K of the embeddings (Jégou et al., PAMI 2011)", retrieval.recall_of, "first_match", depth="K"
-    ),
-    "mAP@R": Metric(
-        "mean average precision at R (Musgrave et al., ECCV 2020)",
-        retrieval.map_at_r_of, "matches class_sizes", depth="R",
-    ),
-    "R-precision": Metric(
-        "share of matches among the R nearest (Musgrave et al., ECCV 2020)",
-        retrieval.r_precision_of, "matches class_sizes", depth="R",
-    ),
-    "mAP_K": Metric(
-        "mean average precision over the K nearest, as published (Roth et al., ICML 2020)",
-        retrieval.map_at_k_of, "matches published_sizes", depth="K",
-    ),
-    "mAP_lim": Metric(
-        "mAP_1023, the published faiss-gpu's limit (Roth et al., ICML 2020)",
-        retrieval.map_lim_of, "matches published_sizes", depth=1023,
-    ),
-    "mAP_c": Metric(
-        "mean average precision over as many as the class has images, as published (Roth et al., ICML 2020)",
-        retrieval.map_at_r_of, "matches published_sizes", depth="R + 1",
-    ),
-    "nmi": Metric(
-        "normalised mutual information with k-means clusters (Manning et al. 2008, 16.3)",
-        clustering.nmi, "labels clusters",
-    ),
-    "f1": Metric(
-        "F1 over pairs of images with k-means clusters (Manning et al. 2008, 16.3)", clustering.f1, "labels clusters"
-    ),
-    "dists@intra": Metric(
-        "mean cosine distance within classes (Roth et al., ICML 2020)", collapse.intra, "embeddings labels"
-    ),
-    "dists@inter": Metric(
-        "mean cosine distance between class means (Roth et al., ICML 2020)", collapse.inter, "embeddings labels"
-    ),
-    "dists@intra_over_inter": Metric(
-        "their ratio (Roth et al., ICML 2020)", collapse.intra_over_inter, "embeddings labels"
-    ),
-    "rho_spectrum@K": Metric(
-        "divergence of the singular values from uniform (Roth et al., ICML 2020)",
-        collapse.rho_of, "spectrum", signed=True,
-    ),
-    "coding_rate@share": Metric(
-        "coding rate as a share of its maximum (Yu et al., NeurIPS 2020); near 0 is collapse",
-        collapse.coding_rate_share, "embeddings",
-    ),
-    "coding_rate@dis": Metric(
-        "coding rate of all, nats (Yu et al., NeurIPS 2020)", collapse.coding_rate_expansion, "embeddings"
-    ),
-    "coding_rate@com": Metric(
-        "coding rate of the classes, nats (Yu et al., NeurIPS 2020)",
-        collapse.coding_rate_compression, "embeddings labels",
-    ),
-    "coding_rate@delta": Metric(
-        "dis - com (Yu et al., NeurIPS 2020)", collapse.coding_rate_reduction, "embeddings labels"
-    ),
-    "effective_rank": Metric(
-        "exp(entropy of the singular values) (Roy & Vetterli 2007)", collapse.effective_rank_of, "spectrum"
-    ),
-    "uniformity": Metric("log mean exp(-2 |x - y|²) (Wang & Isola, ICML 2020)", collapse.uniformity, "embeddings"),
-    "alignment": Metric(
-        "mean |x - y|² within classes (Wang & Isola, ICML 2020)", collapse.alignment, "embeddings labels"
-    ),
+    "e_recall@K": Metric(retrieval.recall_of, "first_match", depth="K",
+        about="Recall@K of the embeddings (Jégou et al., PAMI 2011)"),
+    "mAP@R": Metric(retrieval.map_at_r_of, "matches class_sizes", depth="R",
+        about="mean average precision at R (Musgrave et al., ECCV 2020)"),
+    "R-precision": Metric(retrieval.r_precision_of, "matches class_sizes", depth="R",
+        about="share of matches among the R nearest (Musgrave et al., ECCV 2020)"),
+    "mAP_K": Metric(retrieval.map_at_k_of, "matches published_sizes", depth="K",
+        about="mean average precision over the K nearest, as published (Roth et al., ICML 2020)"),
+    "mAP_lim": Metric(retrieval.map_lim_of, "matches published_sizes", depth=1023,
+        about="mAP_1023, the published faiss-gpu's limit (Roth et al., ICML 2020)"),
+    "mAP_c": Metric(retrieval.map_at_r_of, "matches published_sizes", depth="R + 1",
+        about="mean average precision over as many as the class has images, as published (Roth et al., ICML 2020)"),
+    "nmi": Metric(clustering.nmi, "labels clusters",
+        about="normalised mutual information with k-means clusters (Manning et al. 2008, 16.3)"),
+    "f1": Metric(clustering.f1, "labels clusters",
+        about="F1 over pairs of images with k-means clusters (Manning et al. 2008, 16.3)"),
+    "dists@intra": Metric(collapse.intra, "embeddings labels",
+        about="mean cosine distance within classes (Roth et al., ICML 2020)"),
+    "dists@inter": Metric(collapse.inter, "embeddings labels",
+        about="mean cosine distance between class means (Roth et al., ICML 2020)"),
+    "dists@intra_over_inter": Metric(collapse.intra_over_inter, "embeddings labels",
+        about="their ratio (Roth et al., ICML 2020)"),
+    "rho_spectrum@K": Metric(collapse.rho_of, "spectrum", signed=True,
+        about="divergence of the singular values from uniform (Roth et al., ICML 2020)"),
+    "coding_rate@share": Metric(collapse.coding_rate_share, "embeddings",
+        about="coding rate as a share of its maximum (Yu et al., NeurIPS 2020); near 0 is collapse"),
+    "coding_rate@dis": Metric(collapse.coding_rate_expansion, "embeddings",
+        about="coding rate of all, nats (Yu et al., NeurIPS 2020)"),
+    "coding_rate@com": Metric(collapse.coding_rate_compression, "embeddings labels",
+        about="coding rate of the classes, nats (Yu et al., NeurIPS 2020)"),
+    "coding_rate@delta": Metric(collapse.coding_rate_reduction, "embeddings labels",
+        about="dis - com (Yu et al., NeurIPS 2020)"),
+    "effective_rank": Metric(collapse.effective_rank_of, "spectrum",
+        about="exp(entropy of the singular values) (Roy & Vetterli 2007)"),
+    "uniformity": Metric(collapse.uniformity, "embeddings", "log mean exp(-2 |x - y|²) (Wang & Isola, ICML 2020)"),
+    "alignment": Metric(collapse.alignment, "embeddings labels",
+        about="mean |x - y|² within classes (Wang & Isola, ICML 2020)"),
 }  # fmt: skip
 for c_name, plain in {"c_recall@K": "e_recall@K", "c_nmi": "nmi", "c_f1": "f1", "c_mAP_K": "mAP_K"}.items():
     METRICS[c_name] = METRICS[plain]._replace(about=f"{plain} of the L2-normalised embeddings", cosine=True)

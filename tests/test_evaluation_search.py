@@ -77,6 +77,7 @@ SETS = {
     "nearly": nearly,
     "all equal": lambda n: torch.full((n, 3), 0.7),
 }
+COPIES = ("triples", "copies", "all equal")  # different points are never equally far: the order is exact
 FIT = ("random", "triples", "one long", "far from the origin")  # their ties are all within k + 8
 
 
@@ -106,6 +107,8 @@ def test_neighbours_are_those_of_a_stable_sort(name, backend, k):
     found = search.nearest_neighbours(points, points, k, exclude_self=True, backend=backend)
     share = hold_against(found, points, points, True)
     assert share > 0.95 or name not in FIT
+    if name in COPIES:
+        assert torch.equal(found, exact_order(points, points, True)[:, :k])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -212,7 +215,8 @@ def test_deep_recall_on_ties_is_neither_the_best_nor_the_worst_case(name, backen
     order = exact_order(points, points, True)
     recalls = retrieval.recall_at_k(points, labels, (70, 100, 200), backend=backend)
     for k, value in recalls.items():
-        assert value == pytest.approx(float((labels[order[:, :k]] == labels[:, None]).any(1).double().mean()), abs=0.1)
+        expected = float((labels[order[:, :k]] == labels[:, None]).any(1).double().mean())
+        assert value == pytest.approx(expected, abs=1e-12 if name in COPIES else 0.1)
 
 
 def seconds(run, repeats=3):
@@ -237,7 +241,7 @@ def test_collapse_costs_what_spread_embeddings_cost(backend):
     long = spread.clone()
     long[5] *= 1e6
     for points in (spread[:1].repeat(2500, 1), long):  # before: 30 times and more
-        assert seconds(lambda: evaluation.compute(points, labels, names, search=backend)) < 4 * usual
+        assert seconds(lambda: evaluation.compute(points, labels, names, search=backend)) < 2 * usual
 
 
 def test_approximate_search_is_near_and_complete():
