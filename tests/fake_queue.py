@@ -71,5 +71,5 @@ if __name__ == "__main__":
     from utilities.runs import plan
 
     plan.PROGRAM = [*FAKE[:2], FAKE[2].format("train")]
-    program.report_command = lambda name, out, runs: [*FAKE[:2], FAKE[2].format("report"), *runs, "--out", out]
+    program.report_command = lambda name, out, runs, _: [*FAKE[:2], FAKE[2].format("report"), *runs, "--out", out]
     sys.exit(program.main(sys.argv[1:]))
