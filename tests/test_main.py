@@ -194,7 +194,7 @@ def test_diverging_loss_stops_with_a_line_and_keeps_what_was(tmp_path, small, ca
     "argv, words",
     [
         (["--loss", "proxyancor"], "--loss proxyancor: unknown (did you mean proxyanchor?)"),
-        (["--arch", "conv5"], "--arch conv5: unknown backbone conv5 (did you mean conv4?)"),
+        (["--arch", "conv5"], "--arch conv5: unknown (did you mean conv4?)"),
         (["--evaluation_metrics", "e_recall@1", "rank"], "--evaluation_metrics rank: unknown"),
         (["--bs", "4000", "--samples_per_class", "2"], "--bs 40 at the most"),
         (["--amp", "fp16"], "--amp fp16: needs a GPU"),
