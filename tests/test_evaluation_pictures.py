@@ -4,6 +4,7 @@ import ast
 import glob
 import json
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -111,6 +112,39 @@ def test_queries_have_their_own_images(saved, tmp_path, monkeypatch):
     assert command.main([path, "--panel", str(tmp_path / "p.png")]) == 0
     queries, neighbours, *_ = shown["args"]
     assert set((queries[:, 80, 80, 0] % 5).tolist()) == {1} and set((neighbours[:, :, 80, 80, 0] % 5).flat) == {0}
+
+
+class Files(torch.utils.data.Dataset):
+    """Images of one grey, in files whose paths are relative, as --source_path may be."""
+
+    def __init__(self, greys):
+        self.greys, self.labels, self.paths = greys, torch.tensor(greys) // 100, [f"{grey}.png" for grey in greys]
+        for grey, path in zip(greys, self.paths):
+            Image.new("RGB", (20, 20), (grey,) * 3).save(path)
+
+    def __len__(self):
+        return len(self.greys)
+
+    def __getitem__(self, i):
+        return torch.full((3, 4, 4), self.greys[i], dtype=torch.uint8), int(self.labels[i])
+
+
+def test_what_save_embeddings_writes_is_shown_from_anywhere(tmp_path, monkeypatch):
+    """A query and a gallery split: the nearest image is the one whose grey is nearest."""
+    monkeypatch.chdir(tmp_path)
+    split = SimpleNamespace(query=Files([12, 101, 240]), gallery=Files([0, 10, 90, 120, 250]))
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 2))
+    torch.nn.init.constant_(model[1].weight, 0.1)
+    model.forward = lambda images: model[1](model[0](images.float()))
+    evaluation.save_embeddings(model, split, str(tmp_path / "embeddings_test.npz"), SimpleNamespace(bs=8, kernels=0))
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    shown, real = {}, pictures.panel
+    monkeypatch.setattr(pictures, "panel", lambda *args: shown.update(args=args) or real(*args))
+    assert command.main(["../embeddings_test.npz", "--panel", "p.pdf"]) == 0
+    queries, neighbours, right, *_ = shown["args"]
+    assert queries[:, 80, 80, 0].tolist() == [12, 101, 240]
+    assert neighbours[:, 0, 80, 80, 0].tolist() == [10, 90, 250] and right[:, 0].tolist() == [True, False, True]
 
 
 def test_images_of_glyphs_are_rendered():
