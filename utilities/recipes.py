@@ -41,8 +41,8 @@ DATASETS = {
         evaluation_metrics=[*measures(1, 2, 4, 8)[:5], "mAP@R", "coding_rate@share", "effective_rank"],
     ),
 }  # fmt: skip
-# after five epochs from random weights the rate of some losses is just below a tenth of its maximum, of some just above:
-# leaving out the former would compare a method with the better half of its base
+# after five epochs from random weights the rate of some losses is just below a tenth of its maximum, of others just
+# above: leaving out the former would compare a method with the better half of its base
 GLYPHS_REPORT = ["--count_collapsed"]
 MADE_FOR = {  # said at the start; hours are those that somebody measured
     "cub200": "one GPU; hours not measured",
