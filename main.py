@@ -9,6 +9,7 @@ if __name__ == "__main__":  # a wrong flag is answered before the seconds that t
     import parameters
 
     OPT = parameters.parse()
+    parameters.check_loss(OPT)
 
 # ruff: noqa: E402
 import argparse

@@ -189,14 +189,18 @@ def parse(argv=None):
     chosen = {**{name: value for name, value in saved.items() if name in defaults}, **given}
     opt = argparse.Namespace(**{**defaults, **own_defaults(chosen, defaults), **chosen})
     opt.resume = folder
-    try:
-        criteria.acting_flags(opt)  # a wrong name of a loss, base or miner, before torch is imported
-    except ValueError as problem:
-        parser.error(str(problem))
     for line in contradictions(opt):
         parser.error(line)
     opt.given = sorted(given)
     return opt
+
+
+def check_loss(opt):
+    """Exit status 2 with one line for an unknown loss, base or miner: for main.py, before it imports torch."""
+    try:
+        criteria.acting_flags(opt)
+    except ValueError as problem:
+        OneLineParser("main.py").error(str(problem))
 
 
 def note(opt):
