@@ -9,8 +9,7 @@ import criteria
 from utilities.command_line import LARGE, Formatter, OneLineParser, flag
 from utilities.resumed import flags_of_run
 
-BESIDE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-MILLION = 10**6
+BESIDE, MILLION = os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 10**6
 USAGE = "python main.py [--flag value ...]"
 EXAMPLES = """Deep metric learning with the Anti-Collapse loss.
 
@@ -85,9 +84,7 @@ def add_training(g):
     resume = "go on with the run in FOLDER, or the newest of this name; its flags hold where none is given"
     flag(g, "resume", False, resume, kind=str, nargs="?", const=True, metavar="FOLDER")
     flag(g, "checkpoint_minutes", 10.0, "minutes between checkpoints within an epoch; one follows each epoch anyway", 0)
-    flag(
-        g, "grad_cache", None, "embed in chunks of N images a process, with the whole batch's gradient", 1, MILLION, int
-    )
+    flag(g, "grad_cache", None, "embed in chunks of N images a process; the same gradient", 1, MILLION, int)
 
 
 def add_device(g):
@@ -196,7 +193,7 @@ def parse(argv=None):
 
 
 def check_loss(opt):
-    """Exit status 2 with one line for an unknown loss, base or miner: for main.py, before it imports torch."""
+    """Exit status 2, one line, for an unknown loss, base or miner: for main.py, before it imports torch."""
     try:
         criteria.acting_flags(opt)
     except ValueError as problem:
@@ -277,20 +274,18 @@ def of_data(opt):
     if opt.tv_split_by_samples and not opt.use_tv_split:
         yield "--tv_split_by_samples: needs --use_tv_split --tv_split_perc SHARE"
     if opt.dataset == "glyphs" and (opt.gpu_augment or opt.cache):
-        name = "--gpu_augment" if opt.gpu_augment else "--cache"
-        yield f"--dataset glyphs {name}: is for data sets of image files; glyphs is in memory already"
+        name = "gpu_augment" if opt.gpu_augment else "cache"
+        yield f"--dataset glyphs --{name}: is for data sets of image files; glyphs is in memory already"
 
 
 def of_loss(opt):
     entry, antico = criteria.CRITERIA.get(opt.loss), criteria.is_antico(opt.loss)
     if entry and opt.antico_type != entry.defaults.get("antico_type", opt.antico_type):
-        names = f"--loss {opt.loss} --antico_type {opt.antico_type}"
-        yield f"{names}: the loss's name fixes the type; leave one of the two out"
+        yield f"--loss {opt.loss} --antico_type {opt.antico_type}: the loss's name fixes the type; leave one out"
     if opt.antico_form == "normalized" and antico and opt.antico_gam2 != 1:
         yield "--antico_gam2: acts on --antico_form exp and neg; --antico_w weighs the normalized form"
     if opt.pml_args and not (opt.antico_base if antico else opt.loss).startswith("pml."):
-        words = " ".join(opt.pml_args)
-        yield f"--pml_args {words}: needs a loss of pytorch-metric-learning, e.g. --loss pml.CircleLoss"
+        yield f"--pml_args {' '.join(opt.pml_args)}: needs a loss of pytorch-metric-learning, as --loss pml.CircleLoss"
 
 
 def of_evaluation(opt):
