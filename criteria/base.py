@@ -64,7 +64,7 @@ class Criterion(nn.Module):
         for x in (embeddings, *self.parameters()):
             dtype = torch.promote_types(dtype, x.dtype)
         with torch.autocast(embeddings.device.type, enabled=False):
-            return self.loss(embeddings.to(dtype), labels)
+            return self.loss(embeddings.to(dtype), labels.long())  # as an index uint8 would be a mask
 
     def check(self, embeddings, labels):
         if embeddings.ndim != 2 or labels.ndim != 1 or len(embeddings) != len(labels) or len(labels) == 0:

@@ -26,7 +26,7 @@ def well_scaled(sets):
     centre = sample.median(0).values
     lengths = (sample - centre).abs().amax(1)  # no squares: these may overflow
     length = float(lengths[lengths > 0].median()) if lengths.any() else largest
-    scale = 2.0 ** -math.frexp(length)[1]  # powers of two do not round: what is equally far stays so
+    scale = 2.0 ** min(-math.frexp(length)[1], 1000)  # powers of two do not round: what is equally far stays so
 
     def move(part):
         return ((part.double() - centre) * scale).clamp_(-LONGEST, LONGEST).float()

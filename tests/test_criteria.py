@@ -272,3 +272,11 @@ def test_a_base_has_the_defaults_of_its_own_name():
     assert alone.miner is under.miner is criteria.miners.every
     given = select(10, "--loss", "antico_pair", "--antico_base", "triplet", "--batch_mining", "random").base
     assert given.miner is criteria.miners.random
+
+
+@pytest.mark.parametrize("loss", ["proxynca", "proxyanchor", "antico_batch_proxy", "multisimilarity"])
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
+def test_labels_of_any_whole_number_type(loss, dtype):
+    criterion = criteria.select(parameters.parse(["--loss", loss, "--embed_dim", "8"]), 10)
+    embeddings, labels = torch.randn(20, 8), torch.arange(20) % 10
+    assert criterion(embeddings, labels.to(dtype)) == criterion(embeddings, labels)

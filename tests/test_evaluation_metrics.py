@@ -258,3 +258,10 @@ def test_what_cannot_be_measured_is_one_line():
     ):
         with pytest.raises(evaluation.Unmeasurable, match="1 of 6 embeddings are not finite"):
             evaluation.compute(**arguments, names=["e_recall@1"])
+
+
+@pytest.mark.parametrize("size", [1e-308, 1e-310, 1e-318])
+def test_embeddings_below_the_smallest_normal_number_are_measured(size):
+    """Their unit of length has no finite inverse; so far down the numbers are those of what rounding has left."""
+    x, labels = np.random.default_rng(0).standard_normal((60, 8)) * size, np.repeat(np.arange(15), 4)
+    assert evaluation.compute(x, labels, ["e_recall@1"]) == evaluation.compute(x * 2.0**600, labels, ["e_recall@1"])

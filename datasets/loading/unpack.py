@@ -74,7 +74,9 @@ def tar_entries(archive):
 
 def zip_entries(archive):
     """The same of a ZipFile."""
-    entries = []
+    entries, end = [], zipfile._EndRecData(archive.fp)
+    if len(archive.infolist()) != end[zipfile._ECD_ENTRIES_TOTAL]:  # which zipfile does not compare
+        raise zipfile.BadZipFile("its directory lists fewer files than it should")
     for file in archive.infolist():
         if file.flag_bits & 1:
             raise BadArchive(f"has the encrypted file {file.filename!r}; refused")
