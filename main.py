@@ -9,6 +9,7 @@ if __name__ == "__main__":  # a wrong flag is answered before the seconds that t
     import parameters
 
     OPT = parameters.parse()
+    parameters.check_loss(OPT)
 
 # ruff: noqa: E402
 import argparse
@@ -104,7 +105,8 @@ def build(opt, device, device_name, signals):
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
     parts = dict(model=model, criterion=criterion, optimizer=optimizer, scheduler=scheduler, scaler=scaler)
-    facts = dict(dataset=opt.dataset, n_classes=n_classes, n_images=len(splits.train), input_size=model.input_size)
+    facts = dict(dataset=opt.dataset, n_classes=n_classes, n_images=len(splits.train), input_size=model.input_size,
+                 contents=datasets.contents(splits))  # fmt: skip
     checkpoints = state.Checkpoints(parts, {**facts, "arch": opt.arch, "embed_dim": opt.embed_dim})
     progress = checkpoints.restore(saved, opt.resume, device)
     profile = Profile(opt.profile, device)

@@ -1,7 +1,4 @@
-"""Every flag, its default and what it means. `parse` gives the namespace that the packages' `select` functions read.
-
-The flags of a loss or miner stand in its constructor, in criteria/; they are read from there, without importing torch.
-"""
+"""Every flag, its default and what it means; those of a loss or miner stand in its constructor, in criteria/."""
 
 import argparse
 import itertools
@@ -12,8 +9,8 @@ import criteria
 from utilities.command_line import LARGE, Formatter, OneLineParser, flag
 from utilities.resumed import flags_of_run
 
-BESIDE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-MILLION = 10**6
+BESIDE, MILLION = os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 10**6
+USAGE = "python main.py [--flag value ...]"
 EXAMPLES = """Deep metric learning with the Anti-Collapse loss.
 
 a first try on a CPU, no download:
@@ -32,8 +29,7 @@ pooling of _double (average + maximum), _lp2, _lp3 (generalised mean); else aver
 
 
 def build_parser():
-    usage = "python main.py [--flag value ...]"
-    parser = OneLineParser("main.py", usage, EXAMPLES, formatter_class=Formatter, allow_abbrev=False)
+    parser = OneLineParser("main.py", USAGE, EXAMPLES, formatter_class=Formatter, allow_abbrev=False)
     flag(parser, "list", False, "print the losses, miners, backbones, data sets and metrics, and stop")
     add_data(parser.add_argument_group("data"))
     add_network(parser.add_argument_group("network", SUFFIXES))
@@ -88,9 +84,7 @@ def add_training(g):
     resume = "go on with the run in FOLDER, or the newest of this name; its flags hold where none is given"
     flag(g, "resume", False, resume, kind=str, nargs="?", const=True, metavar="FOLDER")
     flag(g, "checkpoint_minutes", 10.0, "minutes between checkpoints within an epoch; one follows each epoch anyway", 0)
-    flag(
-        g, "grad_cache", None, "embed in chunks of N images a process, with the whole batch's gradient", 1, MILLION, int
-    )
+    flag(g, "grad_cache", None, "embed in chunks of N images a process; the same gradient", 1, MILLION, int)
 
 
 def add_device(g):
@@ -118,7 +112,7 @@ def add_losses(parser):
         for _, name, default, kind, choices, help in new:
             own = by_name(name)
             if default is None:  # that of the published command line
-                default = own.pop("antico")
+                default = own.pop("antico", None)
             more = {"choices": choices} if choices else {}
             flag(group, name, default, help, kind=kind, by_name=own, **more)
 
@@ -198,6 +192,14 @@ def parse(argv=None):
     return opt
 
 
+def check_loss(opt):
+    """Exit status 2, one line, for an unknown loss, base or miner: for main.py, before it imports torch."""
+    try:
+        criteria.acting_flags(opt)
+    except ValueError as problem:
+        OneLineParser("main.py").error(str(problem))
+
+
 def note(opt):
     """A line each on the flags given that do nothing, and on --resume without a run; empty where there are none."""
     idle, lines = [f"--{name}" for name in opt.given if name in without_effect(opt)], []
@@ -272,20 +274,18 @@ def of_data(opt):
     if opt.tv_split_by_samples and not opt.use_tv_split:
         yield "--tv_split_by_samples: needs --use_tv_split --tv_split_perc SHARE"
     if opt.dataset == "glyphs" and (opt.gpu_augment or opt.cache):
-        name = "--gpu_augment" if opt.gpu_augment else "--cache"
-        yield f"--dataset glyphs {name}: is for data sets of image files; glyphs is in memory already"
+        name = "gpu_augment" if opt.gpu_augment else "cache"
+        yield f"--dataset glyphs --{name}: is for data sets of image files; glyphs is in memory already"
 
 
 def of_loss(opt):
     entry, antico = criteria.CRITERIA.get(opt.loss), criteria.is_antico(opt.loss)
     if entry and opt.antico_type != entry.defaults.get("antico_type", opt.antico_type):
-        names = f"--loss {opt.loss} --antico_type {opt.antico_type}"
-        yield f"{names}: the loss's name fixes the type; leave one of the two out"
+        yield f"--loss {opt.loss} --antico_type {opt.antico_type}: the loss's name fixes the type; leave one out"
     if opt.antico_form == "normalized" and antico and opt.antico_gam2 != 1:
         yield "--antico_gam2: acts on --antico_form exp and neg; --antico_w weighs the normalized form"
     if opt.pml_args and not (opt.antico_base if antico else opt.loss).startswith("pml."):
-        words = " ".join(opt.pml_args)
-        yield f"--pml_args {words}: needs a loss of pytorch-metric-learning, e.g. --loss pml.CircleLoss"
+        yield f"--pml_args {' '.join(opt.pml_args)}: needs a loss of pytorch-metric-learning, as --loss pml.CircleLoss"
 
 
 def of_evaluation(opt):

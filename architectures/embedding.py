@@ -139,4 +139,6 @@ class EmbeddingNet(nn.Module):
         features = self.features(self.prepare(images))
         pooled = POOLINGS[self.pooling](features) if features.dim() == 4 else features
         embeddings = self.last_linear(pooled)
-        return normalize(embeddings.float(), dim=1) if self.normalize else embeddings
+        if not self.normalize:
+            return embeddings
+        return normalize(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)), dim=1)

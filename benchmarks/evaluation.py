@@ -110,17 +110,15 @@ def main(argv=None):
     start = time.perf_counter()
     loop_of(embeddings, labels, part)
     looped = (time.perf_counter() - start) * n / len(part)
-    print(
-        f"{n:,} x 512, {n_classes:,} classes: Recall@1, 10, 100, 1000, mAP@R, R-precision ({', '.join(f'{v:.4f}' for v in ours.values())})\n"
-    )
+    values = ", ".join(f"{v:.4f}" for v in ours.values())
+    print(f"{n:,} x 512, {n_classes:,} classes: Recall@1, 10, 100, 1000, mAP@R, R-precision ({values})\n")
     print("| | seconds | ratio | wanted |\n|---|---:|---:|---:|")
     print(f"| ours | {times[0]:.2f} | | |")
     print(f"| ours, --search {other} | {times[3]:.2f} | {times[3] / times[0]:.2f} | |")
     print(f"| AccuracyCalculator: precision@1, mAP@R, R-precision | {times[1]:.2f} | {times[1] / times[0]:.2f} | ≥ 1 |")
     print(f"| ours, these three | {times[2]:.2f} | {times[2] / times[0]:.2f} | |")
-    print(
-        f"| a numpy loop over the queries ({len(part):,} of them, scaled) | {looped:.1f} | {looped / times[0]:.1f} | ≥ 5 |"
-    )
+    loop = f"a numpy loop over the queries ({len(part):,} of them, scaled)"
+    print(f"| {loop} | {looped:.1f} | {looped / times[0]:.1f} | ≥ 5 |")
     print(f"| ours, all rows identical | {times[4]:.2f} | {times[4] / times[0]:.2f} | ≤ 2 |")
     print(f"| ours, one row a million times longer | {times[5]:.2f} | {times[5] / times[0]:.2f} | ≤ 2 |", flush=True)
 

@@ -129,7 +129,7 @@ def make_flow(d, conditioning, blocks, depth, width, dropout, clamp, start):
     flow = SequenceINN(d)
     numpy_state = np.random.get_state()
     for k in range(blocks):
-        flow.append(PermuteRandom, seed=int(torch.randint(2**31, ())))  # FrEIA's own draw ignores torch's seed
+        flow.append(PermuteRandom, seed=(torch.initial_seed() + k) % 2**31)  # FrEIA's own draw ignores torch's seed
         condition = dict(cond=k, cond_shape=(d,)) if k in conditioned else {}
         flow.append(GLOWCouplingBlock, subnet_constructor=subnet, clamp=clamp, **condition)
     np.random.set_state(numpy_state)

@@ -1,5 +1,6 @@
 """Which images make a batch: batch samplers, by name."""
 
+import math
 import os
 from functools import partial
 
@@ -20,12 +21,13 @@ class Batches(torch.utils.data.Sampler):
     first k, and what follows is what would have followed.
     """
 
-    def __init__(self, bs, seed, rank, world):
+    def __init__(self, bs, seed, rank, world, samples_per_class=1):
         if not 0 <= rank < world:
             raise ValueError(f"rank {rank}: must be from 0 to world - 1 = {world - 1}")
         if bs % world:
-            least = bs - bs % world
-            advice = f"{least or world} or {least + world} can"
+            unit = math.lcm(world, samples_per_class)
+            lower = bs - bs % unit
+            advice = f"{lower or unit} or {lower + unit} can"
             raise ValueError(f"--bs {bs}: cannot be shared by {world} processes; {advice}")
         self.bs, self.seed, self.rank, self.world = bs, seed, rank, world
         self.epoch, self.start, self.n_batches = 0, 0, 0
@@ -68,7 +70,7 @@ class ClassBatches(Batches):
     """
 
     def __init__(self, labels, bs, samples_per_class, distinct=False, seed=0, rank=0, world=1):
-        super().__init__(bs, seed, rank, world)
+        super().__init__(bs, seed, rank, world, samples_per_class)
         labels = torch.as_tensor(labels)
         if len(labels) == 0:
             raise ValueError("--data_sampler: the training split has no image")

@@ -1,5 +1,6 @@
 """The data sets by name. To add one: write its file, then add one line to DATASETS; see README.md."""
 
+import zlib
 from types import ModuleType
 from typing import Callable, NamedTuple, Optional
 
@@ -47,6 +48,13 @@ def select(opt, input_size=224):
     if opt.use_tv_split:
         splits.train, splits.val = train_val_split(splits.train, opt.tv_split_perc, opt.tv_split_by_samples, opt.seed)
     return splits
+
+
+def contents(splits):
+    """A line that tells these data from others: each split's number of images and the checksum of its class names."""
+    parts = {name: split for name, split in vars(splits).items() if isinstance(split, Split)}
+    sums = {name: zlib.crc32("\n".join(p.class_names).encode(errors="surrogateescape")) for name, p in parts.items()}
+    return ", ".join(f"{name} {len(part)} ({sums[name]:08x})" for name, part in parts.items())
 
 
 def evaluated_splits(opt, splits):

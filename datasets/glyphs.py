@@ -18,7 +18,7 @@ import torch
 from torch.nn.functional import affine_grid, grid_sample, interpolate
 
 from datasets.loading.split import Split, Splits
-from utilities.files import write_whole
+from utilities.files import DAY, remove_unfinished, write_whole
 
 ABOUT = "1,218 letters of five scripts in several faces, embedded, no download"
 
@@ -163,6 +163,7 @@ def load():
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         arrays = build()  # not there, or damaged
     try:
+        remove_unfinished(os.path.dirname(path), DAY)  # younger ones may be another run's, at work now
         write_whole(path, lambda file: np.savez_compressed(file, **arrays), "wb")
     except OSError as problem:
         reason = f"{path} cannot be written ({problem.strerror})"

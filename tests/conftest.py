@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -8,6 +9,10 @@ import torch
 
 REFERENCE = os.path.join(os.path.dirname(__file__), "reference")
 torch.set_num_threads(1)  # networks this small gain nothing by a second thread, and wait for it on a busy machine
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    signal.signal(
+        number, handler
+    )  # nohup and shells' background jobs ignore them, and the tests' processes inherit that
 
 
 @pytest.fixture(scope="session")

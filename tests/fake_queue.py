@@ -4,6 +4,7 @@ The fake main.py keeps a run's folder as the true one does and trains nothing. I
 <save_path>/epochs.txt. FAKE_SECONDS is what an epoch takes, FAKE_FAIL the loss whose run fails.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import time
 
 import parameters
 from utilities import folders
+from utilities.files import write_whole
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 FAKE = [sys.executable, "-c", f"import sys; sys.path.insert(0, {HERE!r}); from tests import fake_queue as f; f.{{}}()"]
@@ -25,7 +27,7 @@ def train():
     folder, rows = opt.resume, []
     if folder:
         folders.lock(folder)
-        with open(os.path.join(folder, "checkpoint.pt"), encoding="utf-8") as file:
+        with contextlib.suppress(FileNotFoundError), open(os.path.join(folder, "checkpoint.pt")) as file:
             rows = json.load(file)
     else:
         folder = folders.claim(opt.save_path, opt.dataset, folders.run_name(opt.savename, opt.group, opt.seed))
@@ -34,7 +36,8 @@ def train():
     config = {"flags": {name: value for name, value in flags.items() if name not in idle}, "seed": opt.seed}
     config["without_effect"] = {name: value for name, value in flags.items() if name in idle}
     folders.write_config(folder, {**config, "commit": os.environ.get("FAKE_COMMIT"), "history": []})
-    names = ["epoch", *(f"test/{metric}" for metric in opt.evaluation_metrics), "seconds"]
+    if rows:  # metrics.csv may be behind the checkpoint
+        write(folder, opt, rows)
     for epoch in range(len(rows), opt.n_epochs + 1):
         time.sleep(float(os.environ.get("FAKE_SECONDS", 0)))
         if os.environ.get("FAKE_FAIL") == opt.loss and epoch == 1:
@@ -42,11 +45,17 @@ def train():
         with open(os.path.join(opt.save_path, "epochs.txt"), "a", encoding="utf-8") as file:
             file.write(f"{os.path.basename(folder)} {epoch} {os.environ.get('CUDA_VISIBLE_DEVICES', '-')}\n")
         rows.append(epoch)
-        lines = [",".join(names)] + [",".join([str(e)] + ["0.5"] * (len(names) - 1)) for e in rows]
-        for name, text in (("checkpoint.pt", json.dumps(rows)), ("metrics.csv", "\n".join(lines) + "\n")):
-            folders.write_whole(os.path.join(folder, name), lambda file, text=text: file.write(text))
+        write(folder, opt, rows)
         if stopped:
             sys.exit(128 + stopped[0])
+
+
+def write(folder, opt, rows):
+    """checkpoint.pt and metrics.csv of these epochs."""
+    names = ["epoch", *(f"test/{metric}" for metric in opt.evaluation_metrics), "seconds"]
+    lines = [",".join(names)] + [",".join([str(epoch)] + ["0.5"] * (len(names) - 1)) for epoch in rows]
+    for name, text in (("checkpoint.pt", json.dumps(rows)), ("metrics.csv", "\n".join(lines) + "\n")):
+        write_whole(os.path.join(folder, name), lambda file, text=text: file.write(text))
 
 
 def report():
@@ -62,5 +71,5 @@ if __name__ == "__main__":
     from utilities.runs import plan
 
     plan.PROGRAM = [*FAKE[:2], FAKE[2].format("train")]
-    program.report_command = lambda name, out, runs: [*FAKE[:2], FAKE[2].format("report"), *runs, "--out", out]
+    program.report_command = lambda name, out, runs, _: [*FAKE[:2], FAKE[2].format("report"), *runs, "--out", out]
     sys.exit(program.main(sys.argv[1:]))

@@ -68,6 +68,10 @@ def test_every_kind_of_flag_is_read(tmp_path, monkeypatch):
         ("words", "words", (), tuple, (), "several"),
     ]
     assert registry.flags("some_loss:Plain") == []
+    with pytest.raises(ImportError, match="some_loss:Los: .*some_loss.py has no class or function Los"):
+        registry.flags("some_loss:Los")
+    with pytest.raises(ImportError, match="some_lost:Loss: there is no module some_lost"):
+        registry.flags("some_lost:Loss")
 
 
 def test_every_flag_reaches_its_argument(monkeypatch):

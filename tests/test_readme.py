@@ -11,8 +11,9 @@ import parameters
 HERE = Path(__file__).resolve().parents[1]
 READMES = sorted([HERE / "README.md", *HERE.glob("*/README.md"), *HERE.glob("utilities/*/README.md")])
 NAMES = [str(path.relative_to(HERE)) for path in READMES]
-SOURCE = re.compile(r"<!-- from (\S+?):? .*-->")  # <!-- from FILE: the command that wrote it -->
-MEASURED = re.compile(r"^\|.*\d\.\d.*\|$")
+SOURCE = re.compile(r"<!-- from (\S+?): .*-->")  # <!-- from FILE: the command that wrote it -->
+NO_FILE = re.compile(r"<!-- of .*-->")  # <!-- of which version, by whom, where no file was kept -->
+MEASURED = re.compile(r"\|\s*\**\d[\d,]*\.\d")  # a cell that begins with a number with a decimal point
 
 
 def tables(text):
@@ -24,7 +25,7 @@ def tables(text):
         elif rows:
             before = [each for each in lines[: number - len(rows)] if each.strip()][-1:]
             source = SOURCE.match(before[0]) if before else None
-            if any(MEASURED.match(row) for row in rows):
+            if any(MEASURED.search(row) for row in rows) and not (before and NO_FILE.match(before[0])):
                 found.append((source and source[1], rows))
             rows = []
     return found

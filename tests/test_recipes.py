@@ -36,7 +36,7 @@ def test_every_command_line_of_every_table_is_one_that_main_accepts(name, data, 
         opt = parameters.parse(words)
         assert opt.dataset == data in datasets.DATASETS and not parameters.note(opt)
         assert data == "glyphs" or opt.source_path == "/data/with spaces"
-        criteria.check_names(opt)
+        criteria.acting_flags(opt)
         architectures.parse_arch(opt.arch)
         evaluation.check_names(opt.evaluation_metrics, opt.embed_dim)
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from tests.report_runs import write, write_spaces
 from utilities.report import collect, figures, spaces, style, tables
@@ -154,29 +155,29 @@ def test_every_figure_fits_and_is_legible(tmp_path):
             folder = write(tmp_path, "antico_pair", seed, [0.1, 0.4, 0.5 + w / 1000], "--antico_w", w,
                            columns={SHARE: [0.7, 0.6, 0.3], "test/effective_rank": [40.0, 30.0, 20.0]})  # fmt: skip
             write_spaces(folder, 20, seed)
-        write(tmp_path, "antico", seed, [0.1, 0.4, 0.5], "--loss_ac_w_align", 0.0035)
+        write_spaces(write(tmp_path, "antico", seed, [0.1, 0.4, 0.5], "--loss_ac_w_align", 0.0035), 10)
         write(tmp_path, "proxyanchor", seed, [0.1, 0.4, 0.5], "--decay", 0.5)
     for suffix, figure in figures.draw_all(made(tmp_path), "test").items():
         assert not isinstance(figure, str), (suffix, figure)
         drawn = style.finish(figure)
         assert drawn["png"][:4] == b"\x89PNG" and drawn["pdf"][:4] == b"%PDF" and len(drawn["png"]) < 600_000
-        renderer = figure.canvas.get_renderer()
-        page = figure.bbox
-        for text in figure.findobj(style.matplotlib.text.Text):
-            if text.get_text() and text.get_visible() and text.axes is None or text in axis_texts(figure):
-                box = text.get_window_extent(renderer)
-                assert text.get_fontsize() >= 9, (suffix, text)
-                assert box.x0 >= -1 and box.y0 >= -1 and box.x1 <= page.x1 + 1 and box.y1 <= page.y1 + 1, (suffix, text)
+        canvas, page = FigureCanvasAgg(figure), figure.bbox
+        canvas.draw()
+        renderer = canvas.get_renderer()
+        for text in texts(figure):
+            box = text.get_window_extent(renderer)
+            assert text.get_fontsize() >= 9, (suffix, text)
+            assert box.x0 >= -1 and box.y0 >= -1 and box.x1 <= page.x1 + 1 and box.y1 <= page.y1 + 1, (suffix, text)
         for axis in figure.axes:
             ticks = [t.get_window_extent(renderer) for t in axis.get_xticklabels() if t.get_text()]
             inside = [b for b in ticks if axis.bbox.x0 - 2 <= (b.x0 + b.x1) / 2 <= axis.bbox.x1 + 2]
             assert all(a.x1 < b.x0 for a, b in zip(inside, inside[1:])), suffix
 
 
-def axis_texts(figure):
-    return [
-        text for axis in figure.axes for text in (axis.title, axis.xaxis.label, axis.yaxis.label) if text.get_text()
-    ]
+def texts(figure):
+    """Titles, names of the axes and the legend."""
+    found = [text for axis in figure.axes for text in (axis.title, axis.xaxis.label, axis.yaxis.label)]
+    return [text for text in found + [t for legend in figure.legends for t in legend.get_texts()] if text.get_text()]
 
 
 def test_no_two_rows_look_alike():

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import signal
 import sys
 import time
@@ -54,9 +55,9 @@ def while_running(run, errors):
             time.sleep(0.5 if is_of_another_process(problem) else 0)  # torchrun ends the processes one after the other
             if run.signals.signal is not None:  # the others have ended already
                 raise Stop("", 128 + run.signals.signal) from problem
-        after = f"Last good checkpoint: {run.checkpoints.newest}; go on from it with --resume {folder}"
+        after = f"Last good checkpoint: {run.checkpoints.newest}; go on from it with --resume {shlex.quote(folder)}"
         if not run.checkpoints.newest:
-            after = f"There is no checkpoint yet; begin again with --resume {folder}"
+            after = f"There is no checkpoint yet; begin again with --resume {shlex.quote(folder)}"
         for kind, (status, where) in errors.items():
             if isinstance(problem, kind):
                 raise Stop(f"error: {line_of(problem)}{place(run, where)}. {after}", status) from problem
@@ -77,7 +78,7 @@ def stopped(run):
     where = f"after step {step} of epoch {epoch}" if step else f"before epoch {epoch}"
     start = "torchrun ..." if distributed.world() > 1 else "python"  # with as many processes as there are then
     line = f"stopped by {stop.name} {where}; all is saved. Go on with: {start} main.py --resume "
-    return Stop(line + run.checkpoints.folder if distributed.rank() == 0 else "", stop.status)
+    return Stop(line + shlex.quote(run.checkpoints.folder) if distributed.rank() == 0 else "", stop.status)
 
 
 def of_the_machine(problem, after):

@@ -1,10 +1,13 @@
 """Files that are written whole or not at all."""
 
+import contextlib
 import glob
 import os
 import tempfile
+import time
 
 UNFINISHED = ".writing-"
+DAY = 24 * 3600  # seconds
 
 
 def write_whole(path, write, mode="w"):
@@ -34,7 +37,9 @@ def write_whole(path, write, mode="w"):
         raise
 
 
-def remove_unfinished(folder):
-    """Delete what a killed process left of files that it was writing."""
+def remove_unfinished(folder, age=0):
+    """Delete what a killed process left of files that it was writing, untouched for `age` seconds."""
     for path in glob.glob(os.path.join(glob.escape(folder), f"{UNFINISHED}*")):
-        os.unlink(path)
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - os.path.getmtime(path) >= age:
+                os.unlink(path)

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -40,6 +41,17 @@ def ignore(*_):
     sys.excepthook = lambda *_: None
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # SIGTERM of a whole process group is to be ignored, that of its end is not
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=end_with_main_process, daemon=True).start()
+
+
+def end_with_main_process():
+    """End this worker when its main process sends SIGTERM, as multiprocessing does at the end of a program."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 class Interrupts:

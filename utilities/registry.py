@@ -35,14 +35,19 @@ def flags(where):
     annotation's; an annotation by a Literal of the module, `MODES = Literal["a", "b"]`, gives the choices.
     """
     module, _, name = where.partition(":")
-    with open(importlib.util.find_spec(module).origin, encoding="utf-8") as file:
+    spec = importlib.util.find_spec(module)
+    if spec is None:
+        raise ImportError(f"{where}: there is no module {module}")
+    with open(spec.origin, encoding="utf-8") as file:
         source = file.read()
     lines, body = source.splitlines(), ast.parse(source).body
     literals = {}
     for node in body:
         if isinstance(node, ast.Assign) and ast.unparse(node.value).startswith("Literal["):
             literals[node.targets[0].id] = ast.literal_eval(node.value.slice)
-    function = next(node for node in body if getattr(node, "name", None) == name)
+    function = next((node for node in body if getattr(node, "name", None) == name), None)
+    if function is None:
+        raise ImportError(f"{where}: {spec.origin} has no class or function {name}")
     if isinstance(function, ast.ClassDef):
         function = next((node for node in function.body if getattr(node, "name", None) == "__init__"), None)
     arguments = function.args.args if function else []

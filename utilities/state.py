@@ -203,7 +203,9 @@ class Checkpoints:
         state = {name: part.state_dict() for name, part in self.parts.items()}
         weights = [w for part in ("model", "criterion") for w in state[part].values() if w.is_floating_point()]
         if not torch.stack([w.isfinite().all() for w in weights]).all():
-            raise NotFinite(f"the weights are not finite after step {progress.step} of epoch {progress.epoch + 1}")
+            step = f"step {progress.step} of epoch {progress.epoch + 1}"
+            where = step if progress.step else f"epoch {progress.epoch}"
+            raise NotFinite(f"the weights are not finite after {where}")
         if distributed.rank() == 0:
             state.update(asdict(progress), **self.facts)
             for name in (*also, NEW):

@@ -95,7 +95,7 @@ def describe_resumed(former, new, epoch, step):
     before, after = folders.all_flags(former), folders.all_flags(new)
     changed = {name: [before.get(name), value] for name, value in after.items() if before.get(name) != value}
     entry = dict(when=new["started"], from_epoch=epoch, from_step=step, changed=changed)
-    entry.update({name: new[name] for name in ("command", "commit", "device", "machine", "versions")})
+    entry.update({name: new[name] for name in ("command", "commit", "device", "machine", "processes", "versions")})
     kept = {name: value for name, value in former.items() if name not in ("flags", "without_effect", "history")}
     flags = dict(flags=new["flags"], without_effect=new["without_effect"])
     return {**flags, **kept, "history": [*former.get("history", []), entry]}

@@ -92,7 +92,7 @@ def recompilations():
 
 @row("ResNet-50 at 224 px, batch 90: our loop, the plain loops, one batch on the device")
 def loops_90(bench):
-    return loops(bench, 8 if bench.small else 90)
+    return "small: conv4 at 32 px, batch 8: " * bench.small + loops(bench, 8 if bench.small else 90)
 
 
 @row("ResNet-50 at 224 px, batch 256: the same")
@@ -114,7 +114,7 @@ def compile_and_amp(bench):
             ms = 1e3 * seconds_of(bench, on_the_device(bench, built, steps)) / steps
             results.append(f"{name}{' compiled' if compiled == 'on' else ''} {ms:.1f}")
             del built
-    return ", ".join(results)
+    return "small: conv4 at 32 px, batch 8: " * bench.small + ", ".join(results)
 
 
 @row("AntiCo's all-proxy term in a ResNet-50 step, batch 90, SOP's classes")

@@ -11,7 +11,7 @@ import zlib
 import numpy as np
 
 from datasets.loading.decode import BrokenImage, Reader, in_parallel
-from utilities.files import write_whole
+from utilities.files import DAY, remove_unfinished, write_whole
 
 FORMAT = 2  # to be raised when what is written changes
 
@@ -81,6 +81,7 @@ def open_or_build(folder, name, source, paths, shorter, workers, skip_broken=Fal
     cache = opened(data, index)
     if cache is None:
         try:
+            remove_unfinished(folder, DAY)  # younger ones may be another run's, at work now
             build(folder, data, index, name, paths, shorter, workers, skip_broken)
         except OSError as problem:
             raise ValueError(f"--cache {folder}: cannot be written ({problem.strerror or problem})") from problem

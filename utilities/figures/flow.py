@@ -1,6 +1,6 @@
 """Draw the README's algorithm-flow figure: python -m utilities.figures.flow FILE.png"""
 
-import sys
+import argparse
 
 import matplotlib
 
@@ -68,4 +68,6 @@ def draw(path):
 
 
 if __name__ == "__main__":
-    draw(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("path", metavar="FILE.png")
+    draw(parser.parse_args().path)

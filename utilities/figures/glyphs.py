@@ -1,7 +1,7 @@
 """Draw letters of the glyphs data set for the README: python -m utilities.figures.glyphs FILE.png"""
 
+import argparse
 import os
-import sys
 
 import matplotlib
 import torch
@@ -37,4 +37,6 @@ def draw(path, splits, size):
 if __name__ == "__main__":
     from datasets import glyphs  # the package utilities imports no other of ours; a script may
 
-    draw(sys.argv[1], glyphs.splits(glyphs.SIZE), glyphs.SIZE)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("path", metavar="FILE.png")
+    draw(parser.parse_args().path, glyphs.splits(glyphs.SIZE), glyphs.SIZE)

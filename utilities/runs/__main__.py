@@ -11,19 +11,22 @@ from utilities.runs import costs, options, plan, records, slurm, workers
 from utilities.runs.listing import Listing, without_effect
 
 
-def report_command(name, out, folders):
+def report_command(name, out, folders, runs):
     if name == "cost":
         return [sys.executable, "-m", "benchmarks.cost", "--table", out, *folders]
-    more = recipes.TABLES[name].get("report", [])
+    more = list(recipes.TABLES[name].get("report", []))
+    if {run.dataset for run in runs} == {"glyphs"}:
+        more += recipes.GLYPHS_REPORT
     return [sys.executable, "-m", "utilities.report", *folders, "--out", out, *more]
 
 
 def dry_run(listing, name, out):
-    for run in listing.runs:
-        print(f"{listing.state(run):12}{shlex.join(['python', *run.command(listing.records[run])[1:]])}")
     states = [listing.state(run) for run in listing.runs]
+    for run, state in zip(listing.runs, states):
+        command = run.command(listing.records[run] if state == "interrupted" else None)
+        print(f"{state:12}{shlex.join(['python', *command[1:]])}")
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    report = report_command(name, out, listing.folders() or ["RUNS"])
+    report = report_command(name, out, listing.folders() or ["RUNS"], listing.runs)
     print(f"{len(states)} runs: {counts}; then: {shlex.join(['python', *report[1:]])}")
 
 
@@ -42,7 +45,7 @@ def write_table(name, out, listing, failed):
     folders = listing.folders()
     if not folders:
         return 0
-    status = subprocess.run(report_command(name, out, folders), cwd=records.ROOT).returncode
+    status = subprocess.run(report_command(name, out, folders, listing.runs), cwd=records.ROOT).returncode
     if failed and status == 0:
         with open(f"{out}.md", encoding="utf-8") as file:
             text = file.read()
