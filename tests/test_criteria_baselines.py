@@ -197,7 +197,9 @@ def test_nir_is_a_function_of_torchs_seed():
     first = permutations()
     torch.manual_seed(0)
     np.random.seed(3)
-    assert first == permutations() and first != permutations() and first[0] != first[2]
+    assert first == permutations() and first[0] != first[2]
+    torch.manual_seed(1)
+    assert first != permutations()
 
 
 @pytest.mark.parametrize(

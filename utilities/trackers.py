@@ -209,6 +209,7 @@ def write_evaluation(opt, epoch, partial, metrics):
     folder, name = os.path.split(os.path.abspath(opt.checkpoint))
     source = os.path.abspath(opt.source_path) if opt.dataset != "glyphs" else ""
     of = dict(checkpoint=name, dataset=opt.dataset, source_path=source, search=opt.search, seed=opt.seed)
+    of["input_size"] = opt.input_size
     for base in folders.numbered(os.path.join(folder, f"evaluation_{os.path.splitext(name)[0]}")):
         path = f"{base}.json"
         if not os.path.exists(path) or same_record(path, of):
