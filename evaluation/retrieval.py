@@ -1,5 +1,6 @@
 """Retrieval metrics: Recall@K, mAP@R and mAP@K, from labels of ranked neighbours."""
 
+import logging
 from numbers import Integral
 
 import torch
@@ -44,6 +45,11 @@ def rank(embeddings, labels, k, deepest=0, query_embeddings=None, query_labels=N
 
     near = max(k, min(deepest, TRIED))
     matches = torch.cat([matches_of(rows, near) for rows in search.blocks()])
+    if search.by_chance:
+        logging.getLogger("antico").warning(
+            f"note: {search.by_chance} of {len(matches)} images have more than {near} + 8 others at one distance, to "
+            "float32's rounding; which of them are the nearest is chance, and so are Recall@K and mAP"
+        )
     first = torch.cat([rank_of_first(part) for part in matches.split(search.block)])
     if min(deepest, search.available) > matches.shape[1]:
         has_match = gallery_sizes(own_labels, labels) > int(search.exclude_self)

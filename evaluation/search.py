@@ -87,6 +87,7 @@ class Search:
         if backend == "auto":
             on_gpu = p.is_cuda and have_faiss() and faiss_gpus() > 0 and self.points_for(deepest) <= FAISS_GPU_K
             backend = "faiss" if have_faiss() and (on_gpu or not p.is_cuda) else "torch"
+        self.by_chance = 0  # queries so far of whose nearest rows some were chosen among equals, by the back-end
         self.block = max(1, BLOCK_BYTES // (4 * len(p))) if backend == "torch" else 4096
         if backend == "torch":
             self.find = torch_index(p, min(self.block, len(queries)))
@@ -109,7 +110,7 @@ class Search:
         k = min(k, self.available)
         distances, points = self.find(self.q[rows], self.points_for(k))
         if exact:
-            distances = self.told_apart(rows, distances, points)
+            distances = self.told_apart(rows, distances, points, k + self.exclude_self)
         distances, neighbours = self.rows_of(points, distances, k + self.exclude_self + SPARE)
         tied = (distances.diff(dim=1) <= 0).any(1)
         by_index, order = neighbours[tied].sort(1)
@@ -122,11 +123,17 @@ class Search:
         own[:, -1] |= ~own.any(1)  # it lies behind its copies: the last goes
         return neighbours[~own].view(len(rows), k)
 
-    def told_apart(self, rows, d, points):
-        """Squared distances (b, k) from those less |q|² of `find`: float64's where rounding may hide the order."""
+    def told_apart(self, rows, d, points, wanted):
+        """Squared distances (b, k) from those less |q|² of `find`: float64's where rounding may hide the order.
+
+        Counts the queries of which a tie begins among the `wanted` nearest and goes on beyond these k.
+        """
         p, q = self.p_norm[points], self.q_norm[rows, None]
         rounding = 4 * torch.finfo(d.dtype).eps * p * (p + 2 * q)
         near = d.diff(dim=1) <= torch.maximum(rounding[:, 1:], rounding[:, :-1])
+        if near.shape[1] and len(self.points) > points.shape[1]:
+            tied_to_the_end = near.flip(1).cumprod(1).sum(1)
+            self.by_chance += int((tied_to_the_end > points.shape[1] - 1 - wanted).sum())
         i, j = (pad(near, (1, 0)) | pad(near, (0, 1))).nonzero(as_tuple=True)
         pairs = zip(rows[i].split(ROWS), points[i, j].split(ROWS))
         exact = [((self.queries[r].double() - self.points[c]) * self.scale).square().sum(1) for r, c in pairs]

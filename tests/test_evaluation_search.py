@@ -280,3 +280,17 @@ def test_unknown_and_missing_back_ends(monkeypatch):
     for backend in ("faiss", "ivf"):
         with pytest.raises(ValueError, match=f"--search {backend}: needs faiss: pip install"):
             search.nearest_neighbours(points, points, 1, backend=backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_float32_cannot_order_is_said(backend, caplog):
+    """Ten points of 60 images each, nearer to each other than float32 tells: Recall@1 is chance, and a line says so."""
+    labels, generator = torch.arange(600) // 6, drawn(0)
+    noise = torch.randn(600, 256, generator=generator)
+    centres = torch.nn.functional.normalize(torch.randn(10, 256, generator=generator), dim=1)[labels % 10]
+    retrieval.recall_at_k(centres + noise, labels, 1, backend=backend)
+    retrieval.recall_at_k(1e-4 * noise, labels, 1, backend=backend)  # one point is only a matter of scale
+    retrieval.recall_at_k(centres, labels, 1, backend=backend)  # copies are in order at any length
+    assert not caplog.records
+    retrieval.recall_at_k(centres + 1e-6 * noise, labels, 1, backend=backend)
+    assert "is chance" in caplog.text and "600 of 600 images" in caplog.text
