@@ -54,6 +54,9 @@ def add_data(g):
     flag(g, "use_tv_split", False, "keep part of the training data apart as a validation split")
     flag(g, "tv_split_by_samples", False, "that split takes samples of every class instead of whole classes")
     flag(g, "tv_split_perc", 0.0, "share of the training classes (or samples) that stays in training", 0, 1)
+    subset = "drawn by --seed, after the validation split is apart"
+    flag(g, "train_classes", None, f"train on N classes only, {subset}", 2, MILLION, int)
+    flag(g, "train_images", None, f"train on at most N images of each class, {subset}", 1, MILLION, int)
     samplers = ["class_random", "class_balanced", "random"]
     sampler = "class_random: drawn with replacement, published; class_balanced: an epoch covers every image"
     flag(g, "data_sampler", "class_random", sampler, choices=samplers)
