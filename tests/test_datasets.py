@@ -10,7 +10,7 @@ import torch
 import datasets
 import parameters
 from datasets import glyphs as module
-from datasets.loading.split import train_val_split
+from datasets.loading.split import subset_of_classes, train_val_split
 
 
 @pytest.fixture(scope="session")
@@ -145,6 +145,30 @@ def test_train_val_split(splits, by_samples):
     assert torch.equal(val.labels.unique(), torch.arange(len(val.class_names)))
     other, _ = train_val_split(splits.train, 0.8, by_samples, seed=2)
     assert other.paths != train.paths
+
+
+def test_a_subset_has_the_classes_and_images_asked_for(splits):
+    train = splits.train
+    few = subset_of_classes(train, 50, 4, seed=3)
+    assert len(few.class_names) == 50 and few.augmented and set(few.class_names) < set(train.class_names)
+    assert len(few) == 200 and set(few.labels.bincount().tolist()) == {4}
+    named = {path: train.class_names[label] for path, label in zip(train.paths, train.labels)}
+    assert all(named[path] == few.class_names[label] for path, label in zip(few.paths, few.labels))
+    assert few.paths == subset_of_classes(train, 50, 4, seed=3).paths != subset_of_classes(train, 50, 4, seed=4).paths
+    nested = subset_of_classes(train, 20, 2, seed=3)
+    assert set(nested.paths) < set(few.paths) < set(subset_of_classes(train, 50, seed=3).paths)
+    whole = train.labels.bincount()  # a class with fewer images than asked for keeps them all
+    assert subset_of_classes(train, None, 7).labels.bincount().tolist() == whole.clamp(max=7).tolist()
+
+
+def test_subset_flags_leave_what_is_evaluated_alone(splits):
+    flags = ["--dataset", "glyphs", "--use_tv_split", "--tv_split_perc", "0.8"]
+    whole = datasets.select(parameters.parse(flags), 32)
+    part = datasets.select(parameters.parse([*flags, "--train_classes", "40", "--train_images", "3"]), 32)
+    assert len(part.train) == 120 and set(part.train.paths) < set(whole.train.paths)
+    assert part.val.paths == whole.val.paths and part.test.paths == whole.test.paths
+    with pytest.raises(ValueError, match="--train_classes 488: the training split has 487"):
+        datasets.select(parameters.parse([*flags, "--train_classes", "488"]), 32)
 
 
 def test_unknown_dataset():

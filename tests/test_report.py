@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 import parameters
-from tests.report_runs import RECIPE, edit, write
+from tests.report_runs import FACTS, RECIPE, edit, write
 from utilities import folders
 from utilities.report import collect, formats, rows, tables
 from utilities.report.__main__ import main
@@ -169,6 +169,28 @@ def test_differences_are_of_common_seeds_alone(tmp_path):
     assert shown == pytest.approx([difference.mean(), interval.low, interval.high, expected.pvalue])
     text = text_of(tmp_path)
     assert "| 0, 1, 2 " in text and "seeds differ: ProxyAnchor: 0, 1, 2, 3; AntiCo" in text
+
+
+def test_tuned_rows_have_the_one_row_of_their_base(tmp_path):
+    for seed, base, ours in ((0, 0.50, 0.55), (1, 0.52, 0.56)):
+        write(tmp_path / "a", "proxyanchor", seed, [0.1, base], "--lr", 1e-3)
+        write(tmp_path / "a", "antico_pair", seed, [0.1, ours], "--antico_base", "proxyanchor", "--lr", 3e-3)
+        write(tmp_path / "a", "multisimilarity", seed, [0.1, 0.9])
+    label = next(label for label in lines_of(tmp_path / "a") if label.startswith("AntiCo"))
+    assert lines_of(tmp_path / "a")[label]["Recall@1 difference"] == ""
+    line = lines_of(tmp_path / "a", "--tuned")[label]
+    assert float(line["Recall@1 difference"]) == pytest.approx(4.5)
+    assert "tuned for it" in text_of(tmp_path / "a") and "lr 0.001" in text_of(tmp_path / "a")
+    write(tmp_path / "a", "proxyanchor", 0, [0.1, 0.4], "--lr", 1e-2)  # two rows of the base: neither is it
+    assert lines_of(tmp_path / "a", "--tuned")[label]["Recall@1 difference"] == ""
+
+
+def test_classes_drawn_by_seed_are_one_table(tmp_path):
+    for seed, images in ((0, 790), (1, 803)):
+        facts = dict(data=FACTS | dict(n_classes=50, n_images=images))
+        write(tmp_path, "proxyanchor", seed, [0.1, 0.5], "--train_classes", 50, **facts)
+    (line,) = lines_of(tmp_path).values()
+    assert line["n"] == "2" and "(50 training classes)" in text_of(tmp_path)
 
 
 def test_other_data_is_another_table(tmp_path):

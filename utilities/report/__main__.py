@@ -47,6 +47,9 @@ def parse(argv):
     parser.add_argument(
         "--count_collapsed", action="store_true", help="collapsed runs count in the means; else they are listed below"
     )
+    parser.add_argument(
+        "--tuned", action="store_true", help="each row has flags tuned for it: compare it with the one row of its base"
+    )
     return parser.parse_args(argv)
 
 
@@ -90,7 +93,7 @@ def write_figures(out, tables, split):
 def report(given, argv):
     given.out = check_out(given.out)
     runs = collect(given.runs, given.split, given.row, given.count_collapsed)
-    tables = make_tables(runs, given.split, given.by, given.columns)
+    tables = make_tables(runs, given.split, given.by, given.columns, given.tuned)
     text, files = write_tables(given.out, tables, given.split, given.row)
     print(text)
     figures, drawn, none = write_figures(given.out, tables, given.split)

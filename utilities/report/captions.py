@@ -10,6 +10,7 @@ def title(table):
     """The data set in words."""
     dataset, place, n_classes, n_images, skipped = table.data
     size = f" ({n_images} training images of {n_classes} classes)" if n_images and n_classes else ""
+    size = f" ({n_classes} training classes)" if n_classes and not n_images else size  # images differ from seed to seed
     broken = f", {skipped} broken images skipped" if skipped else ""
     return f"{dataset}{' ' + place if place else ''}{size}{broken}"
 
@@ -40,9 +41,10 @@ def caption(table, split, which):
     )
     tests = sum(d is not None and d.p is not None for row in table.rows for d in row.differences.values())
     if any(row.differences for row in table.rows):
+        tuned = "Each row has the flags in its brackets, tuned for it. " if table.tuned else ""
         lines.append(
-            "Difference: mean of (row - base) over the seeds that both have, [95% confidence interval], p of the "
-            f"two-sided paired t-test; **bold: p < {LEVEL}**, better or worse; not corrected for the number of tests, "
+            f"{tuned}Difference: mean of (row - base) over the seeds that both have, [95% confidence interval], p of "
+            f"the two-sided paired t-test; **bold: p < {LEVEL}**, better or worse; not corrected for the number of tests, "
             f"which is {tests} here"
         )
     return lines + seeds_of(table) + facts_that_differ(table)

@@ -53,7 +53,8 @@ class Run:
         dataset, source = self.setting("dataset"), str(self.setting("source_path") or "")
         place = os.path.basename(os.path.normpath(source)) if dataset == "folder" else ""  # one's own images
         skipped = len(self.config.get("skipped_broken") or ())
-        return dataset, place, facts.get("n_classes"), facts.get("n_images"), skipped
+        drawn = self.setting("use_tv_split") or self.setting("train_classes")  # by seed, so are the images
+        return dataset, place, facts.get("n_classes"), None if drawn else facts.get("n_images"), skipped
 
     def setting(self, name):
         """A flag's value, whether it acted or not; None where the run has no such flag."""

@@ -54,7 +54,7 @@ def head_of(flags):
     return f"{text}, {form} form" + (", as published" if published else "")
 
 
-def group(runs):
+def group(runs, tuned=False):
     """{data: [Row, ...]}: a table a data set; a base loss stands before its variants, numbers rise."""
     tables = {}
     for run in runs:
@@ -65,7 +65,7 @@ def group(runs):
         name_rows(tables[data])
         for row in tables[data]:
             row.runs.sort(key=lambda run: run.seed)
-            row.base = base_of(row, tables[data])
+            row.base = base_of(row, tables[data], tuned)
     return tables
 
 
@@ -136,13 +136,18 @@ def text_of(value):
     return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 
-def base_of(row, rows):
-    """The Row whose loss is this AntiCo's base and whose other flags are all the same; None without one."""
+def base_of(row, rows, tuned=False):
+    """The Row whose loss is this AntiCo's base and whose other flags are all the same; None without one.
+
+    tuned: each row has the flags that are best for it, so its base is the one row of that loss, whatever its flags.
+    """
     if not is_antico(row.flags):
         return None
 
     def recipe(flags):
         return {name: v for name, v in flags.items() if name != "loss" and not name.startswith(OF_ANTICO)}
 
-    same = (other for other in rows if other.flags["loss"] == row.flags.get("antico_base"))
+    same = [other for other in rows if other.flags["loss"] == row.flags.get("antico_base")]
+    if tuned and len(same) == 1:
+        return same[0]
     return next((other for other in same if recipe(other.flags) == recipe(row.flags)), None)

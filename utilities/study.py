@@ -1,0 +1,135 @@
+"""The study: when does the space collapse, and what does AntiCo do about it? Its recipes; its results: criteria/README.md
+
+Every number that is tuned was tuned on validation classes (20% of the training classes) with seed 0, for the base loss
+alone as hard as for AntiCo on it: six runs that both share (tune_first), then six more each (tune_second). Then the
+main comparison (study), on test classes with other seeds and all training classes.
+"""
+
+# letters of 16 pixels, some 300 steps: half a minute a run on one core
+STUDY = dict(input_size=16, n_epochs=3, tau=2, eval_every=3)
+VALIDATION = dict(use_tv_split=True, tv_split_perc=0.8, no_test_metrics=True, save_embeddings=False)
+
+
+def supcon(temperature):
+    return dict(pml_args=f"temperature={temperature:g}")
+
+
+def both_alphas(alpha):
+    return dict(loss_oproxy_pos_alpha=alpha, loss_oproxy_neg_alpha=alpha)
+
+
+# of a base: `first`, tried at each learning rate; `second`, tried at the best of these; `w`, of the AntiCo term
+# (normalized) on it: about a tenth, a third and all of what the base loss is in the first epoch
+TUNED_BASES = {
+    "proxyanchor": dict(
+        first=[dict(loss_oproxy_lrmulti=m) for m in (3, 30)],
+        second=[both_alphas(a) for a in (8, 16, 32)],
+        w=[10, 30, 100],
+    ),
+    "proxynca": dict(
+        first=[dict(loss_proxynca_scale=9, loss_proxynca_lrmulti=m) for m in (3, 30)],
+        second=[dict(loss_proxynca_scale=s) for s in (1, 3, 27)],
+        w=[0.3, 1, 3],
+    ),
+    "normalized_softmax": dict(
+        first=[dict(loss_normalized_softmax_lrmulti=m) for m in (3, 30)],
+        second=[dict(loss_normalized_softmax_temperature=t) for t in (0.02, 0.1, 0.2)],
+        w=[0.3, 1, 3],
+    ),
+    "arcface": dict(
+        first=[dict(loss_arcface_lrmulti=m) for m in (3, 30)],
+        second=[dict(loss_arcface_margin=m, loss_arcface_scale=s) for m, s in ((0.5, 16), (0.2, 16), (0.2, 64))],
+        w=[3, 10, 30],
+    ),
+    "multisimilarity": dict(
+        first=[dict(loss_multisimilarity_beta=b) for b in (25, 50)],
+        second=[
+            dict(loss_multisimilarity_base=0.3),
+            dict(loss_multisimilarity_base=0.7),
+            dict(loss_multisimilarity_alpha=10),
+        ],
+        w=[0.03, 0.1, 0.3],
+    ),
+    "margin": dict(
+        first=[dict(loss_margin_beta=b) for b in (0.6, 1.2)],
+        second=[dict(loss_margin_margin=0.1), dict(loss_margin_margin=0.4), dict(batch_mining="semihard")],
+        w=[0.03, 0.1, 0.3],
+    ),
+    "contrastive": dict(
+        first=[dict(loss_contrastive_neg_margin=m) for m in (0.5, 1)],
+        second=[
+            dict(loss_contrastive_pos_margin=0.1),
+            dict(loss_contrastive_pos_margin=0.3),
+            dict(batch_mining="distance"),
+        ],
+        w=[0.03, 0.1, 0.3],
+    ),
+    "pml.SupConLoss": dict(
+        first=[supcon(t) for t in (0.05, 0.1)], second=[supcon(t) for t in (0.02, 0.2, 0.5)], w=[0.1, 0.3, 1]
+    ),
+}
+RATES = [1e-3, 3e-3, 1e-2]
+
+
+def tune_first():
+    """Every base alone: three learning rates by two values of what matters most beside it."""
+    for base, tried in TUNED_BASES.items():
+        yield from (over(base, None) | dict(lr=lr) | flags for lr in RATES for flags in tried["first"])
+
+
+# the best flags of tune_first, and the two best learning rates: the highest Recall@1 on validation classes
+BEST = {}
+
+
+def over(base, variant):
+    """The flags of AntiCo's variant on a base loss, or of the base alone (variant None)."""
+    return dict(loss=base) if variant is None else dict(loss=f"antico_{variant}", antico_base=base)
+
+
+def variants(base):
+    proxies = base in ("proxyanchor", "proxynca", "normalized_softmax", "arcface")
+    return [None, "pair", *(["batch_proxy", "all_proxy"] if proxies else [])]
+
+
+def tune_second():
+    """At the two best learning rates: the base's further hyperparameters, or the weight of AntiCo on it."""
+    for base, (rates, flags) in BEST.items():
+        for variant in variants(base):
+            more = 10 if variant in ("batch_proxy", "all_proxy") else 1
+            weights = [dict(antico_w=w * more) for w in TUNED_BASES[base]["w"]]
+            tried = TUNED_BASES[base]["second"] if variant is None else weights
+            yield from (over(base, variant) | flags | dict(lr=lr) | change for lr in rates for change in tried)
+
+
+# the best of both, for each base and variant
+CHOSEN = {}
+
+
+def main_comparison():
+    for (base, variant), flags in CHOSEN.items():
+        yield over(base, variant) | flags
+
+
+TABLES = {
+    "tune_first": dict(
+        about="the study's learning rates: every base loss alone, on validation classes",
+        datasets=["glyphs"],
+        rows=[*tune_first()],
+        flags=STUDY | VALIDATION,
+        report=["--split", "val"],
+    ),
+    "tune_second": dict(
+        about="the study's weights, and what else a base loss has, on validation classes",
+        datasets=["glyphs"],
+        rows=[*tune_second()],
+        flags=STUDY | VALIDATION,
+        report=["--split", "val"],
+    ),
+    "study": dict(
+        about="the main comparison: each base loss and each variant on it, all tuned on validation classes",
+        datasets=["glyphs"],
+        rows=[*main_comparison()],
+        flags=STUDY,
+        report=["--tuned"],
+    ),
+}
