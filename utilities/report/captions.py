@@ -44,8 +44,8 @@ def caption(table, split, which):
         tuned = "Each row has the flags in its brackets, tuned for it. " if table.tuned else ""
         lines.append(
             f"{tuned}Difference: mean of (row - base) over the seeds that both have, [95% confidence interval], p of "
-            f"the two-sided paired t-test; **bold: p < {LEVEL}**, better or worse; not corrected for the number of tests, "
-            f"which is {tests} here"
+            f"the two-sided paired t-test; **bold: p < {LEVEL}**, better or worse; not corrected for the number of "
+            f"tests, which is {tests} here"
         )
     return lines + seeds_of(table) + facts_that_differ(table)
 
