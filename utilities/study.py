@@ -1,7 +1,7 @@
 """The study: when does the space collapse, and what does AntiCo do about it? Its recipes. criteria/README.md: its map.
 
 Every number that is tuned was tuned on validation classes (20% of the training classes) with seed 0, for the base loss
-alone as hard as for AntiCo on it: eight runs that both share (tune_first), then six more each (tune_second). Then the
+alone as hard as for AntiCo on it: a grid that both share (tune_first), then at most as many more for AntiCo as for the base (tune_second). Then the
 main comparison (study), on test classes with other seeds and all training classes.
 """
 
@@ -23,23 +23,33 @@ def both_alphas(alpha):
 TUNED_BASES = {
     "proxyanchor": dict(
         first=[dict(loss_oproxy_lrmulti=m) for m in (3, 30)],
-        second=[both_alphas(a) for a in (8, 16, 32)],
+        second=[*(both_alphas(a) for a in (8, 16, 32)), dict(loss_oproxy_lrmulti=1)],
         w=[10, 30, 100],
+        w_proxies=[30, 300],
     ),
     "proxynca": dict(
         first=[dict(loss_proxynca_scale=9, loss_proxynca_lrmulti=m) for m in (3, 30)],
-        second=[dict(loss_proxynca_scale=s) for s in (1, 3, 27)],
+        second=[*(dict(loss_proxynca_scale=s) for s in (1, 3, 27)), dict(loss_proxynca_lrmulti=1)],
         w=[0.3, 1, 3],
+        w_proxies=[1, 10],
     ),
     "normalized_softmax": dict(
         first=[dict(loss_normalized_softmax_lrmulti=m) for m in (3, 30)],
-        second=[dict(loss_normalized_softmax_temperature=t) for t in (0.02, 0.1, 0.2)],
+        second=[
+            *(dict(loss_normalized_softmax_temperature=t) for t in (0.02, 0.1, 0.2)),
+            dict(loss_normalized_softmax_lrmulti=1),
+        ],
         w=[0.3, 1, 3],
+        w_proxies=[1, 10],
     ),
     "arcface": dict(
         first=[dict(loss_arcface_lrmulti=m) for m in (3, 30)],
-        second=[dict(loss_arcface_margin=m, loss_arcface_scale=s) for m, s in ((0.5, 16), (0.2, 16), (0.2, 64))],
+        second=[
+            *(dict(loss_arcface_margin=m, loss_arcface_scale=s) for m, s in ((0.5, 16), (0.2, 16), (0.2, 64))),
+            dict(loss_arcface_lrmulti=1),
+        ],
         w=[3, 10, 30],
+        w_proxies=[10, 100],
     ),
     "multisimilarity": dict(
         first=[dict(loss_multisimilarity_beta=b) for b in (25, 50)],
@@ -68,13 +78,14 @@ TUNED_BASES = {
         first=[supcon(t) for t in (0.05, 0.1)], second=[supcon(t) for t in (0.02, 0.2, 0.5)], w=[0.1, 0.3, 1]
     ),
 }
-RATES = [3e-4, 1e-3, 3e-3, 1e-2]
+RATES = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]
 
 
 def tune_first():
-    """Every base alone: four learning rates by two values of what matters most beside it."""
+    """Every base alone: four or five learning rates by two values of what matters most beside it."""
     for base, tried in TUNED_BASES.items():
-        yield from (over(base, None) | dict(lr=lr) | flags for lr in RATES for flags in tried["first"])
+        rates = RATES if "w_proxies" in tried else RATES[1:]
+        yield from (over(base, None) | dict(lr=lr) | flags for lr in rates for flags in tried["first"])
 
 
 # the best flags of tune_first, and the two best learning rates: the highest Recall@1 on validation classes
@@ -87,17 +98,15 @@ def over(base, variant):
 
 
 def variants(base):
-    proxies = base in ("proxyanchor", "proxynca", "normalized_softmax", "arcface")
-    return [None, "pair", *(["batch_proxy", "all_proxy"] if proxies else [])]
+    return [None, "pair", *(["batch_proxy", "all_proxy"] if "w_proxies" in TUNED_BASES[base] else [])]
 
 
 def tune_second():
     """At the two best learning rates: the base's further hyperparameters, or the weight of AntiCo on it."""
     for base, (rates, flags) in BEST.items():
         for variant in variants(base):
-            more = 10 if variant in ("batch_proxy", "all_proxy") else 1
-            weights = [dict(antico_w=w * more) for w in TUNED_BASES[base]["w"]]
-            tried = TUNED_BASES[base]["second"] if variant is None else weights
+            own = {None: "second", "pair": "w"}.get(variant, "w_proxies")
+            tried = [one if variant is None else dict(antico_w=one) for one in TUNED_BASES[base][own]]
             yield from (over(base, variant) | flags | dict(lr=lr) | change for lr in rates for change in tried)
 
 
@@ -108,6 +117,24 @@ CHOSEN = {}
 def main_comparison():
     for (base, variant), flags in CHOSEN.items():
         yield over(base, variant) | flags
+
+
+def rates():
+    """Every learning rate, ProxyAnchor with and without the pair term, its other flags as they were tuned."""
+    for base in ("proxyanchor", "normalized_softmax"):
+        for variant in (None, "pair"):
+            for lr in (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2):
+                yield over(base, variant) | CHOSEN[base, variant] | dict(lr=lr)
+
+
+def subsets():
+    """Few and many classes of few and many images; as many steps as with all of them, some 300."""
+    few_classes, few_images = dict(train_classes=50), dict(train_images=4)
+    for part, epochs in (({}, 3), (few_images, 12), (few_classes, 36), (few_classes | few_images, 144)):
+        part = part | dict(n_epochs=epochs, tau=2 * epochs // 3, eval_every=epochs)
+        for base in ("proxyanchor", "multisimilarity"):
+            for variant in (None, "pair"):
+                yield over(base, variant) | CHOSEN[base, variant] | part
 
 
 TABLES = {
@@ -129,6 +156,20 @@ TABLES = {
         about="the main comparison: each base loss and each variant on it, all tuned on validation classes",
         datasets=["glyphs"],
         rows=[*main_comparison()],
+        flags=STUDY,
+        report=["--tuned"],
+    ),
+    "study_rates": dict(
+        about="Recall@1 against the learning rate, with and without the pair term",
+        datasets=["glyphs"],
+        rows=[*rates()],
+        flags=STUDY,
+        report=["--by", "lr"],
+    ),
+    "study_subsets": dict(
+        about="few and many classes, few and many images of each, with and without the pair term",
+        datasets=["glyphs"],
+        rows=[*subsets()],
         flags=STUDY,
         report=["--tuned"],
     ),
