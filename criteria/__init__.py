@@ -94,6 +94,11 @@ CRITERIA = {
         "the coding rate of all proxies (Jiang et al., TMM 2024)",
         defaults=dict(antico_type="all_proxy", antico_base="proxyanchor", antico_w=100.0, **OF_ITS_OWN),
     ),
+    "antico_class_means": Entry(
+        ANTICO,
+        "the coding rate of the means of the batch's classes (ours; criteria/README.md)",
+        defaults=dict(antico_type="class_means", antico_base="proxyanchor", antico_w=100.0, **OF_ITS_OWN),
+    ),
 }
 NONE = Entry("criteria.antico:NoBase", "no base: the coding-rate term alone")
 BRIDGE = Entry(

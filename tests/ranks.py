@@ -27,6 +27,7 @@ CASES = {
     "antico_pair": ("--loss antico_pair", False, 1),
     "antico_batch_proxy": ("--loss antico_batch_proxy", True, 0),
     "antico_all_proxy": ("--loss antico_all_proxy", False, 0),
+    "antico_class_means": ("--loss antico_class_means", False, 0),
     "grad_cache that divides": ("--loss antico_pair --grad_cache 4", True, 0),
     "grad_cache that does not": ("--loss margin --grad_cache 5", True, 1),
 }
