@@ -18,20 +18,20 @@ def both_alphas(alpha):
     return dict(loss_oproxy_pos_alpha=alpha, loss_oproxy_neg_alpha=alpha)
 
 
-# of a base: `first`, tried at each learning rate; `second`, tried at the best of these; `w`, of the AntiCo term
-# (normalized) on it: about a tenth, a third and all of what the base loss is in the first epoch
+# Of a base: `first`, tried at each learning rate; `second`, tried at the two best of these. `w`: of AntiCo's term
+# (normalized) on it, from about a tenth of what the base loss is in the first epoch to all of it, a list a variant.
+# `pair` with a finer precision too: (w, eps).
 TUNED_BASES = {
     "proxyanchor": dict(
         first=[dict(loss_oproxy_lrmulti=m) for m in (3, 30)],
         second=[*(both_alphas(a) for a in (8, 16, 32)), dict(loss_oproxy_lrmulti=1)],
-        w=[10, 30, 100],
-        w_proxies=[30, 300],
+        w=dict(pair=[(30, 0.5), (30, 0.005), (10, 0.005)], class_means=[100, 1000], batch_proxy=[30, 300],
+               all_proxy=[30, 300]),
     ),
     "proxynca": dict(
         first=[dict(loss_proxynca_scale=9, loss_proxynca_lrmulti=m) for m in (3, 30)],
         second=[*(dict(loss_proxynca_scale=s) for s in (1, 3, 27)), dict(loss_proxynca_lrmulti=1)],
-        w=[0.3, 1, 3],
-        w_proxies=[1, 10],
+        w=dict(pair=[(1, 0.5), (1, 0.005), (3, 0.005)], class_means=[10, 100], batch_proxy=[1, 10], all_proxy=[1, 10]),
     ),
     "normalized_softmax": dict(
         first=[dict(loss_normalized_softmax_lrmulti=m) for m in (3, 30)],
@@ -39,8 +39,7 @@ TUNED_BASES = {
             *(dict(loss_normalized_softmax_temperature=t) for t in (0.02, 0.1, 0.2)),
             dict(loss_normalized_softmax_lrmulti=1),
         ],
-        w=[0.3, 1, 3],
-        w_proxies=[1, 10],
+        w=dict(pair=[(1, 0.5), (1, 0.005), (3, 0.005)], class_means=[10, 100], batch_proxy=[1, 10], all_proxy=[1, 10]),
     ),
     "arcface": dict(
         first=[dict(loss_arcface_lrmulti=m) for m in (3, 30)],
@@ -48,8 +47,8 @@ TUNED_BASES = {
             *(dict(loss_arcface_margin=m, loss_arcface_scale=s) for m, s in ((0.5, 16), (0.2, 16), (0.2, 64))),
             dict(loss_arcface_lrmulti=1),
         ],
-        w=[3, 10, 30],
-        w_proxies=[10, 100],
+        w=dict(pair=[(30, 0.5), (30, 0.005), (10, 0.005)], class_means=[100, 1000], batch_proxy=[10, 100],
+               all_proxy=[10, 100]),
     ),
     "multisimilarity": dict(
         first=[dict(loss_multisimilarity_beta=b) for b in (25, 50)],
@@ -58,12 +57,12 @@ TUNED_BASES = {
             dict(loss_multisimilarity_base=0.7),
             dict(loss_multisimilarity_alpha=10),
         ],
-        w=[0.03, 0.1, 0.3],
+        w=dict(pair=[(0.03, 0.5), (0.1, 0.5), (0.03, 0.005)], class_means=[0.3, 1]),
     ),
     "margin": dict(
         first=[dict(loss_margin_beta=b) for b in (0.6, 1.2)],
         second=[dict(loss_margin_margin=0.1), dict(loss_margin_margin=0.4), dict(batch_mining="semihard")],
-        w=[0.03, 0.1, 0.3],
+        w=dict(pair=[(0.03, 0.5), (0.1, 0.5), (0.03, 0.005)], class_means=[0.1, 1]),
     ),
     "contrastive": dict(
         first=[dict(loss_contrastive_neg_margin=m) for m in (0.5, 1)],
@@ -72,24 +71,15 @@ TUNED_BASES = {
             dict(loss_contrastive_pos_margin=0.3),
             dict(batch_mining="distance"),
         ],
-        w=[0.03, 0.1, 0.3],
+        w=dict(pair=[(0.03, 0.5), (0.1, 0.5), (0.03, 0.005)], class_means=[0.1, 1]),
     ),
     "pml.SupConLoss": dict(
-        first=[supcon(t) for t in (0.05, 0.1)], second=[supcon(t) for t in (0.02, 0.2, 0.5)], w=[0.1, 0.3, 1]
+        first=[supcon(t) for t in (0.05, 0.1)],
+        second=[supcon(t) for t in (0.02, 0.2, 0.5)],
+        w=dict(pair=[(0.1, 0.5), (0.3, 0.5), (0.1, 0.005)], class_means=[1, 10]),
     ),
-}
+}  # fmt: skip
 RATES = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]
-
-
-def tune_first():
-    """Every base alone: four or five learning rates by two values of what matters most beside it."""
-    for base, tried in TUNED_BASES.items():
-        rates = RATES if "w_proxies" in tried else RATES[1:]
-        yield from (over(base, None) | dict(lr=lr) | flags for lr in rates for flags in tried["first"])
-
-
-# the best flags of tune_first, and the two best learning rates: the highest Recall@1 on validation classes
-BEST = {}
 
 
 def over(base, variant):
@@ -97,17 +87,37 @@ def over(base, variant):
     return dict(loss=base) if variant is None else dict(loss=f"antico_{variant}", antico_base=base)
 
 
-def variants(base):
-    return [None, "pair", *(["batch_proxy", "all_proxy"] if "w_proxies" in TUNED_BASES[base] else [])]
+def tune_first():
+    """Every base alone: four or five learning rates by two values of what matters most beside it."""
+    for base, tried in TUNED_BASES.items():
+        rates = RATES if "all_proxy" in tried["w"] else RATES[1:]
+        yield from (over(base, None) | dict(lr=lr) | flags for lr in rates for flags in tried["first"])
+
+
+# of tune_first: the two learning rates with the highest Recall@1 on validation classes, the best one's other flags
+BEST = {
+    "proxyanchor": ([3e-4, 1e-4], dict(loss_oproxy_lrmulti=3)),
+    "proxynca": ([3e-4, 1e-3], dict(loss_proxynca_scale=9, loss_proxynca_lrmulti=30)),
+    "normalized_softmax": ([3e-4, 1e-3], dict(loss_normalized_softmax_lrmulti=30)),
+    "arcface": ([1e-3, 3e-4], dict(loss_arcface_lrmulti=3)),
+    "multisimilarity": ([1e-3, 3e-3], dict(loss_multisimilarity_beta=25)),
+    "margin": ([3e-3, 1e-3], dict(loss_margin_beta=0.6)),
+    "contrastive": ([1e-3, 3e-3], dict(loss_contrastive_neg_margin=0.5)),
+    "pml.SupConLoss": ([1e-3, 3e-3], supcon(0.1)),
+}
 
 
 def tune_second():
-    """At the two best learning rates: the base's further hyperparameters, or the weight of AntiCo on it."""
+    """The base's further hyperparameters at its two best learning rates, or the weight of AntiCo on it at the best rate
+    and at 1e-3: what keeps a space from collapsing may allow a higher one."""
     for base, (rates, flags) in BEST.items():
-        for variant in variants(base):
-            own = {None: "second", "pair": "w"}.get(variant, "w_proxies")
-            tried = [one if variant is None else dict(antico_w=one) for one in TUNED_BASES[base][own]]
-            yield from (over(base, variant) | flags | dict(lr=lr) | change for lr in rates for change in tried)
+        tried = TUNED_BASES[base]
+        yield from (over(base, None) | flags | dict(lr=lr) | change for lr in rates for change in tried["second"])
+        for variant, weights in tried["w"].items():
+            for lr in list(dict.fromkeys([rates[0], 1e-3, rates[1]]))[:2]:
+                for w in weights:
+                    weight = dict(antico_w=w) if variant != "pair" else dict(antico_w=w[0], antico_eps=w[1])
+                    yield over(base, variant) | flags | dict(lr=lr) | weight
 
 
 # the best of both, for each base and variant
