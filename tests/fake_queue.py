@@ -1,7 +1,8 @@
 """The queue with a main.py and a report that take no time: python -m tests.fake_queue WORDS OF antico_runs.sh.
 
 The fake main.py keeps a run's folder as the true one does and trains nothing. It notes each epoch in
-<save_path>/epochs.txt. FAKE_SECONDS is what an epoch takes, FAKE_FAIL the loss whose run fails.
+<save_path>/epochs.txt. FAKE_SECONDS is what an epoch takes, FAKE_FAIL the loss whose run fails, FAKE_DIVERGE the one
+whose run diverges.
 """
 
 import contextlib
@@ -42,6 +43,9 @@ def train():
         time.sleep(float(os.environ.get("FAKE_SECONDS", 0)))
         if os.environ.get("FAKE_FAIL") == opt.loss and epoch == 1:
             sys.exit("epoch 0\nerror: the loss is not finite, in step 3 of epoch 1\nbye")
+        if os.environ.get("FAKE_DIVERGE") == opt.loss and epoch == 1:
+            folders.note_divergence(folder, "the loss is not finite, in step 7 of epoch 1")
+            sys.exit("error: the loss is not finite, in step 7 of epoch 1. Last good checkpoint: epoch 0")
         with open(os.path.join(opt.save_path, "epochs.txt"), "a", encoding="utf-8") as file:
             file.write(f"{os.path.basename(folder)} {epoch} {os.environ.get('CUDA_VISIBLE_DEVICES', '-')}\n")
         rows.append(epoch)

@@ -100,6 +100,16 @@ def test_a_diverged_run_counts_in_no_mean(tmp_path, bad):
     assert f"`{folder}`: diverged: loss is not finite in epoch 1" in text_of(tmp_path)
 
 
+def test_a_run_that_its_loss_ended_is_diverged_not_unfinished(tmp_path):
+    write(tmp_path, "proxyanchor", 0, [0.1, 0.5, 0.6])
+    folder = write(tmp_path, "proxyanchor", 1, [0.1, 0.4], epochs=2)
+    folders.note_divergence(folder, "the loss is not finite, in step 9 of epoch 2")
+    (line,) = lines_of(tmp_path).values()
+    assert (line["n"], line["left out"], float(line["Recall@1"])) == ("1", "1", 60)
+    why = f"`{folder}`: diverged: the loss is not finite, in step 9 of epoch 2. **To do:** start it anew with"
+    assert why in text_of(tmp_path) and "--resume" not in text_of(tmp_path)
+
+
 def test_a_second_run_of_the_same_seed_counts_in_no_mean(tmp_path):
     first = write(tmp_path, "proxyanchor", 0, [0.1, 0.5])
     again = write(tmp_path, "proxyanchor", 0, [0.1, 0.9])

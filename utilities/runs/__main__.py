@@ -31,9 +31,10 @@ def dry_run(listing, name, out):
 
 
 def submit(path, listing, words):
-    left = [number for number, run in enumerate(listing.runs) if listing.state(run) != "done"]
+    states = [listing.state(run) for run in listing.runs]
+    left = [number for number, state in enumerate(states) if state not in ("done", "diverged")]
     if not left:
-        print(f"all {len(listing.runs)} runs are done; the command without --slurm writes the table")
+        print(f"all {len(states)} runs are done or have diverged; the command without --slurm writes the table")
         return
     slurm.write(path, left, [word for word in words if word != "--slurm"])
     print(f"written: {path}, {len(left)} tasks. Look at its first lines, then: sbatch {shlex.quote(path)}")
@@ -58,8 +59,11 @@ def run_all(listing, gpus):
     """The Queue after all runs of the listing that are not done were tried."""
     datasets = dict.fromkeys(run.dataset for run in listing.runs)
     print(f"{len(listing.runs)} runs; made for {'; '.join(f'{name}: {recipes.MADE_FOR[name]}' for name in datasets)}")
-    done = [run for run in listing.runs if listing.state(run) == "done"]
-    queue = workers.Queue([run for run in listing.runs if run not in done], gpus, done)
+    states = {run: listing.state(run) for run in listing.runs}
+    done = [run for run, state in states.items() if state == "done"]
+    left = [run for run, state in states.items() if state not in ("done", "diverged")]
+    failed = {run: workers.diverged(listing.records[run]) for run, state in states.items() if state == "diverged"}
+    queue = workers.Queue(left, gpus, done, failed)
     for run in done:
         queue.seconds.setdefault(run.like, []).append(listing.records[run].seconds)
     queue.run()
