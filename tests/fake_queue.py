@@ -63,11 +63,13 @@ def write(folder, opt, rows):
 
 
 def report():
-    """X.md with the runs that the report was given, a line each."""
-    out = sys.argv[sys.argv.index("--out") + 1]
-    runs = sys.argv[1 : sys.argv.index("--out")]
-    with open(f"{out}.md", "w", encoding="utf-8") as file:
-        file.write("".join(f"{os.path.basename(run)}\n" for run in runs))
+    """X.md with the runs that the report was given, a line each, and what failed."""
+    words = sys.argv[1:]
+    at = words.index("--out")
+    failed = words[words.index("--failed") + 1 :] if "--failed" in words else []
+    with open(f"{words[at + 1]}.md", "w", encoding="utf-8") as file:
+        file.write("".join(f"{os.path.basename(run)}\n" for run in words[:at]))
+        file.write("".join(f"Failed: {line}\n" for line in failed))
 
 
 if __name__ == "__main__":
@@ -75,5 +77,6 @@ if __name__ == "__main__":
     from utilities.runs import plan
 
     plan.PROGRAM = [*FAKE[:2], FAKE[2].format("train")]
-    program.report_command = lambda name, out, runs, _: [*FAKE[:2], FAKE[2].format("report"), *runs, "--out", out]
+    true_command = program.report_command
+    program.report_command = lambda *given: [*FAKE[:2], FAKE[2].format("report"), *true_command(*given)[3:]]
     sys.exit(program.main(sys.argv[1:]))

@@ -452,6 +452,19 @@ def test_latex_is_escaped(tmp_path):
     assert r"antico\_w 3" in text and text.count(r"\toprule") == 2 and "% left out: " in text
 
 
+def test_what_the_queue_says_of_failed_runs_is_in_every_text(tmp_path):
+    folder = write(tmp_path, "proxyanchor", 0, [0.1, 0.4])
+    lines = ["glyphs/a_s0: killed by SIGKILL & <gone> (its output: a_s0.log)", "glyphs/b_s0: memory\nran out"]
+    assert main([folder, "--out", str(tmp_path / "out" / "t"), "--html", "--failed", *lines]) == 0
+    assert f"**Failed:**\n\n- {lines[0]}\n- " in text_of(tmp_path)
+    assert text_of(tmp_path, ".tex").endswith(f"% failed: {lines[0]}\n% failed: glyphs/b_s0: memory ran out\n")
+    assert "<li>glyphs/a_s0: killed by SIGKILL &amp; &lt;gone&gt; (its output: a_s0.log)</li>" in text_of(
+        tmp_path, ".html"
+    )
+    lines_of(tmp_path, "--html")
+    assert not any("ailed:" in text_of(tmp_path, suffix) for suffix in (".md", ".tex", ".html"))
+
+
 def test_latex_compiles_with_booktabs(tmp_path):
     if not shutil.which("pdflatex") or subprocess.run(["kpsewhich", "booktabs.sty"], capture_output=True).returncode:
         pytest.skip("pdflatex with booktabs is not installed")

@@ -6,18 +6,19 @@ import subprocess
 import sys
 
 from utilities import recipes
-from utilities.files import write_whole
 from utilities.runs import costs, options, plan, records, slurm, workers
 from utilities.runs.listing import Listing, without_effect
 
 
-def report_command(name, out, folders, runs):
+def report_command(name, out, folders, runs, failed=()):
+    """The words that write the table of these folders, with lines on what failed below it."""
+    below = ["--failed", *failed] if failed else []
     if name == "cost":
-        return [sys.executable, "-m", "benchmarks.cost", "--table", out, *folders]
+        return [sys.executable, "-m", "benchmarks.cost", "--table", out, *folders, *below]
     more = list(recipes.TABLES[name].get("report", []))
     if {run.dataset for run in runs} == {"glyphs"}:
         more += recipes.GLYPHS_REPORT
-    return [sys.executable, "-m", "utilities.report", *folders, "--out", out, *more]
+    return [sys.executable, "-m", "utilities.report", *folders, "--out", out, "--html", *more, *below]
 
 
 def dry_run(listing, name, out):
@@ -46,13 +47,7 @@ def write_table(name, out, listing, failed):
     folders = listing.folders()
     if not folders:
         return 0
-    status = subprocess.run(report_command(name, out, folders, listing.runs), cwd=records.ROOT).returncode
-    if failed and status == 0:
-        with open(f"{out}.md", encoding="utf-8") as file:
-            text = file.read()
-        listed = "\n".join(f"- {line}" for line in failed)
-        write_whole(f"{out}.md", lambda file: file.write(f"{text}\nFailed:\n\n{listed}\n"))
-    return status
+    return subprocess.run(report_command(name, out, folders, listing.runs, failed), cwd=records.ROOT).returncode
 
 
 def run_all(listing, gpus):
