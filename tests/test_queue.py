@@ -10,6 +10,8 @@ import time
 
 import pytest
 
+from utilities.runs import __main__ as program
+
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 WORDS = ["quickstart", "--n_epochs", "2", "--seeds", "0 1"]  # 12 runs of 3 epochs, the untrained one included
 
@@ -122,6 +124,21 @@ def test_a_failed_run_stops_nothing_and_is_named(tmp_path):
     status, text = queue(tmp_path)  # what made it fail is mended
     assert status == 0 and "Failed" not in table(tmp_path)
     assert all(trained == [0, 1, 2] for trained in epochs(tmp_path).values())
+
+
+def test_a_diverged_run_is_named_and_not_started_again_but_with_other_flags_it_is_a_new_one(tmp_path, capsys):
+    one = ["grid", "--grid", "loss=proxyanchor", "--n_epochs", "1"]
+    status, text = queue(tmp_path, *one, FAKE_DIVERGE="proxyanchor")
+    why = "glyphs/proxyanchor,n_epochs=1_s0: diverged: the loss is not finite, in step 7 of epoch 1; give a lower --lr"
+    assert status == 1 and why in text.split("1 of 1 runs failed:")[1]
+    trained = lines_of(tmp_path)
+    status, text = queue(tmp_path, *one)  # nothing would diverge now
+    assert status == 1 and why in text and "begins" not in text and "goes on" not in text
+    assert lines_of(tmp_path) == trained == 1 and why in table(tmp_path, "grid_n_epochs_1_loss=proxyanchor")
+    for more, words in (("--dry_run", "1 runs: 1 diverged"), ("--slurm", "are done or have diverged")):
+        assert program.main([*one, "--out", str(tmp_path), more]) == 0 and words in capsys.readouterr().out
+    status, text = queue(tmp_path, *one, "--lr", "0.0001")
+    assert status == 0 and "glyphs/proxyanchor,n_epochs=1,lr=0.0001_s0: begins" in text
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])

@@ -100,6 +100,16 @@ def test_a_diverged_run_counts_in_no_mean(tmp_path, bad):
     assert f"`{folder}`: diverged: loss is not finite in epoch 1" in text_of(tmp_path)
 
 
+def test_a_run_that_its_loss_ended_is_diverged_not_unfinished(tmp_path):
+    write(tmp_path, "proxyanchor", 0, [0.1, 0.5, 0.6])
+    folder = write(tmp_path, "proxyanchor", 1, [0.1, 0.4], epochs=2)
+    folders.note_divergence(folder, "the loss is not finite, in step 9 of epoch 2")
+    (line,) = lines_of(tmp_path).values()
+    assert (line["n"], line["left out"], float(line["Recall@1"])) == ("1", "1", 60)
+    why = f"`{folder}`: diverged: the loss is not finite, in step 9 of epoch 2. **To do:** start it anew with"
+    assert why in text_of(tmp_path) and "--resume" not in text_of(tmp_path)
+
+
 def test_a_second_run_of_the_same_seed_counts_in_no_mean(tmp_path):
     first = write(tmp_path, "proxyanchor", 0, [0.1, 0.5])
     again = write(tmp_path, "proxyanchor", 0, [0.1, 0.9])
@@ -462,6 +472,19 @@ def test_latex_is_escaped(tmp_path):
         if not line.startswith("%"):
             assert not set("_%&") & set(line.replace(r"\_", "").replace(r"\%", "").replace(" & ", "")), line
     assert r"antico\_w 3" in text and text.count(r"\toprule") == 2 and "% left out: " in text
+
+
+def test_what_the_queue_says_of_failed_runs_is_in_every_text(tmp_path):
+    folder = write(tmp_path, "proxyanchor", 0, [0.1, 0.4])
+    lines = ["glyphs/a_s0: killed by SIGKILL & <gone> (its output: a_s0.log)", "glyphs/b_s0: memory\nran out"]
+    assert main([folder, "--out", str(tmp_path / "out" / "t"), "--html", "--failed", *lines]) == 0
+    assert f"**Failed:**\n\n- {lines[0]}\n- " in text_of(tmp_path)
+    assert text_of(tmp_path, ".tex").endswith(f"% failed: {lines[0]}\n% failed: glyphs/b_s0: memory ran out\n")
+    assert "<li>glyphs/a_s0: killed by SIGKILL &amp; &lt;gone&gt; (its output: a_s0.log)</li>" in text_of(
+        tmp_path, ".html"
+    )
+    lines_of(tmp_path, "--html")
+    assert not any("ailed:" in text_of(tmp_path, suffix) for suffix in (".md", ".tex", ".html"))
 
 
 def test_latex_compiles_with_booktabs(tmp_path):

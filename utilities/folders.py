@@ -1,5 +1,6 @@
 """The folder of a run: claimed by one process, found again, and its config.json. Without torch, which takes seconds."""
 
+import contextlib
 import glob
 import itertools
 import json
@@ -11,6 +12,8 @@ try:
     import fcntl
 except ImportError:  # not on Windows
     fcntl = None
+
+DIVERGED = "diverged.json"
 
 
 def run_name(savename, group, seed):
@@ -39,6 +42,28 @@ def write_config(folder, config):
 def all_flags(config):
     """Every flag of a run as it was, those that acted on nothing included."""
     return {**config.get("without_effect", {}), **config["flags"]}
+
+
+def note_divergence(folder, reason):
+    """Leave diverged.json: the run's own numbers ended it, and would again."""
+    write_whole(os.path.join(folder, DIVERGED), lambda file: json.dump({"reason": reason}, file, indent=2))
+
+
+def divergence(folder):
+    """Why the run of a folder diverged in its last start, "" where it did not."""
+    try:
+        with open(os.path.join(folder, DIVERGED), encoding="utf-8") as file:
+            return str(json.load(file)["reason"])
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{DIVERGED} there says so, but is damaged"
+
+
+def forget_divergence(folder):
+    """As the run goes on."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(os.path.join(folder, DIVERGED))
 
 
 def claim(save_path, dataset, name):

@@ -81,6 +81,7 @@ def open_folder(opt, config, progress):
         remove_unfinished(folder)
         if opt.resume:
             config = describe_resumed(folders.read_config(folder), config, progress.epoch, progress.step)
+            tell_divergence(folder, config)
         folders.write_config(folder, config)
         if progress.rows:  # metrics.csv may be lost, or ahead of the checkpoint
             write_rows(folder, progress.rows, opt.storage_metrics[0])
@@ -88,6 +89,15 @@ def open_folder(opt, config, progress):
 
     folder, config = distributed.on_first(lambda: prepare(config))
     return folder, Trackers(folder, opt, config) if distributed.rank() == 0 else None
+
+
+def tell_divergence(folder, config):
+    """That the run which goes on has diverged before: on the console and in its history."""
+    reason = folders.divergence(folder)
+    if reason:
+        print(f"note: this run diverged before ({reason}); on a CPU it does so again", file=sys.stderr)
+        config["history"][-1]["after_divergence"] = reason
+        folders.forget_divergence(folder)
 
 
 def describe_resumed(former, new, epoch, step):

@@ -50,6 +50,9 @@ def parse(argv):
     parser.add_argument(
         "--tuned", action="store_true", help="each row has flags tuned for it: compare it with the one row of its base"
     )
+    parser.add_argument(
+        "--failed", nargs="+", default=[], metavar="LINE", help="lines on runs that failed, put below the tables"
+    )
     return parser.parse_args(argv)
 
 
@@ -62,10 +65,10 @@ def check_out(path):
     return path
 
 
-def write_tables(out, tables, split, which):
+def write_tables(out, tables, split, which, failed):
     texts = {
-        ".md": formats.markdown(tables, split, which), ".csv": formats.wide_csv(tables),
-        ".tex": formats.latex(tables, split, which), "_runs.csv": formats.long_csv(tables, split, which),
+        ".md": formats.markdown(tables, split, which, failed), ".csv": formats.wide_csv(tables),
+        ".tex": formats.latex(tables, split, which, failed), "_runs.csv": formats.long_csv(tables, split, which),
     }  # fmt: skip
     for suffix, text in texts.items():
         write_whole(out + suffix, lambda file, text=text: file.write(text))
@@ -94,7 +97,7 @@ def report(given, argv):
     given.out = check_out(given.out)
     runs = collect(given.runs, given.split, given.row, given.count_collapsed)
     tables = make_tables(runs, given.split, given.by, given.columns, given.tuned)
-    text, files = write_tables(given.out, tables, given.split, given.row)
+    text, files = write_tables(given.out, tables, given.split, given.row, given.failed)
     print(text)
     figures, drawn, none = write_figures(given.out, tables, given.split)
     files += drawn
@@ -103,7 +106,7 @@ def report(given, argv):
 
         path = given.out + ".html" if given.html is True else given.html
         command = shlex.join(["python", "-m", "utilities.report", *argv])
-        whole = page.html(tables, given.split, given.row, figures, command)
+        whole = page.html(tables, given.split, given.row, figures, command, given.failed)
         write_whole(path, lambda file: file.write(whole))
         files.append(path)
     for suffix, why in none.items():

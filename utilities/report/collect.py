@@ -235,18 +235,19 @@ def leave_out_incomplete(run):
     start = "python main.py" if processes == 1 else f"torchrun --nproc_per_node={processes} main.py"
     done = int(run.rows[-1]["epoch"]) if run.rows else -1
     bad = next(((row["epoch"], name) for row in run.rows for name, v in row.items() if not math.isfinite(v or 0)), None)
+    what_else = "start it anew with a lower --lr, a longer --warmup or another weight"
     if run.config.get("partial"):
         what = "complete the data (python -m datasets.prepare) and start the run anew"
         leave_out(run, "partial", f"partial data ({run.config['partial']})", what)
     elif bad:
-        what = "start it anew with a lower --lr, a longer --warmup or another weight"
-        leave_out(run, "diverged", f"diverged: {bad[1]} is not finite in epoch {bad[0]:.0f}", what)
+        leave_out(run, "diverged", f"diverged: {bad[1]} is not finite in epoch {bad[0]:.0f}", what_else)
+    elif done < run.epochs and (reason := folders.divergence(run.folder)):
+        leave_out(run, "diverged", f"diverged: {reason}", what_else)
     elif done < run.epochs and is_running(run.folder):
         leave_out(run, "unfinished", f"is training now: epoch {max(done, 0)} of {run.epochs} done", "wait for its end")
     elif done < run.epochs:
         state = f"stopped after epoch {done} of {run.epochs}" if run.rows else "stopped before its first evaluation"
-        what = f"{start} {again}; if it stops again because the loss is not finite, it has diverged"
-        leave_out(run, "unfinished", state, what)
+        leave_out(run, "unfinished", state, f"{start} {again}")
 
 
 def is_running(folder):

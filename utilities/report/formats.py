@@ -91,7 +91,8 @@ def left_lines(runs):
 # --- Markdown ---
 
 
-def markdown(tables, split, which):
+def markdown(tables, split, which, failed=()):
+    """A table a data set, then lines on runs that failed."""
     parts = []
     for table in tables:
         if len(tables) > 1:
@@ -110,6 +111,8 @@ def markdown(tables, split, which):
             parts.append(
                 f"**Left out of the means, {len(table.left)} of {len(table.runs)} runs:**\n\n" + "\n".join(lines)
             )
+    if failed:
+        parts.append("**Failed:**\n\n" + "\n".join(f"- {line}" for line in failed))
     return "\n\n".join(parts) + "\n"
 
 
@@ -207,8 +210,8 @@ def tex(text):
     return "".join(TEX.get(c, c if " " <= c < "\x7f" else "?") for c in str(text))
 
 
-def latex(tables, split, which):
-    """A table environment a data set; the document needs \\usepackage{booktabs}."""
+def latex(tables, split, which, failed=()):
+    """A table environment a data set; the document needs \\usepackage{booktabs}. What failed is a comment."""
     parts = [r"% needs \usepackage{booktabs}; written by python -m utilities.report"]
     for table in tables:
         lines = [". ".join(caption(table, split, which)).replace("**", "") + "."]
@@ -224,7 +227,7 @@ def latex(tables, split, which):
         parts += [
             comment(f"left out: {folder}: {reason}; {advice}") for folder, reason, advice in left_lines(table.left)
         ]
-    return "\n".join(parts) + "\n"
+    return "\n".join([*parts, *(comment(f"failed: {line}") for line in failed)]) + "\n"
 
 
 def comment(text):

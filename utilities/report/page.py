@@ -53,8 +53,8 @@ def section(table, split, which):
     }  # fmt: skip
 
 
-def html(tables, split, which, figures, command):
-    """The page's text. figures : [(title, PNG bytes)]."""
+def html(tables, split, which, figures, command, failed=()):
+    """The page's text. figures : [(title, PNG bytes)]; failed : lines on runs that failed."""
     import jinja2
 
     here = os.path.dirname(os.path.abspath(__file__))
@@ -63,4 +63,5 @@ def html(tables, split, which, figures, command):
     )
     shown = [(title, inline(png)) for title, png in figures]
     sections = [section(table, split, which) for table in tables]
-    return environment.get_template("page.html").render(sections=sections, figures=shown, command=command)
+    page = environment.get_template("page.html")
+    return page.render(sections=sections, figures=shown, command=command, failed=failed)

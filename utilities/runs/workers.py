@@ -69,15 +69,25 @@ def reason(log, start, status):
     return (errors or lines or [f"ended with status {status}"])[-1].removeprefix("error: ")
 
 
+def diverged(record):
+    """Why a run that has diverged is not started again."""
+    return (
+        f"diverged: {record.diverged}; give a lower --lr, a longer --warmup or another weight, or move its folder away "
+        "to train it once more"
+    )
+
+
 class Queue:
     """Runs that are to be finished. `run()` returns when all are, have failed, or a signal came.
 
     runs : of plan.py; gpus : [CUDA_VISIBLE_DEVICES of a worker, None: as it is]; done : runs that count as done already
+    failed : {run: why} of those that are not tried again
     """
 
-    def __init__(self, runs, gpus, done=()):
-        self.waiting, self.total, self.gpus = list(runs), len(runs) + len(done), gpus
-        self.done, self.failed, self.interrupted = list(done), {}, []
+    def __init__(self, runs, gpus, done=(), failed=()):
+        self.done, self.failed, self.interrupted = list(done), dict(failed), []
+        self.waiting, self.gpus = list(runs), gpus
+        self.total = len(self.waiting) + len(self.done) + len(self.failed)
         self.running = {}  # {run: (process, start)}
         self.elsewhere = set()
         self.seconds = {}  # {(data set, network): [seconds of a finished run]}
@@ -108,11 +118,15 @@ class Queue:
             record = run.find()
             if record and record.finished:  # by another queue, meanwhile
                 return "done"
+            if record and record.diverged:
+                return diverged(record)
             status, start = self.train(run, run.command(record), handle, gpu)
             record = run.find()
             if record and record.finished:
                 self.seconds.setdefault(run.like, []).append(record.seconds)
                 return "done"
+            if record and record.diverged:
+                return diverged(record)
             return "interrupted" if self.signal is not None else reason(run.log, start, status)
 
     def train(self, run, command, handle, gpu):
