@@ -47,7 +47,8 @@ def train():
             folders.note_divergence(folder, "the loss is not finite, in step 7 of epoch 1")
             sys.exit("error: the loss is not finite, in step 7 of epoch 1. Last good checkpoint: epoch 0")
         with open(os.path.join(opt.save_path, "epochs.txt"), "a", encoding="utf-8") as file:
-            file.write(f"{os.path.basename(folder)} {epoch} {os.environ.get('CUDA_VISIBLE_DEVICES', '-')}\n")
+            place = (os.environ.get(name, "-") for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"))
+            file.write(f"{os.path.basename(folder)} {epoch} {' '.join(place)}\n")
         rows.append(epoch)
         write(folder, opt, rows)
         if stopped:

@@ -35,7 +35,7 @@ def epochs(out):
     """{run: [its epochs as they were trained]}."""
     trained = collections.defaultdict(list)
     for line in (out / "runs" / "epochs.txt").read_text().splitlines():
-        run, epoch, _ = line.split()
+        run, epoch, _, _ = line.split()
         trained[run].append(int(epoch))
     return trained
 
@@ -165,6 +165,19 @@ def test_one_worker_a_gpu(tmp_path):
     status, _ = queue(tmp_path, *WORDS, "--gpus", "0,3", seconds=0.05)
     gpus = {line.split()[2] for line in (tmp_path / "runs" / "epochs.txt").read_text().splitlines()}
     assert status == 0 and gpus == {"0", "3"} and len(epochs(tmp_path)) == 12
+
+
+def test_jobs_run_at_once_with_a_thread_each(tmp_path):
+    process = start(tmp_path, *WORDS, "--jobs", "3", seconds=0.2)
+    log = tmp_path / "runs" / "epochs.txt"
+    wait_for(lambda: log.exists() and len({line.split()[0] for line in log.read_text().splitlines()}) == 3)
+    assert max(map(len, epochs(tmp_path).values())) < 3  # none has ended
+    assert process.wait(120) == 0 and {line.split()[3] for line in log.read_text().splitlines()} == {"1"}
+    for words, line in (
+        (["--jobs", "0"], "--jobs 0: is not a whole number from 1 to 1024"),
+        (["--jobs", "2", "--gpus", "0"], "--jobs --gpus: give one"),
+    ):
+        assert line in queue(tmp_path, *WORDS, *words)[1]
 
 
 def test_another_flag_is_another_run_and_what_changes_no_number_is_not(tmp_path):

@@ -50,7 +50,15 @@ def write_table(name, out, listing, failed):
     return subprocess.run(report_command(name, out, folders, listing.runs, failed), cwd=records.ROOT).returncode
 
 
-def run_all(listing, gpus):
+def places(name, given):
+    """A worker each, as what its runs have in their environment: a GPU, or one CPU thread where several are at work."""
+    if given.gpus:
+        return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in given.gpus]
+    jobs = given.jobs or recipes.TABLES[name].get("jobs", 1)
+    return [{"OMP_NUM_THREADS": "1"}] * jobs if jobs > 1 else [{}]
+
+
+def run_all(listing, places):
     """The Queue after all runs of the listing that are not done were tried."""
     datasets = dict.fromkeys(run.dataset for run in listing.runs)
     print(f"{len(listing.runs)} runs; made for {'; '.join(f'{name}: {recipes.MADE_FOR[name]}' for name in datasets)}")
@@ -58,7 +66,7 @@ def run_all(listing, gpus):
     done = [run for run, state in states.items() if state == "done"]
     left = [run for run, state in states.items() if state not in ("done", "diverged")]
     failed = {run: workers.diverged(listing.records[run]) for run, state in states.items() if state == "diverged"}
-    queue = workers.Queue(left, gpus, done, failed)
+    queue = workers.Queue(left, places, done, failed)
     for run in done:
         queue.seconds.setdefault(run.like, []).append(listing.records[run].seconds)
     queue.run()
@@ -87,7 +95,7 @@ def main(words):
     if given.slurm:
         submit(f"{out}.sbatch", listing, words)
         return 0
-    queue = run_all(listing, given.gpus or [None])
+    queue = run_all(listing, places(name, given))
     if queue.signal is not None:
         print(f"stopped; {queue.status()}. The same command goes on: {options.SCRIPT} {shlex.join(words)}")
         return 128 + queue.signal
