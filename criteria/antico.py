@@ -53,8 +53,9 @@ class AntiCo(Criterion):
     base : Criterion or any module (embeddings, labels) → scalar
         The label-driven loss underneath; for the two proxy variants with one vector a class: `.proxies` (C, d) or, as
         pytorch-metric-learning's class weights, `.W` (d, C).
-    form, align, w
-        Where they are not given, those of the command line's `--loss antico_<variant>` (criteria/__init__.py).
+    form, align, w, eps
+        Where they are not given, those of the command line's `--loss antico_<variant>` over this base
+        (criteria/__init__.py).
     raw_embeddings : bool
         True takes the embeddings of `pair` as the network gives them, as published, instead of L2-normalising them
         here. For networks that end in L2-normalisation the value is the same.
@@ -80,18 +81,19 @@ class AntiCo(Criterion):
         w: float = None,  # --antico_w: weight of the coding-rate term
         gam1=1.0,  # --antico_gam1: factor of the scale inside the rate
         gam2=1.0,  # --antico_gam2: factor of the rate (forms exp and neg)
-        eps=0.5,  # --antico_eps: precision; at --antico_scale published it stands where MCR2 has its square
+        eps: float = None,  # --antico_eps: precision; at --antico_scale published it stands where MCR2 has its square
         scale: Scale = "published",  # --antico_scale: d/(n eps), for proxies n/(d eps); or d/(n eps^2) for both
         raw_embeddings=False,
     ):
         super().__init__()
         need_choice(Variant, antico_type=variant)
-        own = criteria.CRITERIA[f"antico_{variant}"].defaults
+        base = base if isinstance(base, Criterion) else ModuleLoss(base)
+        own = criteria.antico_defaults(variant, base.name)
         form = own["antico_form"] if form is None else form
         need_choice(Form, antico_form=form)
         need_choice(Scale, antico_scale=scale)
+        eps = own["antico_eps"] if eps is None else eps
         need_positive(antico_eps=eps, antico_gam1=gam1, antico_gam2=gam2)
-        base = base if isinstance(base, Criterion) else ModuleLoss(base)
         if variant not in OF_EMBEDDINGS and not hasattr(base, "proxies"):
             raise ValueError(
                 f"--antico_base {base.name} has no proxies, one a class: antico_{variant} needs a proxy loss such as "
