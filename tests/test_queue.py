@@ -13,7 +13,15 @@ import pytest
 from utilities.runs import __main__ as program
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-WORDS = ["quickstart", "--n_epochs", "2", "--seeds", "0 1"]  # 12 runs of 3 epochs, the untrained one included
+WORDS = [
+    "quickstart",
+    "--n_epochs",
+    "2",
+    "--seeds",
+    "0 1",
+    "--jobs",
+    "1",
+]  # 12 runs of 3 epochs, the untrained one included
 
 
 def start(out, *words, seconds=0, **environment):
@@ -143,32 +151,33 @@ def test_a_diverged_run_is_named_and_not_started_again_but_with_other_flags_it_i
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_lets_the_run_save_and_says_how_to_go_on(tmp_path, number):
-    process = start(tmp_path, "quickstart", "--n_epochs", "3", seconds=0.2)
+    words = ["quickstart", "--n_epochs", "3", "--seeds", "0", "--jobs", "1"]
+    process = start(tmp_path, *words, seconds=0.2)
     wait_for(lambda: lines_of(tmp_path) >= 5)
     process.send_signal(number)
     text, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + number
-    again = f"The same command goes on: bash antico_runs.sh quickstart --n_epochs 3 --out {tmp_path}"
+    again = f"The same command goes on: bash antico_runs.sh {' '.join(words)} --out {tmp_path}"
     assert again in text and "1 of 6 done" in text and "5 left" in text
     assert not (tmp_path / "quickstart_n_epochs_3.md").exists()
-    lines = queue(tmp_path, "quickstart", "--n_epochs", "3", "--dry_run")[1].splitlines()
+    lines = queue(tmp_path, *words, "--dry_run")[1].splitlines()
     assert [line.split()[0] for line in lines[:6]] == ["done", "interrupted", "new", "new", "new", "new"]
     assert ["--resume" in line for line in lines[:6]] == [False, True, False, False, False, False]
     count = lines_of(tmp_path)
     time.sleep(0.5)
     assert lines_of(tmp_path) == count  # nothing trains on in the background
-    status, text = queue(tmp_path, "quickstart", "--n_epochs", "3")
+    status, text = queue(tmp_path, *words)
     assert status == 0 and all(trained == [0, 1, 2, 3] for trained in epochs(tmp_path).values())
 
 
 def test_one_worker_a_gpu(tmp_path):
-    status, _ = queue(tmp_path, *WORDS, "--gpus", "0,3", seconds=0.05)
+    status, _ = queue(tmp_path, *WORDS[:-2], "--gpus", "0,3", seconds=0.05)
     gpus = {line.split()[2] for line in (tmp_path / "runs" / "epochs.txt").read_text().splitlines()}
     assert status == 0 and gpus == {"0", "3"} and len(epochs(tmp_path)) == 12
 
 
 def test_jobs_run_at_once_with_a_thread_each(tmp_path):
-    process = start(tmp_path, *WORDS, "--jobs", "3", seconds=0.2)
+    process = start(tmp_path, *WORDS[:-2], "--jobs", "3", seconds=0.2)
     log = tmp_path / "runs" / "epochs.txt"
     wait_for(lambda: log.exists() and len({line.split()[0] for line in log.read_text().splitlines()}) == 3)
     assert max(map(len, epochs(tmp_path).values())) < 3  # none has ended
@@ -177,7 +186,7 @@ def test_jobs_run_at_once_with_a_thread_each(tmp_path):
         (["--jobs", "0"], "--jobs 0: is not a whole number from 1 to 1024"),
         (["--jobs", "2", "--gpus", "0"], "--jobs --gpus: give one"),
     ):
-        assert line in queue(tmp_path, *WORDS, *words)[1]
+        assert line in queue(tmp_path, *WORDS[:-2], *words)[1]
 
 
 def test_another_flag_is_another_run_and_what_changes_no_number_is_not(tmp_path):

@@ -1,8 +1,8 @@
 """The study: when does the space collapse, and what does AntiCo do about it? Its recipes. criteria/README.md: its map.
 
-Every number that is tuned was tuned on validation classes (20% of the training classes) with seed 0: the base loss alone
-in tune_first and tune_second, then AntiCo on the tuned base (tune_third), with fewer runs than the base had. Then the main
-comparison (study), on test classes, with all training classes and five seeds.
+What is tuned was tuned on validation classes (20% of the training classes) with seed 0: the base loss alone in
+tune_first and tune_second, then AntiCo on the tuned base in tune_third, with fewer runs than the base had. Then the
+main comparison (study), on test classes, with all training classes and five seeds.
 """
 
 # letters of 16 pixels, some 300 steps: half a minute a run on one core
@@ -25,13 +25,13 @@ TUNED_BASES = {
     "proxyanchor": dict(
         first=[dict(loss_oproxy_lrmulti=m) for m in (3, 30)],
         second=[*(both_alphas(a) for a in (8, 16, 32)), dict(loss_oproxy_lrmulti=1)],
-        w=dict(pair=[(30, 0.5), (30, 0.005), (10, 0.005)], class_means=[100, 1000], batch_proxy=[30, 300],
-               all_proxy=[30, 300]),
+        w=dict(pair=[(10, 0.5), (10, 0.005), (3, 0.005)], class_means=[30, 300], batch_proxy=[10, 100],
+               all_proxy=[10, 100]),
     ),
     "proxynca": dict(
         first=[dict(loss_proxynca_scale=9, loss_proxynca_lrmulti=m) for m in (3, 30)],
         second=[*(dict(loss_proxynca_scale=s) for s in (1, 3, 27)), dict(loss_proxynca_lrmulti=1)],
-        w=dict(pair=[(1, 0.5), (1, 0.005), (3, 0.005)], class_means=[10, 100], batch_proxy=[1, 10], all_proxy=[1, 10]),
+        w=dict(pair=[(3, 0.5), (3, 0.005), (1, 0.005)], class_means=[10, 100], batch_proxy=[1, 10], all_proxy=[1, 10]),
     ),
     "normalized_softmax": dict(
         first=[dict(loss_normalized_softmax_lrmulti=m) for m in (3, 30)],
@@ -39,7 +39,7 @@ TUNED_BASES = {
             *(dict(loss_normalized_softmax_temperature=t) for t in (0.02, 0.1, 0.2)),
             dict(loss_normalized_softmax_lrmulti=1),
         ],
-        w=dict(pair=[(1, 0.5), (1, 0.005), (3, 0.005)], class_means=[10, 100], batch_proxy=[1, 10], all_proxy=[1, 10]),
+        w=dict(pair=[(3, 0.5), (3, 0.005), (1, 0.005)], class_means=[10, 100], batch_proxy=[1, 10], all_proxy=[1, 10]),
     ),
     "arcface": dict(
         first=[dict(loss_arcface_lrmulti=m) for m in (3, 30)],
@@ -47,7 +47,7 @@ TUNED_BASES = {
             *(dict(loss_arcface_margin=m, loss_arcface_scale=s) for m, s in ((0.5, 16), (0.2, 16), (0.2, 64))),
             dict(loss_arcface_lrmulti=1),
         ],
-        w=dict(pair=[(30, 0.5), (30, 0.005), (10, 0.005)], class_means=[100, 1000], batch_proxy=[10, 100],
+        w=dict(pair=[(10, 0.5), (10, 0.005), (3, 0.005)], class_means=[30, 300], batch_proxy=[10, 100],
                all_proxy=[10, 100]),
     ),
     "multisimilarity": dict(
@@ -115,7 +115,18 @@ def tune_second():
 
 
 # of both: the base's best flags
-TUNED = {}
+TUNED = {
+    "proxyanchor": dict(lr=3e-4, loss_oproxy_lrmulti=3, **both_alphas(8)),
+    "proxynca": dict(lr=3e-4, loss_proxynca_scale=1, loss_proxynca_lrmulti=30),
+    "normalized_softmax": dict(
+        lr=3e-4, loss_normalized_softmax_lrmulti=30, loss_normalized_softmax_temperature=0.2
+    ),
+    "arcface": dict(lr=3e-4, loss_arcface_lrmulti=3, loss_arcface_margin=0.2, loss_arcface_scale=16),
+    "multisimilarity": dict(lr=1e-3, loss_multisimilarity_beta=25, loss_multisimilarity_base=0.7),
+    "margin": dict(lr=3e-3, loss_margin_beta=0.6),
+    "contrastive": dict(lr=1e-3, loss_contrastive_neg_margin=0.5, loss_contrastive_pos_margin=0.1),
+    "pml.SupConLoss": dict(lr=1e-3, **supcon(0.1)),
+}  # fmt: skip
 
 
 def tune_third():
