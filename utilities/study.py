@@ -142,21 +142,25 @@ def tune_third():
                     yield over(base, variant) | flags | dict(lr=lr) | weight
 
 
-# the best of both, for each base and variant
+# of tune_third: what the best run of a variant has beside its tuned base
 CHOSEN = {}
 
 
+def chosen(base, variant=None):
+    return over(base, variant) | TUNED[base] | CHOSEN.get((base, variant), {})
+
+
 def main_comparison():
-    for (base, variant), flags in CHOSEN.items():
-        yield over(base, variant) | flags
+    yield from (chosen(base) for base in TUNED)
+    for variant in ("pair", "class_means", "batch_proxy", "all_proxy"):
+        yield from (chosen(base, variant) for base in TUNED if variant in TUNED_BASES[base]["w"])
+    yield dict(loss="antico_class_means", antico_base="none", antico_w=1, lr=1e-3)  # the term alone
 
 
 def rates():
-    """Every learning rate, ProxyAnchor with and without the pair term, its other flags as they were tuned."""
-    for base in ("proxyanchor", "normalized_softmax"):
-        for variant in (None, "pair"):
-            for lr in (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2):
-                yield over(base, variant) | CHOSEN.get((base, variant), {}) | dict(lr=lr)
+    """Every learning rate, ProxyAnchor alone and under two variants, their other flags as they were tuned."""
+    for variant in (None, "pair", "class_means"):
+        yield from (chosen("proxyanchor", variant) | dict(lr=lr) for lr in (*RATES, 3e-2))
 
 
 def subsets():
@@ -165,8 +169,7 @@ def subsets():
     for part, epochs in (({}, 3), (few_images, 12), (few_classes, 36), (few_classes | few_images, 144)):
         part = part | dict(n_epochs=epochs, tau=2 * epochs // 3, eval_every=epochs)
         for base in ("proxyanchor", "multisimilarity"):
-            for variant in (None, "pair"):
-                yield over(base, variant) | CHOSEN.get((base, variant), {}) | part
+            yield from (chosen(base, variant) | part for variant in (None, "pair", "class_means"))
 
 
 TABLES = {
@@ -175,6 +178,7 @@ TABLES = {
         datasets=["glyphs"],
         rows=[*tune_first()],
         flags=STUDY | VALIDATION,
+        jobs=2,
         report=["--split", "val"],
     ),
     "tune_second": dict(
@@ -182,6 +186,7 @@ TABLES = {
         datasets=["glyphs"],
         rows=[*tune_second()],
         flags=STUDY | VALIDATION,
+        jobs=2,
         report=["--split", "val"],
     ),
     "tune_third": dict(
@@ -189,6 +194,7 @@ TABLES = {
         datasets=["glyphs"],
         rows=[*tune_third()],
         flags=STUDY | VALIDATION,
+        jobs=2,
         report=["--split", "val"],
     ),
     "study": dict(
@@ -196,6 +202,8 @@ TABLES = {
         datasets=["glyphs"],
         rows=[*main_comparison()],
         flags=STUDY,
+        seeds=range(5),
+        jobs=2,
         report=["--tuned"],
     ),
     "study_rates": dict(
@@ -204,12 +212,16 @@ TABLES = {
         rows=[*rates()],
         flags=STUDY,
         report=["--by", "lr"],
+        seeds=range(3),
+        jobs=2,
     ),
     "study_subsets": dict(
         about="few and many classes, few and many images of each, with and without the pair term",
         datasets=["glyphs"],
         rows=[*subsets()],
         flags=STUDY,
+        seeds=range(3),
+        jobs=2,
         report=["--tuned"],
     ),
 }
