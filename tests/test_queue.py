@@ -14,14 +14,6 @@ from utilities.runs import __main__ as program
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 WORDS = ["quickstart", "--n_epochs", "2", "--seeds", "0 1", "--jobs", "1"]  # 12 runs of 3 epochs (0: untrained)
-    "quickstart",
-    "--n_epochs",
-    "2",
-    "--seeds",
-    "0 1",
-    "--jobs",
-    "1",
-]  # 12 runs of 3 epochs, the untrained one included
 
 
 def start(out, *words, seconds=0, **environment):
