@@ -13,7 +13,7 @@ import evaluation
 import main
 import parameters
 from architectures.conv4 import conv4
-from utilities import batchnorm, distributed, state
+from utilities import batchnorm, distributed, optimizers, state
 from utilities.profile import Profile
 
 BS, CLASSES, STEPS = 24, 6, 20
@@ -71,7 +71,7 @@ def make_run(flags, model, optim="adam", dtype=None, scaler=None, **more):
         profile=Profile(None, CPU),
         **more,
     )
-    run.optimizer = main.make_optimizer(opt, model, criterion)
+    run.optimizer, _, _ = optimizers.select(opt, model, criterion, CPU, dtype)
     return run
 
 

@@ -1,10 +1,12 @@
 """The folder of a run: claimed by one process, found again, and its config.json. Without torch, which takes seconds."""
 
 import contextlib
+import functools
 import glob
 import itertools
 import json
 import os
+import subprocess
 
 from utilities.files import write_whole
 
@@ -121,3 +123,17 @@ def release():
     """Give back what `lock` took, as the process's end does."""
     while HELD:
         HELD.pop().close()
+
+
+@functools.cache
+def commit():
+    """The checkout's commit, with '+' behind it where tracked files were changed; "" outside a checkout."""
+
+    def git(*words):
+        folder = os.path.dirname(os.path.abspath(__file__))
+        return subprocess.run(["git", *words], capture_output=True, text=True, check=True, cwd=folder).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""

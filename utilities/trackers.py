@@ -7,7 +7,6 @@ import importlib.util
 import json
 import os
 import platform
-import subprocess
 import sys
 import time
 
@@ -25,19 +24,6 @@ def versions():
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             installed[package] = importlib.metadata.version(package)
     return installed
-
-
-def commit():
-    """The checkout's commit, with '+' behind it where tracked files were changed; None outside a checkout."""
-
-    def git(*words):
-        folder = os.path.dirname(os.path.abspath(__file__))
-        return subprocess.run(["git", *words], capture_output=True, text=True, check=True, cwd=folder).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def command(argv):
@@ -63,7 +49,7 @@ def describe(opt, without_effect, **facts):
         **facts,
         machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         versions=versions(),
-        commit=commit(),
+        commit=folders.commit() or None,
         command=command([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
         started=now(),
         history=[],

@@ -13,6 +13,7 @@ import shlex
 from dataclasses import dataclass, field
 
 from utilities import folders
+from utilities.collapse import is_collapse
 from utilities.trackers import protocol_rows
 
 # what is learned does not depend on these: names, places, seeds, devices, logging, evaluation
@@ -285,8 +286,7 @@ def look_for_collapse(run, split, counts):
     rank = run.chosen.get(f"{split}/effective_rank")
     share = run.chosen.get(f"{split}/coding_rate@share")
     dimensions = run.flags.get("embed_dim", 0)
-    least = max(0.05 * dimensions, 1.1 if dimensions > 2 else 0)  # one direction is a collapse in few dimensions too
-    if (rank is not None and rank < least) or (share is not None and share < 0.1):
+    if is_collapse(rank, share, dimensions):
         signs = [f"effective rank {rank:.1f} of {dimensions}"] if rank is not None else []
         signs += [f"coding rate {share:.1%} of its maximum"] if share is not None else []
         values = {n: run.chosen.get(f"{split}/{n}") for n in ("e_recall@1", "mAP@R")}

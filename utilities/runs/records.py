@@ -6,11 +6,11 @@ import functools
 import glob
 import json
 import os
-import subprocess
 from dataclasses import dataclass
 
 import parameters
 from utilities.folders import all_flags, divergence, read_config
+from utilities.folders import commit as commit
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 # flags of where, how fast and what is looked at: the weights do not depend on them, so they tell no runs apart
@@ -102,16 +102,3 @@ def scan(folder):
 
 def rank(record):
     return record.finished, not record.diverged, record.epoch
-
-
-@functools.cache
-def commit():
-    """The checkout's commit as config.json has it, "" outside a checkout."""
-
-    def git(*words):
-        return subprocess.run(["git", *words], capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return ""
