@@ -7,6 +7,7 @@ main comparison (study), on test classes, with all training classes and five see
 
 # letters of 16 pixels, some 300 steps: half a minute a run on one core
 STUDY = dict(input_size=16, n_epochs=3, tau=2, eval_every=3)
+COLUMNS = ["e_recall@1", "mAP@R", "nmi", "coding_rate@share", "effective_rank"]
 VALIDATION = dict(use_tv_split=True, tv_split_perc=0.8, no_test_metrics=True, save_embeddings=False)
 
 
@@ -204,14 +205,14 @@ TABLES = {
         flags=STUDY,
         seeds=range(5),
         jobs=2,
-        report=["--tuned"],
+        report=["--tuned", "--columns", *COLUMNS],
     ),
     "study_rates": dict(
         about="Recall@1 against the learning rate, with and without the pair term",
         datasets=["glyphs"],
         rows=[*rates()],
         flags=STUDY,
-        report=["--by", "lr"],
+        report=["--by", "lr", "--columns", *COLUMNS],
         seeds=range(3),
         jobs=2,
     ),
@@ -222,6 +223,6 @@ TABLES = {
         flags=STUDY,
         seeds=range(3),
         jobs=2,
-        report=["--tuned"],
+        report=["--tuned", "--columns", *COLUMNS],
     ),
 }
