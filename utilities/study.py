@@ -144,7 +144,32 @@ def tune_third():
 
 
 # of tune_third: what the best run of a variant has beside its tuned base
-CHOSEN = {}
+CHOSEN = {
+    ("proxyanchor", "pair"): dict(lr=0.001, antico_w=3, antico_eps=0.005),
+    ("proxyanchor", "class_means"): dict(lr=0.001, antico_w=30),
+    ("proxyanchor", "batch_proxy"): dict(lr=0.0003, antico_w=10),
+    ("proxyanchor", "all_proxy"): dict(lr=0.001, antico_w=100),
+    ("proxynca", "pair"): dict(lr=0.001, antico_w=1, antico_eps=0.005),
+    ("proxynca", "class_means"): dict(lr=0.001, antico_w=10),
+    ("proxynca", "batch_proxy"): dict(lr=0.0003, antico_w=1),
+    ("proxynca", "all_proxy"): dict(lr=0.0003, antico_w=1),
+    ("normalized_softmax", "pair"): dict(lr=0.001, antico_w=3, antico_eps=0.5),
+    ("normalized_softmax", "class_means"): dict(lr=0.001, antico_w=100),
+    ("normalized_softmax", "batch_proxy"): dict(lr=0.0003, antico_w=1),
+    ("normalized_softmax", "all_proxy"): dict(lr=0.0003, antico_w=1),
+    ("arcface", "pair"): dict(lr=0.001, antico_w=10, antico_eps=0.005),
+    ("arcface", "class_means"): dict(lr=0.001, antico_w=30),
+    ("arcface", "batch_proxy"): dict(lr=0.0003, antico_w=100),
+    ("arcface", "all_proxy"): dict(lr=0.001, antico_w=100),
+    ("multisimilarity", "pair"): dict(lr=0.001, antico_w=0.1, antico_eps=0.5),
+    ("multisimilarity", "class_means"): dict(lr=0.001, antico_w=0.3),
+    ("margin", "pair"): dict(lr=0.003, antico_w=0.1, antico_eps=0.5),
+    ("margin", "class_means"): dict(lr=0.003, antico_w=1),
+    ("contrastive", "pair"): dict(lr=0.001, antico_w=0.03, antico_eps=0.005),
+    ("contrastive", "class_means"): dict(lr=0.001, antico_w=0.1),
+    ("pml.SupConLoss", "pair"): dict(lr=0.001, antico_w=0.3, antico_eps=0.5),
+    ("pml.SupConLoss", "class_means"): dict(lr=0.001, antico_w=1),
+}
 
 
 def chosen(base, variant=None):
