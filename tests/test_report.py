@@ -401,6 +401,18 @@ def test_equal_differences_and_single_pairs_have_no_test(tmp_path):
     assert "+10.0 (all equal: no test)" in text and "nan" not in text and "**+10" not in text
 
 
+def test_one_seed_is_plain(tmp_path):
+    write(tmp_path, "proxyanchor", 3, [0.1, 0.40])
+    write(tmp_path, "antico_batch_proxy", 3, [0.1, 0.43])
+    table = lines_of(tmp_path)["AntiCo batch_proxy over ProxyAnchor"]
+    assert (table["Recall@1 std"], table["Recall@1 p"], table["Recall@1 low"]) == ("", "", "")
+    assert float(table["Recall@1 difference"]) == pytest.approx(3)
+    for suffix in (".md", ".tex"):
+        text = text_of(tmp_path, suffix)
+        assert "one seed a row: no deviation and no test. Difference: row - base. seed 3." in text and "+3.0" in text
+        assert not any(word in text for word in ("±", "pm", "p =", "bold", "1 pair", "95"))
+
+
 def test_bold_is_what_is_significant_in_either_direction(tmp_path):
     noise = [0.0, 0.003, -0.002]
     for seed in (0, 1, 2):
@@ -473,7 +485,7 @@ def test_latex_compiles_with_booktabs(tmp_path):
         write(tmp_path, "antico_batch_proxy", seed, [0.1, 0.43 + 0.02 * seed])
     write(tmp_path, "antico", 1, [0.1], "--group", "ü%_\\x", epochs=1)
     lines_of(tmp_path)
-    document = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\\input{t}\\end{document}"
+    document = "\\documentclass{article}\\usepackage{booktabs,graphicx}\\begin{document}\\input{t}\\end{document}"
     (tmp_path / "out" / "main.tex").write_text(document)
     done = subprocess.run(["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main.tex"],
                           cwd=tmp_path / "out", capture_output=True, text=True, errors="replace")  # fmt: skip

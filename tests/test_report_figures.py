@@ -46,6 +46,27 @@ def test_curves_are_the_means_of_the_same_seeds(tmp_path):
     assert {round(v, 6) for v in y} == {10, 20, 50, 70}
 
 
+def test_many_rows_are_parted_by_what_is_varied_and_a_loss_has_one_look(tmp_path):
+    for dims in (8, 16, 32):
+        for loss in ("proxyanchor", "antico_batch_proxy", "antico_all_proxy"):
+            folder = write(tmp_path, loss, 0, [0.1, 0.3 + dims / 100], "--embed_dim", dims)
+            write_spaces(folder, 5, dims=dims)
+    shown = made(tmp_path)
+    figure = figures.curves(shown, "test")
+    assert [axis.get_title() for axis in figure.axes] == ["embed_dim 8", "embed_dim 16", "embed_dim 32"]
+    for axis, dims in zip(figure.axes, (8, 16, 32)):
+        assert lines(axis)["ProxyAnchor"] == ([0, 1], pytest.approx([10, 30 + dims])) and len(lines(axis)) == 3
+    looks = [[(line.get_label(), line.get_color()) for line in axis.get_lines()] for axis in figure.axes]
+    assert looks[0] == looks[1] == looks[2] and len(set(looks[0])) == 3
+    spectra = spaces.spectrum(shown, "test").axes[:3]
+    assert [len(lines(axis)["ProxyAnchor"][0]) for axis in spectra] == [8, 16, 32]
+    assert "embeddings_test.npz of each run, embed_dim 16" in spectra[1].get_title().replace("\n", " ")
+    assert len(spaces.proxies(shown).axes) == 4
+    (by,) = made(tmp_path, ["embed_dim"])  # the flag has a column of its own: figures need it all the same
+    assert {row.label for row in by.rows} == {row.head for row in by.rows}
+    assert len({label for _, label, _ in spaces.lines_of(by)}) == 9
+
+
 def test_singular_values_are_those_of_the_file(tmp_path):
     for seed in (0, 1):
         rows, _, _ = write_spaces(write(tmp_path, "proxyanchor", seed, [0.1, 0.5]), 20, seed)

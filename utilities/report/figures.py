@@ -55,16 +55,20 @@ def curve_columns(table, split):
 
 def curves(tables, split):
     """Each row's mean over its seeds against epochs, the seeds' range as a band; what collapsed as lines of its own."""
-    shown = [(table, curve_columns(table, split)) for table in tables if spaces.lines_of(table)]
-    width = max((len(columns) for _, columns in shown), default=0)
+    shown = [(t, curve_columns(t, split), *part) for t in tables for part in spaces.parts_of(t) if part[1]]
+    width = max((len(columns) for _, columns, _, _ in shown), default=0)
     if not width:
         return f"nothing was measured on the {split} split" if shown else "no run counts"
-    figure, axes = style.panels(len(shown), width, 2.9)
-    for line, (table, columns) in zip(axes, shown):
+    figure, axes = style.panels(len(shown), width, 2.9 if len(shown) < 3 else 2.2)
+    for line, (table, columns, title, entries) in zip(axes, shown):
         for axis, column in zip(line, columns):
-            drawn = [draw_curve(axis, *entry, column, split) for entry in spaces.lines_of(table)]
+            drawn = [draw_curve(axis, *entry, column, split) for entry in entries]
             name = "coding rate / maximum" if column.metric == "coding_rate@share" else column.heading
-            axis.set(xlabel="epoch", ylabel="%" if column.factor == 100 else "", title=panel_title(table, tables, name))
+            if title:  # of the whole line, above its middle
+                axis.set(ylabel=unit(column), title=title if axis is line[(width - 1) // 2] else "")
+            else:
+                axis.set(ylabel="%" if column.factor == 100 else "", title=panel_title(table, tables, name))
+            axis.set_xlabel("epoch")
             style.whole_numbers(axis)
             if max(drawn) == 1:
                 axis.margins(x=0.5)
@@ -129,7 +133,7 @@ def against_hyperparameter(tables, split):
             row = next(row for row in table.rows if id(row) == base)
             if name not in row.flags and row.cells[column]:
                 look = style.look(table.rows.index(row))
-                axis.axhline(row.cells[column].mean, color=look["color"], linestyle=look["linestyle"], label=row.label)
+                axis.axhline(row.cells[column].mean, color=look["color"], linestyle=look["linestyle"], label=row.full)
         set_scale(axis, values)
         axis.set(xlabel=f"--{name}", ylabel=unit(column), title=panel_title(table, tables))
     style.legend(figure, [axis for line in axes for axis in line])
@@ -188,7 +192,7 @@ def against_rate(tables, split):
                 x, y = [100 * run.chosen[name] for run in chosen], [column.value(run, split) for run in chosen]
                 if chosen:
                     axis.plot(
-                        x, y, label=row.label + (" (collapsed)" if hollow else ""), markersize=7, **{**look, **more}
+                        x, y, label=row.full + (" (collapsed)" if hollow else ""), markersize=7, **{**look, **more}
                     )
         axis.set(xlabel="coding rate / its maximum, %", ylabel=unit(column), title=panel_title(table, tables))
     style.legend(figure, [axis for line in axes for axis in line])

@@ -19,7 +19,8 @@ class Row:
     runs: list  # that count, one a seed
     left: list  # that do not
     head: str  # the loss's name
-    label: str = ""
+    label: str = ""  # in the table of means, where flags of --by have columns of their own
+    full: str = ""  # everywhere else
     base: object = None  # the Row of the same recipe with AntiCo's base loss alone
     cells: dict = field(default_factory=dict)  # {Column: Cell}, see tables.py
     differences: dict = field(default_factory=dict)  # {Column: Difference}
@@ -107,7 +108,7 @@ def name_rows(rows):
     variant's own default, is not.
     """
     for row in rows:
-        row.label = label_of(row, rows)
+        row.label = row.full = label_of(row, rows)
 
 
 def label_of(row, rows, without=()):

@@ -40,6 +40,21 @@ def panels(rows, columns, height):
     return figure, axes.tolist()
 
 
+def grid(number):
+    """A figure of that many panels: (figure, axes), one below the other, of more than two in two columns."""
+    across = 2 if number > 2 else 1
+    figure, lines = panels(-(-number // across), across, 2.6 if across > 1 else 3.2)
+    axes = [axis for line in lines for axis in line]
+    for axis in axes[number:]:
+        axis.set_visible(False)
+    return figure, axes[:number]
+
+
+def wrapped(parts, number):
+    """The title of one of `number` panels of a grid: what is not empty, in lines that fit."""
+    return textwrap.fill(", ".join(filter(None, parts)), 42 if number > 2 else 85)
+
+
 def legend(figure, axes):
     """One legend below all axes, each label once, long ones in several lines; the figure grows by its height."""
     handles = {}
