@@ -352,6 +352,17 @@ def test_labels_say_what_acted(argv, label):
     assert rows.head_of(flags(*argv)) == label
 
 
+def test_labels_where_one_flag_at_a_time_is_varied(tmp_path):
+    for flags in (["--antico_w", 10], [], ["--antico_eps", 1], ["--decay", 0.5]):
+        write(tmp_path, "antico_batch_proxy", 0, [0.1, 0.4], *flags)
+    head = "AntiCo batch_proxy over ProxyAnchor"
+    labels = [label.removeprefix(head) for label in lines_of(tmp_path)]
+    center = labels[0].strip(" ()").split(", ")
+    assert sorted(center) == ["antico_eps 0.5", "antico_w 30", "decay 0.0004"]
+    assert sorted(labels[1:]) == [" (antico_eps 1)", " (antico_w 10)", " (decay 0.5)"]
+    assert f"brackets with one flag: all others as in {head} ({', '.join(center)})" in text_of(tmp_path)
+
+
 def test_labels_show_flags_of_the_recipe_that_differ_between_losses(tmp_path):
     write(tmp_path, "proxyanchor", 0, [0.1, 0.4])
     write(tmp_path, "multisimilarity", 0, [0.1, 0.4], "--lr", "1e-4")
@@ -360,6 +371,9 @@ def test_labels_show_flags_of_the_recipe_that_differ_between_losses(tmp_path):
     ours = "AntiCo pair over MultiSimilarity (lr 0.001)"
     assert [*table] == ["MultiSimilarity (lr 0.0001)", ours, "ProxyAnchor (lr 0.001)"]  # a base, then its variants
     assert table[ours]["base"] == ""
+    assert "no difference to a base loss: no run of one with the same flags" in text_of(tmp_path)
+    write(tmp_path, "antico_pair", 0, [0.1, 0.4], "--lr", "1e-4")
+    lines_of(tmp_path)
     assert "no run of its base with the same flags" in text_of(tmp_path)
 
 
@@ -453,6 +467,7 @@ def test_latex_is_escaped(tmp_path):
     assert formats.tex("a_b & 50% ± {x} $ # ~ ^ \\ é") == (
         r"a\_b \& 50\% $\pm$ \{x\} \$ \# \textasciitilde{} \textasciicircum{} \textbackslash{} ?"
     )
+    write(tmp_path, "multisimilarity", 0, [0.1, 0.4])
     write(tmp_path, "antico_pair", 0, [0.1, 0.4], "--antico_w", 3)
     write(tmp_path, "antico_pair", 0, [0.1, 0.4], "--antico_w", 1)
     write(tmp_path, "antico_pair", 1, [0.1], "--antico_w", 1, "--group", "50%_&", epochs=1)

@@ -126,7 +126,11 @@ def test_a_hyperparameter_and_the_rate(tmp_path):
     assert lines(axis)["AntiCo pair over MultiSimilarity (antico_w 100)"] == (
         pytest.approx([70, 70]), pytest.approx([50, 51]))  # fmt: skip
     write(tmp_path, "antico_pair", 0, [0.1, 0.5], "--antico_w", 10, "--antico_eps", 1)
-    assert "no single numeric flag" in figures.draw_all(made(tmp_path), "test")["_hyper"]
+    figure = figures.against_hyperparameter(made(tmp_path), "test")  # one at a time: a panel each
+    assert {axis.get_xlabel(): lines(axis)["AntiCo pair over MultiSimilarity"][0] for axis in figure.axes} == {
+        "--antico_w": [1, 10, 100], "--antico_eps": [0.5, 1]}  # fmt: skip
+    write(tmp_path, "antico_pair", 0, [0.1, 0.5], "--antico_w", 1, "--antico_eps", 2)
+    assert "no numeric flag alone" in figures.against_hyperparameter(made(tmp_path), "test")
     for seed in (0, 1):  # a weight of 0 has a place on a logarithmic axis too
         write(tmp_path / "b", "antico_pair", seed, [0.1, 0.5], "--antico_w", 0)
         write(tmp_path / "b", "antico_pair", seed, [0.1, 0.5], "--antico_w", 1)

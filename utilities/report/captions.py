@@ -2,6 +2,7 @@
 
 import re
 
+from utilities.report import rows as row_names
 from utilities.report.collect import ROWS, best_by
 from utilities.report.tables import LEVEL
 
@@ -42,6 +43,8 @@ def caption(table, split, which):
     )
     differences = [d for row in table.rows for d in row.differences.values() if d is not None]
     tests = sum(d.p is not None for d in differences)
+    if table.compared and not any(row.base for row in table.compared):
+        lines.append("no difference to a base loss: no run of one with the same flags")
     if differences and not several:
         lines.append("Difference: row - base")
     elif differences:
@@ -51,7 +54,14 @@ def caption(table, split, which):
             f"two-sided paired t-test; **bold: p < {LEVEL}**, better or worse; not corrected for the number of tests, "
             f"which is {tests} here{alone}"
         )
-    return lines + seeds_of(table) + facts_that_differ(table)
+    return lines + centers(table) + seeds_of(table) + facts_that_differ(table)
+
+
+def centers(table):
+    """Sentences on the rows of which others change one flag."""
+    heads = dict.fromkeys(row.head for row in table.rows)
+    found = [row_names.center_of([row for row in table.rows if row.head == head]) for head in heads]
+    return [f"brackets with one flag: all others as in {row.full}" for row in found if row]
 
 
 def seeds_of(table):

@@ -55,9 +55,9 @@ def published_label():
 
 
 def differences(table):
-    """The same of the differences to the base: a cell is (text, whether it is significant). None without AntiCo."""
+    """The same of the differences to the base: a cell is (text, whether it is significant). None where none has one."""
     columns = [column for column in table.columns if column.metric != "seconds"]
-    if not table.compared or not columns:
+    if not any(row.base for row in table.compared) or not columns:
         return None
     body = []
     for row in table.compared:
