@@ -58,10 +58,14 @@ def test_many_rows_are_parted_by_what_is_varied_and_a_loss_has_one_look(tmp_path
         assert lines(axis)["ProxyAnchor"] == ([0, 1], pytest.approx([10, 30 + dims])) and len(lines(axis)) == 3
     looks = [[(line.get_label(), line.get_color()) for line in axis.get_lines()] for axis in figure.axes]
     assert looks[0] == looks[1] == looks[2] and len(set(looks[0])) == 3
-    spectra = spaces.spectrum(shown, "test").axes[:3]
+    spectrum = spaces.spectrum(shown, "test")
+    spectra = spectrum.axes[:3]
     assert [len(lines(axis)["ProxyAnchor"][0]) for axis in spectra] == [8, 16, 32]
-    assert "embeddings_test.npz of each run, embed_dim 16" in spectra[1].get_title().replace("\n", " ")
-    assert len(spaces.proxies(shown).axes) == 4
+    assert spectra[1].get_title().replace("\n", " ") == "glyphs, embeddings_test.npz, embed_dim 16"
+    for figure in (spectrum, spaces.proxies(shown)):
+        FigureCanvasAgg(figure).draw()
+        left, right = (axis.title.get_window_extent() for axis in figure.axes[:2])
+        assert len(figure.axes) == 4 and 0 < left.x0 and left.x1 < right.x0 and right.x1 < figure.bbox.x1
     (by,) = made(tmp_path, ["embed_dim"])  # the flag has a column of its own: figures need it all the same
     assert {row.label for row in by.rows} == {row.head for row in by.rows}
     assert len({label for _, label, _ in spaces.lines_of(by)}) == 9

@@ -86,7 +86,7 @@ def spectrum(tables, split):
                 axis.fill_between(x, values.min(0), values.max(0), color=look["color"], alpha=0.18, linewidth=0)
         axis.set(yscale="log", xlabel="singular value, largest first", ylabel="share of their sum")
         axis.set_ylim(bottom=max(axis.get_ylim()[0], 1e-6))  # below is the rounding of float32
-        axis.set_title(style.wrapped([table.data[0], f"{name} of each run", title], len(found)))
+        axis.set_title(style.wrapped([table.data[0], name, title], len(found)))
     style.legend(figure, axes)
     return figure
 

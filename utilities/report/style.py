@@ -52,7 +52,7 @@ def grid(number):
 
 def wrapped(parts, number):
     """The title of one of `number` panels of a grid: what is not empty, in lines that fit."""
-    return textwrap.fill(", ".join(filter(None, parts)), 42 if number > 2 else 85)
+    return textwrap.fill(", ".join(filter(None, parts)), 34 if number > 2 else 80)
 
 
 def legend(figure, axes):
