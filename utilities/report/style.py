@@ -51,8 +51,11 @@ def grid(number):
 
 
 def wrapped(parts, number):
-    """The title of one of `number` panels of a grid: what is not empty, in lines that fit."""
-    return textwrap.fill(", ".join(filter(None, parts)), 34 if number > 2 else 80)
+    """The title of one of `number` panels of a grid, in lines that fit; the last part on lines of its own."""
+    if number <= 2:
+        return ", ".join(filter(None, parts))
+    lines = [", ".join(parts[:-1]), parts[-1]]
+    return "\n".join(textwrap.fill(line, 34) for line in lines if line)
 
 
 def legend(figure, axes):
