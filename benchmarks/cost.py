@@ -139,12 +139,8 @@ def table(out, paths, failed=()):
     alike = [name for name in SETTING if len({line[name] for line in lines}) == 1]
     note, head = caption(lines, alike), [name for name in lines[0] if name not in alike]
     body, words = [[line[name] for name in head] for line in lines], head.index("loss") + 1
-    tex = [
-        r"% needs \usepackage{booktabs}; written by python -m benchmarks.cost",
-        r"\begin{table}",
-        r"\centering\small",
-    ]
-    tex += [rf"\caption{{{formats.tex(note)}}}"]
+    tex = [r"% needs \usepackage{booktabs}; written by python -m benchmarks.cost", formats.FIT_OR_NOT]
+    tex += [r"\begin{table}", r"\centering\small", rf"\caption{{{formats.tex(note)}}}"]
     tex += formats.tabular(head, [[(cell, False) for cell in line] for line in body], words)
     tex += [r"\end{table}", *(formats.comment(f"failed: {line}") for line in failed)]
     below = "\n**Failed:**\n\n" + "".join(f"- {line}\n" for line in failed) if failed else ""

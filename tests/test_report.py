@@ -374,6 +374,17 @@ def test_labels_say_what_acted(argv, label):
     assert rows.head_of(flags(*argv)) == label
 
 
+def test_labels_where_one_flag_at_a_time_is_varied(tmp_path):
+    for flags in (["--antico_w", 10], [], ["--antico_eps", 1], ["--decay", 0.5]):
+        write(tmp_path, "antico_batch_proxy", 0, [0.1, 0.4], *flags)
+    head = "AntiCo batch_proxy over ProxyAnchor"
+    labels = [label.removeprefix(head) for label in lines_of(tmp_path)]
+    center = labels[0].strip(" ()").split(", ")
+    assert sorted(center) == ["antico_eps 0.5", "antico_w 30", "decay 0.0004"]
+    assert sorted(labels[1:]) == [" (antico_eps 1)", " (antico_w 10)", " (decay 0.5)"]
+    assert f"brackets with one flag: all others as in {head} ({', '.join(center)})" in text_of(tmp_path)
+
+
 def test_labels_show_flags_of_the_recipe_that_differ_between_losses(tmp_path):
     write(tmp_path, "proxyanchor", 0, [0.1, 0.4])
     write(tmp_path, "multisimilarity", 0, [0.1, 0.4], "--lr", "1e-4")
@@ -382,6 +393,9 @@ def test_labels_show_flags_of_the_recipe_that_differ_between_losses(tmp_path):
     ours = "AntiCo pair over MultiSimilarity (lr 0.001)"
     assert [*table] == ["MultiSimilarity (lr 0.0001)", ours, "ProxyAnchor (lr 0.001)"]  # a base, then its variants
     assert table[ours]["base"] == ""
+    assert "no difference to a base loss: no run of one with the same flags" in text_of(tmp_path)
+    write(tmp_path, "antico_pair", 0, [0.1, 0.4], "--lr", "1e-4")
+    lines_of(tmp_path)
     assert "no run of its base with the same flags" in text_of(tmp_path)
 
 
@@ -421,6 +435,18 @@ def test_equal_differences_and_single_pairs_have_no_test(tmp_path):
     lines_of(tmp_path)
     text = text_of(tmp_path)
     assert "+10.0 (all equal: no test)" in text and "nan" not in text and "**+10" not in text
+
+
+def test_one_seed_is_plain(tmp_path):
+    write(tmp_path, "proxyanchor", 3, [0.1, 0.40])
+    write(tmp_path, "antico_batch_proxy", 3, [0.1, 0.43])
+    table = lines_of(tmp_path)["AntiCo batch_proxy over ProxyAnchor"]
+    assert (table["Recall@1 std"], table["Recall@1 p"], table["Recall@1 low"]) == ("", "", "")
+    assert float(table["Recall@1 difference"]) == pytest.approx(3)
+    for suffix in (".md", ".tex"):
+        text = text_of(tmp_path, suffix)
+        assert "one seed a row: no deviation and no test. Difference: row - base. seed 3." in text and "+3.0" in text
+        assert not any(word in text for word in ("±", "pm", "p =", "bold", "1 pair", "95"))
 
 
 def test_bold_is_what_is_significant_in_either_direction(tmp_path):
@@ -463,6 +489,7 @@ def test_latex_is_escaped(tmp_path):
     assert formats.tex("a_b & 50% ± {x} $ # ~ ^ \\ é") == (
         r"a\_b \& 50\% $\pm$ \{x\} \$ \# \textasciitilde{} \textasciicircum{} \textbackslash{} ?"
     )
+    write(tmp_path, "multisimilarity", 0, [0.1, 0.4])
     write(tmp_path, "antico_pair", 0, [0.1, 0.4], "--antico_w", 3)
     write(tmp_path, "antico_pair", 0, [0.1, 0.4], "--antico_w", 1)
     write(tmp_path, "antico_pair", 1, [0.1], "--antico_w", 1, "--group", "50%_&", epochs=1)
@@ -495,7 +522,7 @@ def test_latex_compiles_with_booktabs(tmp_path):
         write(tmp_path, "antico_batch_proxy", seed, [0.1, 0.43 + 0.02 * seed])
     write(tmp_path, "antico", 1, [0.1], "--group", "ü%_\\x", epochs=1)
     lines_of(tmp_path)
-    document = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\\input{t}\\end{document}"
+    document = "\\documentclass{article}\\usepackage{booktabs,graphicx}\\begin{document}\\input{t}\\end{document}"
     (tmp_path / "out" / "main.tex").write_text(document)
     done = subprocess.run(["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main.tex"],
                           cwd=tmp_path / "out", capture_output=True, text=True, errors="replace")  # fmt: skip

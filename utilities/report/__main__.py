@@ -17,8 +17,10 @@ from utilities.report.tables import make_tables
 SUFFIXES = (".md", ".csv", ".tex", ".png", ".pdf", ".html")
 TITLES = {
     "": "Against epochs: mean over seeds, their range as a band", "_hyper": "Against the hyperparameter",
-    "_rate": "Against the coding rate's share, one point a run", "_spectrum": "Singular values of the embeddings",
-    "_proxies": "Similarity of the class proxies", "_tsne": "t-SNE of the embeddings, the same classes in each",
+    "_rate": "Against the coding rate's share, one point a run",
+    "_spectrum": "Singular values of the embeddings that the runs left",
+    "_proxies": "Similarity of the class proxies in the last checkpoints",
+    "_tsne": "t-SNE of the embeddings that the runs left, the same classes in each",
 }  # fmt: skip
 
 
