@@ -163,7 +163,7 @@ def test_command(tmp_path, capsys):
     for arguments, message in (
         ([str(tmp_path / "no.npz")], "no such file"),
         ([str(tmp_path / "bad.npz")], "labels is missing"),
-        ([str(tmp_path / "complex.npz")], "complex.npz: embeddings are complex128, expected real numbers"),
+        ([str(tmp_path / "complex.npz")], "complex.npz: embeddings are complex64, expected real numbers"),
         ([str(path), "--metrics", "nope"], "unknown"),
     ):
         assert command.main(arguments) == 2
