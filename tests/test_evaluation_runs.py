@@ -5,12 +5,11 @@ import json
 
 import numpy as np
 import pytest
-import torch
+from runs import fewer_glyphs
 
 import datasets
 import evaluation
 import main
-from datasets import Splits, glyphs
 from utilities import trackers
 from utilities.report import __main__ as report
 
@@ -41,14 +40,9 @@ BASE = [
 
 @pytest.fixture
 def small(monkeypatch):
-    """Glyphs of 20 + 20 classes."""
-
-    def select(opt, input_size=224):
-        splits = glyphs.splits(input_size, opt.augmentation)
-        first = lambda split: split.subset(torch.nonzero(split.labels < 20).flatten().tolist())  # noqa: E731
-        return Splits(train=first(splits.train), test=first(splits.test))
-
-    monkeypatch.setattr(datasets, "select", select)
+    """Glyphs of 20 + 20 classes, read once."""
+    monkeypatch.setattr(datasets, "DATASETS", dict(datasets.DATASETS))
+    fewer_glyphs()
 
 
 def test_protocol_rows():
