@@ -124,6 +124,11 @@ def test_cosine_names_are_those_of_normalised_embeddings():
     assert cosine["c_recall@1"] != evaluation.compute(stretched, labels, ["e_recall@1"])["e_recall@1"]
 
 
+def test_an_even_spectrum_has_no_minus_zero():
+    for k in (1, -1, 8, -8):
+        assert f"{collapse.rho_spectrum(torch.eye(8), k):.3f}" == "0.000"
+
+
 def test_degenerate():
     ones, one_class = torch.ones(6, 3), torch.zeros(6, dtype=torch.long)
     values = evaluation.compute(
@@ -154,9 +159,11 @@ def test_command(tmp_path, capsys):
     assert command.main([str(path), "--metrics", "e_recall@1", "mAP@R", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == evaluation.compute(embeddings, labels, ["e_recall@1", "mAP@R"])
     np.savez(tmp_path / "bad.npz", embeddings=embeddings)
+    np.savez(tmp_path / "complex.npz", embeddings=embeddings + 1j, labels=labels)
     for arguments, message in (
         ([str(tmp_path / "no.npz")], "no such file"),
         ([str(tmp_path / "bad.npz")], "labels is missing"),
+        ([str(tmp_path / "complex.npz")], "complex.npz: embeddings are complex64, expected real numbers"),
         ([str(path), "--metrics", "nope"], "unknown"),
     ):
         assert command.main(arguments) == 2
