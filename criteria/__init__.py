@@ -113,7 +113,11 @@ OVER = {
     ("pair", "proxyanchor"): dict(antico_w=30.0, antico_eps=0.005),
     ("pair", "arcface"): dict(antico_w=30.0, antico_eps=0.005),
     ("pair", "proxynca"): dict(antico_w=1.0, antico_eps=0.005),
-    ("pair", "normalized_softmax"): dict(antico_w=1.0, antico_eps=0.005),
+    ("pair", "normalized_softmax"): dict(antico_w=3.0, antico_eps=0.005),
+    ("class_means", "proxynca"): dict(antico_w=10.0),
+    ("class_means", "multisimilarity"): dict(antico_w=0.3),
+    ("class_means", "margin"): dict(antico_w=1.0),
+    ("class_means", "contrastive"): dict(antico_w=0.1),
 }
 NONE = Entry("criteria.antico:NoBase", "no base: the coding-rate term alone")
 BRIDGE = Entry(

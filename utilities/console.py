@@ -71,7 +71,7 @@ def collapse_line(metrics, split, embed_dim):
         return ""
     return (
         f"\nthe embeddings have collapsed: effective rank {rank:.1f} of {dimensions}, coding rate {share:.0%} of its "
-        "maximum; a lower --lr, --warmup or AntiCo's pair term (--loss antico_pair) help"
+        "maximum; a lower --lr, --warmup or AntiCo's pair term (--loss antico_pair, --antico_eps 0.005) help"
     )
 
 

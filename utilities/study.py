@@ -205,7 +205,7 @@ TABLES = {
         rows=[*tune_first()],
         flags=STUDY | VALIDATION,
         jobs=2,
-        report=["--split", "val"],
+        report=["--split", "val", "--columns", *COLUMNS],
     ),
     "tune_second": dict(
         about="the study's base losses: their other hyperparameters, on validation classes",
@@ -213,7 +213,7 @@ TABLES = {
         rows=[*tune_second()],
         flags=STUDY | VALIDATION,
         jobs=2,
-        report=["--split", "val"],
+        report=["--split", "val", "--columns", *COLUMNS],
     ),
     "tune_third": dict(
         about="the study's weights: AntiCo on the tuned bases, on validation classes",
@@ -221,7 +221,7 @@ TABLES = {
         rows=[*tune_third()],
         flags=STUDY | VALIDATION,
         jobs=2,
-        report=["--split", "val"],
+        report=["--split", "val", "--columns", *COLUMNS],
     ),
     "study": dict(
         about="the main comparison: each base loss and each variant on it, all tuned on validation classes",
