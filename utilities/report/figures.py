@@ -173,32 +173,29 @@ def set_scale(axis, values):
 
 def against_rate(tables, split):
     """The first metric against the coding rate's share, one point a run; hollow: a collapsed one, in no mean."""
-    found = []
+    name, found = f"{split}/coding_rate@share", []
     for table in tables:
-        column, name = first_metric(table), f"{split}/coding_rate@share"
-        points = [
-            (
-                number,
-                row,
-                [run for run in row.all_runs if run.chosen.get(name) is not None and run.kind in ("", "collapsed")],
-            )
-            for number, row in enumerate(table.rows)
-        ]
-        if column and column.metric != "coding_rate@share" and any(runs for _, _, runs in points):
-            found.append((table, column, name, points))
+        column = first_metric(table)
+        if not column or column.metric == "coding_rate@share":
+            continue
+
+        def shows(run, column=column):
+            return run.chosen.get(name) is not None and column.value(run, split) is not None
+
+        for title, lines in spaces.parts_of(table):
+            points = [(number, label, [run for run in runs if shows(run)]) for number, label, runs in lines]
+            if any(runs for _, _, runs in points):
+                found.append((table, column, title, points))
     if not found:
         return f"no run measured coding_rate@share and {heading('e_recall@1')} on the {split} split"
-    figure, axes = style.panels(len(found), 1, 3.2)
-    for (axis,), (table, column, name, points) in zip(axes, found):
-        for number, row, runs in points:
-            look = style.look(number) | {"linestyle": "none"}
-            for hollow, more in ((False, {}), (True, {"markerfacecolor": "none"})):
-                chosen = [run for run in runs if bool(run.kind) == hollow and column.value(run, split) is not None]
-                x, y = [100 * run.chosen[name] for run in chosen], [column.value(run, split) for run in chosen]
-                if chosen:
-                    axis.plot(
-                        x, y, label=row.full + (" (collapsed)" if hollow else ""), markersize=7, **{**look, **more}
-                    )
-        axis.set(xlabel="coding rate / its maximum, %", ylabel=unit(column), title=panel_title(table, tables))
-    style.legend(figure, [axis for line in axes for axis in line])
+    figure, axes = style.grid(len(found))
+    for axis, (table, column, title, points) in zip(axes, found):
+        for number, label, runs in points:
+            look = style.look(number, "(collapsed)" in label) | {"linestyle": "none", "markersize": 7}
+            x, y = [100 * run.chosen[name] for run in runs], [column.value(run, split) for run in runs]
+            if runs:
+                axis.plot(x, y, label=label, **look)
+        axis.set(xlabel="coding rate / its maximum, %", ylabel=unit(column))
+        axis.set_title(style.wrapped([table.data[0] if len(tables) > 1 else "", title], len(found)))
+    style.legend(figure, axes)
     return figure

@@ -70,13 +70,14 @@ def group(runs, tuned=False):
     return tables
 
 
+def family(row):
+    """The base loss of a row, by which tables are ordered; an AntiCo without one is its own."""
+    base = row.flags.get("antico_base") if is_antico(row.flags) else row.flags["loss"]
+    return loss_name(row.flags, base) if base != "none" else row.head
+
+
 def in_order(rows):
     """Families of a base loss as they were given; in one the base first, then its variants, numbers rising."""
-
-    def family(row):
-        flags = row.flags
-        base = flags.get("antico_base") if is_antico(flags) else flags["loss"]
-        return loss_name(flags, base) if base != "none" else row.head
 
     families, heads = [family(row) for row in rows], [row.head for row in rows]
     names, centers = differing(rows), {head: center_of([row for row in rows if row.head == head]) for head in heads}

@@ -5,6 +5,7 @@ import textwrap
 
 import numpy as np
 
+from utilities.report import rows as row_names
 from utilities.report import style
 from utilities.report.style import every
 
@@ -29,21 +30,41 @@ def lines_of(table, name=""):
 
 
 def parts_of(table, name=""):
-    """[(title, entries of lines_of), ...], a panel each: one, or with many rows one for each value of what is varied.
+    """[(title, entries of lines_of), ...], a panel each: one, or with many rows one for each value of what is varied,
+    or for each base loss.
 
-    Then a loss has the same look in all, and the title says what differs: embed_dim 64.
+    Then a loss, or a variant of AntiCo, has the same look in all, and the title says what differs: embed_dim 64.
     """
     lines, rows = lines_of(table, name), table.rows
+    if len(rows) <= MANY:
+        return [("", lines)]
+    return parts_by_value(rows, lines) or parts_by_base(rows, lines) or [("", lines)]
+
+
+def parts_by_value(rows, lines):
     varied = {number: row.full.removeprefix(row.head).strip(" ()") for number, row in enumerate(rows)}
     members = {value: [n for n in varied if varied[n] == value] for value in varied.values()}
-    if len(rows) <= MANY or not all(1 < len(numbers) <= MANY for numbers in members.values()):
-        return [("", lines)]
+    if not all(1 < len(numbers) <= MANY for numbers in members.values()):
+        return None
     heads = list(dict.fromkeys(row.head for row in rows))
     parts = {value: [] for value in members}
     for number, label, runs in lines:
         head = rows[number].head
         parts[varied[number]].append((heads.index(head), head + label.removeprefix(rows[number].full), runs))
     return [(value, entries) for value, entries in parts.items() if entries]
+
+
+def parts_by_base(rows, lines):
+    families = [row_names.family(row) for row in rows]
+    kinds = [row.head.removesuffix(f" over {base}") for row, base in zip(rows, families)]
+    kinds = [kind if row_names.is_antico(row.flags) else "base loss alone" for row, kind in zip(rows, kinds)]
+    if len(set(families)) < 2 or len(set(zip(families, kinds))) < len(rows):  # a look would not tell two rows apart
+        return None
+    looks, parts = list(dict.fromkeys(kinds)), {base: [] for base in families}
+    for number, label, runs in lines:
+        more = label.removeprefix(rows[number].full)
+        parts[families[number]].append((looks.index(kinds[number]), kinds[number] + more, runs))
+    return [(base, entries) for base, entries in parts.items() if entries]
 
 
 def load_embeddings(folder, split):
