@@ -102,7 +102,7 @@ def markdown(tables, split, which, failed=()):
         compared = differences(table)
         if compared:
             text = [[f"**{cell}**" if bold else cell for cell, bold in row] for row in compared[1]]
-            parts.append("Difference to the base loss, same flags and seeds:\n\n" + pipes(compared[0], text, 3))
+            parts.append(f"{table.difference}:\n\n" + pipes(compared[0], text, 3))
         parts.append(". ".join(caption(table, split, which)) + ".")
         if table.left:
             lines = [
@@ -225,7 +225,7 @@ def latex(tables, split, which, failed=()):
         parts += tabular(headings, [[(cell, False) for cell in row] for row in body], 1 + len(table.by))
         compared = differences(table)
         if compared:
-            parts += [r"\par\medskip", tex("Difference to the base loss, same flags and seeds:"), r"\par\smallskip"]
+            parts += [r"\par\medskip", tex(f"{table.difference}:"), r"\par\smallskip"]
             parts += tabular(*compared, 3)
         parts += [r"\end{table}"]
         parts += [

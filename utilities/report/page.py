@@ -46,7 +46,8 @@ def section(table, split, which):
     headings, body = formats.means(table)
     return {
         "title": title(table), "headings": headings, "body": body, "words": 1 + len(table.by),
-        "published": table.published is not None, "differences": formats.differences(table),
+        "published": table.published is not None, "difference": table.difference,
+        "differences": formats.differences(table),
         "caption": ". ".join(caption(table, split, which)).replace("**", "") + ".",
         "left": formats.left_lines(table.left), "n_runs": len(table.runs),
         "runs": [describe_run(run, row.full) for row in table.rows for run in row.all_runs],

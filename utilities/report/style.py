@@ -55,7 +55,7 @@ def wrapped(parts, number):
     if number <= 2:
         return ", ".join(filter(None, parts))
     lines = [", ".join(parts[:-1]), parts[-1]]
-    return "\n".join(textwrap.fill(line, 34) for line in lines if line)
+    return "\n".join(textwrap.fill(line, 31) for line in lines if line)
 
 
 def legend(figure, axes):

@@ -79,6 +79,13 @@ class Table:
     tuned: bool = False  # each row has flags of its own choice
 
     @property
+    def difference(self):
+        """The heading of the differences."""
+        return (
+            f"Difference to the base loss, {'each with its own flags, same' if self.tuned else 'same flags and'} seeds"
+        )
+
+    @property
     def runs(self):
         return [run for row in self.rows for run in row.all_runs]
 
