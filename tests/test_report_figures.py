@@ -71,6 +71,25 @@ def test_many_rows_are_parted_by_what_is_varied_and_a_loss_has_one_look(tmp_path
     assert len({label for _, label, _ in spaces.lines_of(by)}) == 9
 
 
+def test_many_base_losses_have_a_panel_each_and_a_variant_one_look(tmp_path):
+    names, recall = dict(contrastive="Contrastive", triplet="Triplet", margin="Margin", proxyanchor="ProxyAnchor"), {}
+    for number, (base, title) in enumerate(names.items()):
+        for kind, value in (("base loss alone", 0.3), ("AntiCo pair", 0.4), ("AntiCo class_means", 0.5)):
+            value += number / 100
+            loss = [base] if kind == "base loss alone" else [f"antico_{kind.split()[1]}", "--antico_base", base]
+            columns = {"test/coding_rate@share": [0.1, value / 2]}
+            write(tmp_path, loss[0], 0, [0.1, value], *loss[1:], columns=columns)
+            recall.setdefault(title, {})[kind] = [pytest.approx(50 * value)], [pytest.approx(100 * value)]
+    rate = figures.against_rate(made(tmp_path), "test")
+    drawn = {axis.get_title(): axis for axis in rate.axes[:4]}
+    assert {title: lines(axis) for title, axis in drawn.items()} == recall
+    looks = [{line.get_label(): line.get_color() for line in axis.get_lines()} for axis in drawn.values()]
+    assert looks[0] == looks[1] == looks[2] == looks[3] and len(set(looks[0].values())) == 3
+    # a second row of one loss and variant would look like the first: then all are in one panel
+    write(tmp_path, "antico_pair", 0, [0.1, 0.2], "--antico_base", "margin", "--antico_w", 9)
+    assert [title for title, _ in spaces.parts_of(made(tmp_path)[0])] == [""]
+
+
 def test_singular_values_are_those_of_the_file(tmp_path):
     for seed in (0, 1):
         rows, _, _ = write_spaces(write(tmp_path, "proxyanchor", seed, [0.1, 0.5]), 20, seed)

@@ -44,7 +44,8 @@ def parts_of(table, name=""):
 def parts_by_value(rows, lines):
     varied = {number: row.full.removeprefix(row.head).strip(" ()") for number, row in enumerate(rows)}
     members = {value: [n for n in varied if varied[n] == value] for value in varied.values()}
-    if not all(1 < len(numbers) <= MANY for numbers in members.values()):
+    losses = {tuple(sorted(rows[n].head for n in numbers)) for numbers in members.values()}
+    if len(losses) > 1 or not all(1 < len(numbers) <= MANY for numbers in members.values()):
         return None
     heads = list(dict.fromkeys(row.head for row in rows))
     parts = {value: [] for value in members}
