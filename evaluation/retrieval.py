@@ -39,8 +39,11 @@ def rank(embeddings, labels, k, deepest=0, query_embeddings=None, query_labels=N
     search = Search(queries, embeddings, max(k, deepest), query_embeddings is None, backend, on_cpu)
     labels, own_labels = labels.to(search.device), own_labels.to(search.device)
 
+    def right(rows, neighbours):
+        return labels[neighbours] == own_labels[rows, None]
+
     def matches_of(rows, depth):
-        return labels[search.nearest(rows, depth)] == own_labels[rows, None]
+        return right(rows, search.nearest(rows, depth, right))
 
     near = max(k, min(deepest, TRIED))
     matches = torch.cat([matches_of(rows, near) for rows in search.blocks()])

@@ -87,7 +87,7 @@ class Search:
         self.has_copies = len(self.copies) < len(gallery)
         self.points, self.queries = gallery[self.by_point[self.start]] if self.has_copies else gallery, queries
         p, self.q, self.scale = self.scaled(torch.float32)
-        self.p_norm, self.q_norm = (x.norm(dim=1, dtype=torch.float64) for x in (p, self.q))
+        self.p_norm, self.q_norm = p.norm(dim=1), self.q.norm(dim=1)
         if backend == "auto":
             on_gpu = p.is_cuda and have_faiss() and faiss_gpus() > 0 and self.points_for(deepest) <= FAISS_GPU_K
             backend = "faiss" if have_faiss() and (on_gpu or not p.is_cuda) else "torch"
@@ -116,10 +116,14 @@ class Search:
         """Numbers of queries (all of them without `rows`) in blocks that `nearest` takes."""
         return (torch.arange(len(self.q), device=self.device) if rows is None else rows).split(self.block)
 
-    def nearest(self, rows, k):
-        """Gallery indices (b, k) of the k nearest to queries `rows` (b,); k is cut to what there is."""
+    def nearest(self, rows, k, right=None):
+        """Gallery indices (b, k) of the k nearest to queries `rows` (b,); k is cut to what there is.
+
+        right : function of rows (b,) and gallery indices (b, j) to bool (b, j). If given, only which places it is true
+        in counts: ties all of which are right, or all wrong, need not be put in order.
+        """
         k = min(k, self.available)
-        distances, points = self.nearest_points(rows, k)
+        distances, points = self.nearest_points(rows, k, None if self.has_copies else right)
         neighbours = self.rows_of(points, distances, k + self.exclude_self) if self.has_copies else points
         if not self.exclude_self:
             return neighbours
@@ -127,7 +131,7 @@ class Search:
         own[:, -1] |= ~own.any(1)  # it lies behind its copies: the last goes
         return neighbours[~own].view(len(rows), k)
 
-    def nearest_points(self, rows, k):
+    def nearest_points(self, rows, k, right):
         """Squared distances and numbers (b, k') of the points that hold the k nearest rows, by (distance, number)."""
         wanted = min(k + self.exclude_self, len(self.points))
         d, points = self.find(self.q[rows], self.points_for(k))
@@ -135,13 +139,16 @@ class Search:
         farthest = (q + (last + q**2).clamp(min=0).sqrt()).clamp(max=self.p_norm.max())  # from 0, of what is as near
         open_end = d[:, -1] - last <= rounding_of(d.dtype, farthest, q)
         open_end &= d.shape[1] < len(self.points)
-        open_end |= self.near(rows, d, points).sum(1) > len(self.points) // 32  # products cost less than these
+        near = self.near(rows, d, points)
+        if right is not None:
+            near &= (near & right(rows, points).diff(dim=1)).any(1, keepdim=True)
+        open_end |= near.sum(1) > len(self.points) // 32  # products with all cost less than so many differences
         open_end &= not self.approximate
         if not open_end.any():
-            return self.in_order(rows, self.q, d, points, wanted)
+            return self.in_order(rows, self.q, d, points, near, wanted)
         nearest = d.double()[:, :wanted], points[:, :wanted].clone()
         closed = ~open_end
-        in_order = self.in_order(rows[closed], self.q, d[closed], points[closed], wanted)
+        in_order = self.in_order(rows[closed], self.q, d[closed], points[closed], near[closed], wanted)
         for both, closed_ones, open_ones in zip(nearest, in_order, self.in_order_of_all(rows[open_end], wanted)):
             both[closed], both[open_end] = closed_ones, open_ones
         return nearest
@@ -156,14 +163,13 @@ class Search:
             excluded = d - last > rounding_of(d.dtype, self.p_norm, self.q_norm[part, None])
             possible = len(points) - int(excluded.sum(1).min())
             d, numbers = d.masked_fill_(excluded, torch.inf).topk(possible, largest=False)
-            parts.append(self.in_order(part, queries, d, numbers, wanted))
+            parts.append(self.in_order(part, queries, d, numbers, self.near(part, d, numbers), wanted))
         return tuple(map(torch.cat, zip(*parts)))
 
-    def in_order(self, rows, queries, d, points, wanted):
+    def in_order(self, rows, queries, d, points, near, wanted):
         """The first by (distance, number), (b, wanted) each, of d and points (b, k) that `find` gives for queries."""
-        near = self.near(rows, d, points)
         i, j = (pad(near, (1, 0)) | pad(near, (0, 1))).nonzero(as_tuple=True)
-        distances = d.double() + queries[rows].norm(dim=1, keepdim=True, dtype=torch.float64) ** 2
+        distances = d.double() + queries[rows].double().square().sum(1, keepdim=True)
         distances[i, j] = self.exact(rows[i], points[i, j])
         tied = near.any(1)
         by_number, order = points[tied].sort(1)
