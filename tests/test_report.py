@@ -190,7 +190,7 @@ def test_tuned_rows_have_the_one_row_of_their_base(tmp_path):
     assert lines_of(tmp_path / "a")[label]["Recall@1 difference"] == ""
     line = lines_of(tmp_path / "a", "--tuned")[label]
     assert float(line["Recall@1 difference"]) == pytest.approx(4.5)
-    assert "tuned for it" in text_of(tmp_path / "a") and "lr 0.001" in text_of(tmp_path / "a")
+    assert "flags of its own, tuned for it" in text_of(tmp_path / "a") and "lr 0.001" in text_of(tmp_path / "a")
     write(tmp_path / "a", "proxyanchor", 0, [0.1, 0.4], "--lr", 1e-2)  # two rows of the base: neither is it
     assert lines_of(tmp_path / "a", "--tuned")[label]["Recall@1 difference"] == ""
 

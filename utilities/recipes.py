@@ -138,7 +138,7 @@ TABLES = {
         flags=study.STUDY,
         seeds=range(3),
         jobs=2,
-        report=["--tuned"],
+        report=["--tuned", "--columns", *study.COLUMNS],
     ),
     "main": dict(
         about="the losses on each data set, BN-Inception and ResNet-50, 512 dimensions",

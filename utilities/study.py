@@ -109,9 +109,9 @@ BEST = {
 
 
 def tune_second():
-    """The base's further hyperparameters at its two best learning rates."""
+    """The base's further hyperparameters at its two best learning rates, and at 1e-3, where AntiCo is tried too."""
     for base, (rates, flags) in BEST.items():
-        for lr in rates:
+        for lr in dict.fromkeys([*rates, 1e-3]):
             yield from (over(base, None) | flags | dict(lr=lr) | change for change in TUNED_BASES[base]["second"])
 
 

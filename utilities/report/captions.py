@@ -47,7 +47,7 @@ def caption(table, split, which):
     if table.compared and not any(row.base for row in table.compared):
         lines.append("no difference to a base loss: no run of one with the same flags")
     if differences and table.tuned:
-        lines.append("Each row has the flags in its brackets, tuned for it")
+        lines.append("Each row has flags of its own, tuned for it; the csv of the runs has them")
     if differences and not several:
         lines.append("Difference: row - base")
     elif differences:
