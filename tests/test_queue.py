@@ -116,7 +116,7 @@ def test_two_queues_at_once_do_each_run_once(tmp_path):
 
 def test_a_failed_run_stops_nothing_and_is_named(tmp_path):
     status, text = queue(tmp_path, FAKE_FAIL="multisimilarity")
-    why = "glyphs/multisimilarity,n_epochs=2_s{}: the loss is not finite, in step 3 of epoch 1"
+    why = "loss_multisimilarity_base=0.7,n_epochs=2_s{}: the loss is not finite, in step 3 of epoch 1"
     assert status == 1 and "2 of 12 runs failed" in text
     for seed in (0, 1):
         assert why.format(seed) in text.split("runs failed:")[1] and why.format(seed) in table(tmp_path)
