@@ -15,8 +15,6 @@ if __name__ == "__main__":  # a wrong flag is answered before the seconds that t
 import argparse
 import os
 import warnings
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -26,10 +24,11 @@ import datasampler
 import datasets
 import evaluation
 import parameters
-from utilities import batchnorm, console, distributed, failures, folders, state, trackers
+from utilities import batchnorm, console, distributed, failures, folders, optimizers, registry, state, trackers
 from utilities import device as devices
 from utilities.profile import Profile, phase
 from utilities.randomness import derive
+from utilities.run import Run
 
 LOOK_EVERY = 20  # steps between looks at the loss: a look waits for the GPU
 ERRORS = {  # of the packages, each told as one line: (exit status, where in the run it was)
@@ -38,36 +37,6 @@ ERRORS = {  # of the packages, each told as one line: (exit status, where in the
     evaluation.Unmeasurable: (1, ", in the evaluation of epoch {epoch}"),
     datasets.BrokenImage: (2, ""),
 }
-
-
-@dataclass
-class Run:
-    """The parts of a run."""
-
-    opt: argparse.Namespace
-    device: torch.device
-    dtype: Any  # of mixed precision, None for float32
-    signals: interrupts.Interrupts
-    model: torch.nn.Module
-    criterion: torch.nn.Module
-    optimizer: torch.optim.Optimizer
-    scheduler: Any
-    scaler: torch.amp.GradScaler
-    sampler: datasampler.Batches
-    loader: torch.utils.data.DataLoader
-    evaluated: dict  # {name: split}
-    partial: str  # what the data lacks
-    progress: state.Progress
-    checkpoints: state.Checkpoints
-    log: Any  # on the first process
-    profile: Profile
-    compiled: Any  # the model, compiled where that is asked for
-    net: Any = None  # and replicated: what trains
-
-    @property
-    def best_split(self):
-        """best.pt follows the validation split where there is one, else the test split, as published tables do."""
-        return next(name for name in ("val", "test", "train") if name in self.evaluated)
 
 
 # --- build: what bad input can spoil comes first, the run's folder is touched last ---
@@ -100,10 +69,7 @@ def build(opt, device, device_name, signals):
 
     torch.manual_seed(derive(opt.seed, "criterion"))
     criterion = criteria.select(opt, n_classes).to(device)
-    optimizer = make_optimizer(opt, model, criterion)
-    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, opt.tau if opt.scheduler == "step" else [], opt.gamma)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-
+    optimizer, scheduler, scaler = optimizers.select(opt, model, criterion, device, dtype)
     parts = dict(model=model, criterion=criterion, optimizer=optimizer, scheduler=scheduler, scaler=scaler)
     facts = dict(dataset=opt.dataset, n_classes=n_classes, n_images=len(splits.train), input_size=model.input_size,
                  contents=datasets.contents(splits))  # fmt: skip
@@ -128,13 +94,6 @@ def load_data(opt, model):
     with distributed.first_process_first():
         splits = datasets.select(opt, input_size=model.input_size)
     return splits, datasets.evaluated_splits(opt, splits)
-
-
-def make_optimizer(opt, model, criterion):
-    groups = model.param_groups(opt.lr, None if opt.fc_lr < 0 else opt.fc_lr) + criterion.param_groups(opt.lr)
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[opt.optim]
-    more = {"momentum": 0.9} if opt.optim == "sgd" else {}
-    return kind(groups, lr=opt.lr, weight_decay=opt.decay, fused=True, **more)
 
 
 # --- a training step ---
@@ -215,7 +174,7 @@ def train_epoch(run, epoch):
                 bar.set_postfix(loss=f"{progress.means()['loss']:.3f}")
             if run.checkpoints.minutes() > run.opt.checkpoint_minutes:
                 run.checkpoints.save(progress)
-            stop_if_asked(run)
+            run.stop_if_asked()
     return {"lr": lr, **progress.means()}
 
 
@@ -223,11 +182,6 @@ def make_net(run, warming_up):
     """The network as it trains: made anew when what learns changes, since DistributedDataParallel looks only once."""
     run.model.warm_up(warming_up)
     run.net = distributed.replicate(run.compiled, run.device)
-
-
-def stop_if_asked(run):
-    if distributed.any_process(run.signals.signal is not None):
-        run.signals.stop()
 
 
 # --- fit ---
@@ -238,7 +192,7 @@ def fit(run):
     opt = run.opt
     warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")  # an epoch resumed at its end has no step
     for epoch in range(run.progress.epoch + 1, opt.n_epochs + 1):
-        stop_if_asked(run)
+        run.stop_if_asked()
         row, collapse = {"epoch": epoch}, ""
         if epoch > 0:
             row |= train_epoch(run, epoch)
@@ -259,8 +213,8 @@ def fit(run):
 
 def evaluate(run):
     """({split/metric: value}, a line that says a collapse where there is one)."""
-    opt = argparse.Namespace(**vars(run.opt))
-    opt.evaluation_metrics = list(dict.fromkeys([*run.opt.evaluation_metrics, *console.COLLAPSE]))
+    names = list(dict.fromkeys([*run.opt.evaluation_metrics, *console.COLLAPSE]))
+    opt = argparse.Namespace(**{**vars(run.opt), "evaluation_metrics": names})
     with run.signals.at_once():  # an evaluation can be repeated
         values = {name: evaluation.evaluate(run.model, split, opt) for name, split in run.evaluated.items()}
     metrics = {f"{name}/{metric}": values[name][metric] for name in values for metric in run.opt.evaluation_metrics}
@@ -286,7 +240,7 @@ def save_embeddings(model, evaluated, opt, folder):
         distributed.print_once(f"written: {path}")
 
 
-# --- evaluate only ---
+# --- the program: a run is built and trained, or a saved one evaluated ---
 
 
 def evaluate_only(opt, device):
@@ -306,24 +260,16 @@ def evaluate_only(opt, device):
         save_embeddings(model, evaluated, opt, os.path.dirname(os.path.abspath(opt.checkpoint)))
 
 
-# --- the program ---
-
-
 def listing():
     """Everything that a flag can name, a line each with its paper: the text of --list."""
-    parts = {
-        "--loss; those before antico, and pml, also as --antico_base": {
-            **criteria.CRITERIA,
-            "pml.<ClassName>": criteria.BRIDGE,
-        },
-        "--antico_base": {"none": criteria.NONE},
-        "--batch_mining": criteria.MINERS,
+    losses = {**criteria.CRITERIA, "pml.<ClassName>": criteria.BRIDGE}
+    return registry.listing({
+        "--loss; those before antico, and pml, also as --antico_base": losses,
+        "--antico_base": {"none": criteria.NONE}, "--batch_mining": criteria.MINERS,
         "--arch": architectures.BACKBONES,
         "--dataset": datasets.DATASETS,
         "--evaluation_metrics": evaluation.METRICS,
-    }
-    lines = {flag: [f"  {name:20} {entry.about}" for name, entry in names.items()] for flag, names in parts.items()}
-    return "\n\n".join("\n".join([flag, *lines[flag]]) for flag in parts)
+    })  # fmt: skip
 
 
 def main(argv=None, opt=None):

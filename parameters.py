@@ -54,6 +54,9 @@ def add_data(g):
     flag(g, "use_tv_split", False, "keep part of the training data apart as a validation split")
     flag(g, "tv_split_by_samples", False, "that split takes samples of every class instead of whole classes")
     flag(g, "tv_split_perc", 0.0, "share of the training classes (or samples) that stays in training", 0, 1)
+    subset = "drawn by --seed, after the validation split is apart"
+    flag(g, "train_classes", None, f"train on N classes only, {subset}", 2, MILLION, int)
+    flag(g, "train_images", None, f"train on at most N images of each class, {subset}", 1, MILLION, int)
     samplers = ["class_random", "class_balanced", "random"]
     sampler = "class_random: drawn with replacement, published; class_balanced: an epoch covers every image"
     flag(g, "data_sampler", "class_random", sampler, choices=samplers)
@@ -113,13 +116,16 @@ def add_losses(parser):
             own = by_name(name)
             if default is None:  # that of the published command line
                 default = own.pop("antico", None)
+            own = {loss: value for loss, value in own.items() if value != default or " over " in loss}
             more = {"choices": choices} if choices else {}
             flag(group, name, default, help, kind=kind, by_name=own, **more)
 
 
 def by_name(name):
-    """{loss: the default that a flag has under this name}."""
-    return {loss: entry.defaults[name] for loss, entry in criteria.CRITERIA.items() if name in entry.defaults}
+    """{loss: the default that a flag has under this name}; "loss over base" where it is of the base too."""
+    own = {loss: entry.defaults for loss, entry in criteria.CRITERIA.items()}
+    own |= {f"antico_{variant} over {base}": defaults for (variant, base), defaults in criteria.OVER.items()}
+    return {loss: defaults[name] for loss, defaults in own.items() if name in defaults}
 
 
 def add_evaluation(g):
@@ -217,6 +223,7 @@ def own_defaults(chosen, defaults):
         if flag_of_name == "loss" or "antico_base" in own:
             name = chosen.get(flag_of_name, own.get(flag_of_name, defaults[flag_of_name]))
             own |= criteria.CRITERIA[name].defaults if name in criteria.CRITERIA else {}
+    own |= criteria.OVER.get((own.get("antico_type"), chosen.get("antico_base", own.get("antico_base"))), {})
     if "e_recall@1" not in chosen.get("evaluation_metrics", ["e_recall@1"]):
         own["storage_metrics"] = chosen["evaluation_metrics"][:1]
     return own

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Make the environment with the test tools (once), look at the style, run the suite. Arguments go to pytest, which then
-# runs alone: bash run_tests.sh tests/test_state.py
+# Make the environment with the test tools (once), look at the style, run the suite in two processes. Arguments go to
+# pytest, which then runs alone: bash run_tests.sh tests/test_state.py
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source utilities/environment.sh
@@ -12,5 +12,7 @@ if [ $# -eq 0 ]; then
     else
         echo "note: $PYTHON has no ruff; the style is not checked"
     fi
+    set -- tests
+    "$PYTHON" -c "import xdist" 2>/dev/null && set -- -n 2 --dist loadfile tests # a test has one thread
 fi
-exec "$PYTHON" -m pytest "${@:-tests}"
+exec "$PYTHON" -m pytest "$@"

@@ -70,14 +70,21 @@ BASES = {
 
 # `antico` is the published command line. The weights of the three below come from `antico_runs.sh sweep` (README.md).
 ANTICO = "criteria.antico:AntiCo"
-OF_ITS_OWN = dict(antico_form="normalized", loss_ac_w_align=1.0)  # the form whose gradient lives
+OF_ITS_OWN = dict(antico_form="normalized", loss_ac_w_align=1.0, antico_eps=0.5)  # the form whose gradient lives
 CRITERIA = {
     **BASES,
     "antico": Entry(
         ANTICO,
         "Anti-Collapse loss as published, --antico_type picks the variant (Jiang et al., TMM 2024)",
         dict(raw_embeddings=True),
-        dict(antico_base="oproxy", loss_oproxy_mode="anchor", antico_form="exp", loss_ac_w_align=0.01, antico_w=1.0),
+        dict(
+            antico_base="oproxy",
+            loss_oproxy_mode="anchor",
+            antico_form="exp",
+            loss_ac_w_align=0.01,
+            antico_w=1.0,
+            antico_eps=0.5,
+        ),
     ),
     "antico_pair": Entry(
         ANTICO,
@@ -94,6 +101,23 @@ CRITERIA = {
         "the coding rate of all proxies (Jiang et al., TMM 2024)",
         defaults=dict(antico_type="all_proxy", antico_base="proxyanchor", antico_w=100.0, **OF_ITS_OWN),
     ),
+    "antico_class_means": Entry(
+        ANTICO,
+        "the coding rate of the means of the batch's classes (ours; criteria/README.md)",
+        defaults=dict(antico_type="class_means", antico_base="proxyanchor", antico_w=100.0, **OF_ITS_OWN),
+    ),
+}
+# {(variant, base): {flag: its default}}: over a loss as large as these, or one that collapses, the variant's own weight
+# and precision do little. From the study (README.md)
+OVER = {
+    ("pair", "proxyanchor"): dict(antico_w=30.0, antico_eps=0.005),
+    ("pair", "arcface"): dict(antico_w=30.0, antico_eps=0.005),
+    ("pair", "proxynca"): dict(antico_w=1.0, antico_eps=0.005),
+    ("pair", "normalized_softmax"): dict(antico_w=3.0, antico_eps=0.005),
+    ("class_means", "proxynca"): dict(antico_w=10.0),
+    ("class_means", "multisimilarity"): dict(antico_w=0.3),
+    ("class_means", "margin"): dict(antico_w=1.0),
+    ("class_means", "contrastive"): dict(antico_w=0.1),
 }
 NONE = Entry("criteria.antico:NoBase", "no base: the coding-rate term alone")
 BRIDGE = Entry(
@@ -110,6 +134,11 @@ def __getattr__(name):
     if name not in public:
         raise AttributeError(f"module 'criteria' has no attribute {name!r}")
     return pkgutil.resolve_name(public[name])
+
+
+def antico_defaults(variant, base):
+    """{flag: default} of a variant's own name over a base loss."""
+    return {**CRITERIA[f"antico_{variant}"].defaults, **OVER.get((variant, base), {})}
 
 
 def is_antico(loss):

@@ -10,7 +10,8 @@ from criteria.base import Criterion, NonFinite, ProxyCriterion, full_precision, 
 from criteria.coding_rate import LARGE, LARGEST, coding_rate, max_coding_rate, needed_dtype
 from criteria.pml import ModuleLoss
 
-Variant = Literal["pair", "batch_proxy", "all_proxy"]
+Variant = Literal["pair", "batch_proxy", "all_proxy", "class_means"]
+OF_EMBEDDINGS = ("pair", "class_means")  # the others are of proxies
 Form = Literal["exp", "neg", "normalized"]
 Scale = Literal["published", "mcr2"]
 DEAD = 1e-6  # below this, exp(-gam2 R) adds nothing that float32 Adam steps of the base loss would notice
@@ -30,7 +31,11 @@ class AntiCo(Criterion):
 
     - `pair`: the batch's embeddings, n = B;
     - `batch_proxy`: the proxies of the n classes in the batch;
-    - `all_proxy`: all n = C proxies.
+    - `all_proxy`: all n = C proxies;
+    - `class_means` (ours, not the paper's): the means of the L2-normalised embeddings of the n classes in the batch.
+      Means are taken as they are: one is the longer, up to 1, the closer its class lies together. So R rises when
+      classes part and when they draw together, where `pair` also drives the images of a class apart; R_max is reached
+      by classes that are points, spread evenly.
 
     The term is, by `form`,
 
@@ -40,16 +45,17 @@ class AntiCo(Criterion):
 
     The scale s is, by `scale`,
 
-    - `published`: d / (n eps) for `pair`, n / (d eps) for the proxies;
-    - `mcr2`: d / (n eps²) for all three.
+    - `published`: d / (n eps) for `pair` and `class_means`, n / (d eps) for the proxies;
+    - `mcr2`: d / (n eps²) for all four.
 
     Parameters
     ----------
     base : Criterion or any module (embeddings, labels) → scalar
         The label-driven loss underneath; for the two proxy variants with one vector a class: `.proxies` (C, d) or, as
         pytorch-metric-learning's class weights, `.W` (d, C).
-    form, align, w
-        Where they are not given, those of the command line's `--loss antico_<variant>` (criteria/__init__.py).
+    form, align, w, eps
+        Where they are not given, those of the command line's `--loss antico_<variant>` over this base
+        (criteria/__init__.py).
     raw_embeddings : bool
         True takes the embeddings of `pair` as the network gives them, as published, instead of L2-normalising them
         here. For networks that end in L2-normalisation the value is the same.
@@ -75,22 +81,23 @@ class AntiCo(Criterion):
         w: float = None,  # --antico_w: weight of the coding-rate term
         gam1=1.0,  # --antico_gam1: factor of the scale inside the rate
         gam2=1.0,  # --antico_gam2: factor of the rate (forms exp and neg)
-        eps=0.5,  # --antico_eps: precision; at --antico_scale published it stands where MCR2 has its square
+        eps: float = None,  # --antico_eps: precision; at --antico_scale published it stands where MCR2 has its square
         scale: Scale = "published",  # --antico_scale: d/(n eps), for proxies n/(d eps); or d/(n eps^2) for both
         raw_embeddings=False,
     ):
         super().__init__()
         need_choice(Variant, antico_type=variant)
-        own = criteria.CRITERIA[f"antico_{variant}"].defaults
+        base = base if isinstance(base, Criterion) else ModuleLoss(base)
+        own = criteria.antico_defaults(variant, base.name)
         form = own["antico_form"] if form is None else form
         need_choice(Form, antico_form=form)
         need_choice(Scale, antico_scale=scale)
+        eps = own["antico_eps"] if eps is None else eps
         need_positive(antico_eps=eps, antico_gam1=gam1, antico_gam2=gam2)
-        base = base if isinstance(base, Criterion) else ModuleLoss(base)
-        if variant != "pair" and not hasattr(base, "proxies"):
+        if variant not in OF_EMBEDDINGS and not hasattr(base, "proxies"):
             raise ValueError(
                 f"--antico_base {base.name} has no proxies, one a class: antico_{variant} needs a proxy loss such as "
-                "proxyanchor; antico_pair goes with every base"
+                "proxyanchor; antico_pair and antico_class_means go with every base"
             )
         self.name = f"antico_{variant}"
         self.base, self.variant, self.form, self.scale, self.raw_embeddings = base, variant, form, scale, raw_embeddings
@@ -98,7 +105,7 @@ class AntiCo(Criterion):
         self.w = own["antico_w"] if w is None else w
         self.gam1, self.gam2, self.eps = gam1, gam2, eps
         self.n_classes, self.embed_dim = base.n_classes, base.embed_dim
-        if variant != "pair":
+        if variant not in OF_EMBEDDINGS:
             self.needed_dtype(*base.proxies.shape)  # told now, not in the first step
 
     @property
@@ -113,21 +120,31 @@ class AntiCo(Criterion):
         """gam1 · s for n rows in d dimensions."""
         if self.scale == "mcr2":
             return self.gam1 * d / (n * self.eps**2)
-        return self.gam1 * d / (n * self.eps) if self.variant == "pair" else self.gam1 * n / (d * self.eps)
+        return self.gam1 * d / (n * self.eps) if self.variant in OF_EMBEDDINGS else self.gam1 * n / (d * self.eps)
+
+    def rows(self, embeddings, labels, proxies):
+        """(Z, n, at most so many rows that are not zero). Rows beyond the n that count are zero: they add nothing."""
+        if self.variant in OF_EMBEDDINGS:
+            raw = self.raw_embeddings and self.variant == "pair"
+            Z = embeddings if raw else normalize(embeddings, dim=1)
+        else:
+            Z = normalize(full_precision(self.proxies), dim=1) if proxies is None else proxies
+        if self.variant in ("pair", "all_proxy"):
+            return Z, len(Z), len(Z)
+        # each class once: later samples of it get a zero row. The shapes then depend on B alone, so nothing waits for
+        # the device and a compiled loss is compiled once.
+        same = labels[:, None] == labels[None, :]
+        again = same.tril(-1).any(1)
+        if self.variant == "batch_proxy":
+            most, Z = min(len(Z), len(labels)), Z[labels]
+        else:
+            most, Z = len(labels), same.to(Z.dtype) @ Z / same.sum(1, keepdim=True)
+        return Z.masked_fill(again[:, None], 0), (~again).sum().to(Z.dtype), most
 
     def rate(self, embeddings, labels, proxies=None):
         """R of this batch and its maximum, in nats: two scalars. `proxies`: L2-normalised, where they are at hand."""
-        if self.variant == "pair":
-            Z = embeddings if self.raw_embeddings else normalize(embeddings, dim=1)
-        else:
-            Z = normalize(full_precision(self.proxies), dim=1) if proxies is None else proxies
-        n, d = Z.shape
-        rows = n if self.variant != "batch_proxy" else min(n, len(labels))  # at most so many are not zero
-        if self.variant == "batch_proxy":
-            # each class once: later samples of it get a zero row, which adds nothing to the determinant. The shapes
-            # then depend on B alone, so nothing waits for the device and a compiled loss is compiled once.
-            again = (labels[:, None] == labels[None, :]).tril(-1).any(1)
-            Z, n = Z[labels].masked_fill(again[:, None], 0), (~again).sum().to(Z.dtype)
+        Z, n, rows = self.rows(embeddings, labels, proxies)
+        d = Z.shape[1]
         s = self.scale_of(n, d)
         dtype = torch.promote_types(Z.dtype, self.needed_dtype(rows, d))
         return coding_rate(Z, s, dtype).to(Z.dtype), max_coding_rate(n, d, s)

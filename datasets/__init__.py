@@ -7,7 +7,7 @@ from typing import Callable, NamedTuple, Optional
 from datasets import cars196, cub200, folder, glyphs, inshop, online_products
 from datasets.loading import files
 from datasets.loading.decode import BrokenImage
-from datasets.loading.split import QueryGallery, Split, Splits, train_val_split
+from datasets.loading.split import QueryGallery, Split, Splits, subset_of_classes, train_val_split
 from utilities.registry import lookup
 
 __all__ = ["DATASETS", "BrokenImage", "QueryGallery", "Split", "Splits", "evaluated_splits", "select"]
@@ -41,12 +41,16 @@ def check_name(opt):
 def select(opt, input_size=224):
     """The splits that --dataset names: .train, .test (or .query and .gallery), and .val with --use_tv_split.
 
+    --train_classes and --train_images make .train smaller; what is evaluated stays whole, so runs can be compared.
+
     split[i] → (uint8 image (3, H, W), label); with --gpu_augment the training split's image is what `split.on_device`
     takes. Raises ValueError or FileNotFoundError that names the flag or the file.
     """
     splits = lookup("--dataset", opt.dataset, DATASETS).load(opt, input_size)
     if opt.use_tv_split:
         splits.train, splits.val = train_val_split(splits.train, opt.tv_split_perc, opt.tv_split_by_samples, opt.seed)
+    if opt.train_classes or opt.train_images:
+        splits.train = subset_of_classes(splits.train, opt.train_classes, opt.train_images, opt.seed)
     return splits
 
 

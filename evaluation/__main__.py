@@ -46,8 +46,9 @@ def load(path):
         )
     for name in arrays.keys() & set(ARRAYS):
         dtype, whole = arrays[name].dtype, "labels" in name
-        if not np.issubdtype(dtype, np.integer if whole else np.number):
-            raise ValueError(f"{path}: {name} are {dtype}, expected {'whole numbers' if whole else 'numbers'}")
+        kinds = (np.integer,) if whole else (np.integer, np.floating)
+        if not any(np.issubdtype(dtype, kind) for kind in kinds):
+            raise ValueError(f"{path}: {name} are {dtype}, expected {'whole' if whole else 'real'} numbers")
         arrays[name] = arrays[name].astype(np.int64 if whole else np.float64 if dtype.itemsize >= 8 else np.float32)
     return arrays
 

@@ -82,7 +82,7 @@ def rho_of(values, k):
         )
     share = left / left.sum()
     logs = (share * len(share)).log()
-    return max(float((share * logs).sum() if k < 0 else -logs.mean()), 0.0)
+    return max(float((share * logs).sum() if k < 0 else -logs.mean()), 0.0) + 0.0  # -0 prints as such
 
 
 def effective_rank(embeddings):

@@ -1,6 +1,5 @@
 """Retrieval metrics: Recall@K, mAP@R and mAP@K, from labels of ranked neighbours."""
 
-import logging
 from numbers import Integral
 
 import torch
@@ -40,21 +39,19 @@ def rank(embeddings, labels, k, deepest=0, query_embeddings=None, query_labels=N
     search = Search(queries, embeddings, max(k, deepest), query_embeddings is None, backend, on_cpu)
     labels, own_labels = labels.to(search.device), own_labels.to(search.device)
 
-    def matches_of(rows, depth, exact=True):
-        return labels[search.nearest(rows, depth, exact)] == own_labels[rows, None]
+    def right(rows, neighbours):
+        return labels[neighbours] == own_labels[rows, None]
+
+    def matches_of(rows, depth):
+        return right(rows, search.nearest(rows, depth, right))
 
     near = max(k, min(deepest, TRIED))
     matches = torch.cat([matches_of(rows, near) for rows in search.blocks()])
-    if search.by_chance:
-        logging.getLogger("antico").warning(
-            f"note: {search.by_chance} of {len(matches)} images have more than {near} + 8 others at one distance, to "
-            "float32's rounding; which of them are the nearest is chance, and so are Recall@K and mAP"
-        )
     first = torch.cat([rank_of_first(part) for part in matches.split(search.block)])
     if min(deepest, search.available) > matches.shape[1]:
         has_match = gallery_sizes(own_labels, labels) > int(search.exclude_self)
         for rows in search.blocks(((first == NONE) & has_match).nonzero().squeeze(1)):
-            first[rows] = rank_of_first(matches_of(rows, deepest, exact=False))
+            first[rows] = rank_of_first(matches_of(rows, deepest))
     return matches[:, :k].to(embeddings.device), first.to(embeddings.device)
 
 

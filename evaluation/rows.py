@@ -13,8 +13,8 @@ class Unmeasurable(ValueError):
     """Embeddings that a metric is not defined for: not finite, or all zero."""
 
 
-def well_scaled(sets):
-    """Sets of rows (n_i, d), moved and scaled alike, in float32; and the scale. Their neighbours stay the same.
+def well_scaled(sets, dtype=torch.float32):
+    """Sets of rows (n_i, d), moved and scaled alike, in dtype; and the scale. Their neighbours stay the same.
 
     Squared distances from products cancel far from the origin and overflow beyond 1e19. The centre and the unit of
     length are medians of the first set, so that a few rows far away take no precision from the others.
@@ -29,7 +29,7 @@ def well_scaled(sets):
     scale = 2.0 ** min(-math.frexp(length)[1], 1000)  # powers of two do not round: what is equally far stays so
 
     def move(part):
-        return ((part.double() - centre) * scale).clamp_(-LONGEST, LONGEST).float()
+        return ((part.double() - centre) * scale).clamp_(-LONGEST, LONGEST).to(dtype)
 
     return [torch.cat([move(part) for part in x.split(ROWS)]) for x in sets], scale
 

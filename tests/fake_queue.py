@@ -1,7 +1,8 @@
 """The queue with a main.py and a report that take no time: python -m tests.fake_queue WORDS OF antico_runs.sh.
 
 The fake main.py keeps a run's folder as the true one does and trains nothing. It notes each epoch in
-<save_path>/epochs.txt. FAKE_SECONDS is what an epoch takes, FAKE_FAIL the loss whose run fails.
+<save_path>/epochs.txt. FAKE_SECONDS is what an epoch takes, FAKE_FAIL the loss whose run fails, FAKE_DIVERGE the one
+whose run diverges.
 """
 
 import contextlib
@@ -42,8 +43,12 @@ def train():
         time.sleep(float(os.environ.get("FAKE_SECONDS", 0)))
         if os.environ.get("FAKE_FAIL") == opt.loss and epoch == 1:
             sys.exit("epoch 0\nerror: the loss is not finite, in step 3 of epoch 1\nbye")
+        if os.environ.get("FAKE_DIVERGE") == opt.loss and epoch == 1:
+            folders.note_divergence(folder, "the loss is not finite, in step 7 of epoch 1")
+            sys.exit("error: the loss is not finite, in step 7 of epoch 1. Last good checkpoint: epoch 0")
         with open(os.path.join(opt.save_path, "epochs.txt"), "a", encoding="utf-8") as file:
-            file.write(f"{os.path.basename(folder)} {epoch} {os.environ.get('CUDA_VISIBLE_DEVICES', '-')}\n")
+            place = (os.environ.get(name, "-") for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"))
+            file.write(f"{os.path.basename(folder)} {epoch} {' '.join(place)}\n")
         rows.append(epoch)
         write(folder, opt, rows)
         if stopped:
@@ -59,11 +64,13 @@ def write(folder, opt, rows):
 
 
 def report():
-    """X.md with the runs that the report was given, a line each."""
-    out = sys.argv[sys.argv.index("--out") + 1]
-    runs = sys.argv[1 : sys.argv.index("--out")]
-    with open(f"{out}.md", "w", encoding="utf-8") as file:
-        file.write("".join(f"{os.path.basename(run)}\n" for run in runs))
+    """X.md with the runs that the report was given, a line each, and what failed."""
+    words = sys.argv[1:]
+    at = words.index("--out")
+    failed = words[words.index("--failed") + 1 :] if "--failed" in words else []
+    with open(f"{words[at + 1]}.md", "w", encoding="utf-8") as file:
+        file.write("".join(f"{os.path.basename(run)}\n" for run in words[:at]))
+        file.write("".join(f"Failed: {line}\n" for line in failed))
 
 
 if __name__ == "__main__":
@@ -71,5 +78,6 @@ if __name__ == "__main__":
     from utilities.runs import plan
 
     plan.PROGRAM = [*FAKE[:2], FAKE[2].format("train")]
-    program.report_command = lambda name, out, runs, _: [*FAKE[:2], FAKE[2].format("report"), *runs, "--out", out]
+    true_command = program.report_command
+    program.report_command = lambda *given: [*FAKE[:2], FAKE[2].format("report"), *true_command(*given)[3:]]
     sys.exit(program.main(sys.argv[1:]))

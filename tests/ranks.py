@@ -13,7 +13,7 @@ import evaluation
 import main
 import parameters
 from architectures.conv4 import conv4
-from utilities import batchnorm, distributed, state
+from utilities import batchnorm, distributed, optimizers, state
 from utilities.profile import Profile
 
 BS, CLASSES, STEPS = 24, 6, 20
@@ -27,6 +27,7 @@ CASES = {
     "antico_pair": ("--loss antico_pair", False, 1),
     "antico_batch_proxy": ("--loss antico_batch_proxy", True, 0),
     "antico_all_proxy": ("--loss antico_all_proxy", False, 0),
+    "antico_class_means": ("--loss antico_class_means", False, 0),
     "grad_cache that divides": ("--loss antico_pair --grad_cache 4", True, 0),
     "grad_cache that does not": ("--loss margin --grad_cache 5", True, 1),
 }
@@ -70,7 +71,7 @@ def make_run(flags, model, optim="adam", dtype=None, scaler=None, **more):
         profile=Profile(None, CPU),
         **more,
     )
-    run.optimizer = main.make_optimizer(opt, model, criterion)
+    run.optimizer, _, _ = optimizers.select(opt, model, criterion, CPU, dtype)
     return run
 
 

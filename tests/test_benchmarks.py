@@ -1,5 +1,7 @@
 """The benchmarks of training run, and a step leaves nothing behind."""
 
+import csv
+import json
 import re
 
 import miniatures
@@ -7,7 +9,7 @@ import pytest
 import torch
 
 import main
-from benchmarks import training
+from benchmarks import cost, training
 from benchmarks.gpu import __main__ as gpu
 from utilities import device
 
@@ -154,3 +156,28 @@ def test_the_network_is_compiled_once_and_once_more_after_the_warm_up(tmp_path, 
     assert main.main([str(flag) for flag in flags]) == 0
     assert len(seen) == 6 and seen[:2] == [seen[0]] * 2 and seen[2:] == [seen[2]] * 4
     assert 0 < seen[0] and seen[2] == 2 * seen[0]
+
+
+def test_cost_is_measured_and_its_table_says_of_what(tmp_path, capsys):
+    recipe = "--dataset glyphs --arch conv4_normalize --kernels 0 --bs 8 --embed_dim 8 --input_size 16".split()
+    ours = cost.measure([*recipe, "--loss", "antico_batch_proxy"], turns=1, steps=2)
+    assert ours["ms"] > 0 and ours["seconds"] == pytest.approx(2 * ours["ms"] / 1000)
+    assert ours["flags"]["loss"] == "antico_batch_proxy" and ours["device"] and 0 <= ours["waited"] < 1
+    base = {**ours, "flags": {**ours["flags"], "loss": "proxyanchor"}, "waited": 0.5}
+    for name, record in (("a_s0", {**ours, "waited": 0.0}), ("b_s0", base)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(record))
+    out, paths = str(tmp_path / "cost"), sorted(map(str, tmp_path.glob("*.json")))
+    assert cost.main(["--table", out, *paths, "--failed", "c_s0: memory ran out"]) == 0
+    text, tex = (tmp_path / "cost.md").read_text(), (tmp_path / "cost.tex").read_text()
+    assert capsys.readouterr().out.startswith(text)
+    with open(f"{out}.csv", newline="") as file:
+        base, ours = csv.DictReader(file)
+    assert (base["loss"], ours["loss"]) == ("ProxyAnchor", "AntiCo batch_proxy over ProxyAnchor")
+    assert (ours["dimensions"], ours["batch"], ours["pixels"]) == ("8", "8", "16")
+    assert float(ours["ms a step"]) == pytest.approx(record["ms"], abs=0.1)
+    assert "glyphs, conv4_normalize, dimensions 8, batch 8, pixels 16" in text and "| ProxyAnchor " in text
+    assert "1 of 2 rows waited more than 5%" in text and "**Failed:**\n\n- c_s0: memory ran out\n" in text
+    assert tex.count(r"\toprule") == 1 and tex.endswith("% failed: c_s0: memory ran out\n")
+    (tmp_path / "a_s0.json").write_text("{}")
+    assert cost.main(["--table", out, *paths]) == 2
+    assert f"error: {paths[0]}: damaged (KeyError)" in capsys.readouterr().err

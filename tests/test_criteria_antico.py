@@ -24,7 +24,8 @@ CASES = [
     "pair_collapsed",
 ]
 UNEVEN = ["batch_proxy_drawn_twice", "batch_proxy_singles", "all_proxy_imbalanced", "pair_imbalanced"]
-VARIANTS = ["antico_pair", "antico_batch_proxy", "antico_all_proxy"]
+VARIANTS = ["antico_pair", "antico_batch_proxy", "antico_all_proxy", "antico_class_means"]
+OF_EMBEDDINGS = ("antico_pair", "antico_class_means")
 
 
 def inputs(case):
@@ -165,12 +166,16 @@ def problem(n_classes, loss, n=90, d=512, seed=0):
 def test_every_variant_has_a_living_gradient_at_its_defaults(loss, n_classes):
     """The term's share of the gradient is 1/100 to 100 times the base's, in float32, while training is under way."""
     criterion, labels = problem(n_classes, loss)
-    pull = criterion.proxies.detach()[labels] if loss != "antico_pair" else torch.randn(45, 512).repeat_interleave(2, 0)
+    pull = (
+        criterion.proxies.detach()[labels]
+        if loss not in OF_EMBEDDINGS
+        else torch.randn(45, 512).repeat_interleave(2, 0)
+    )
     common = 0.7 * normalize(torch.randn(1, 512), dim=1)  # a partly collapsed space, classes half separated
     embeddings = normalize(
         common + 0.3 * normalize(pull, dim=1) + 0.7 * normalize(torch.randn(90, 512), dim=1), dim=1
     ).requires_grad_()
-    target = embeddings if loss == "antico_pair" else criterion.proxies
+    target = embeddings if loss in OF_EMBEDDINGS else criterion.proxies
     (base,) = torch.autograd.grad(criterion.align * criterion.base(embeddings, labels), target)
     (both,) = torch.autograd.grad(criterion(embeddings, labels), target)
     share = float((both - base).norm() / base.norm())
@@ -182,10 +187,10 @@ def test_the_term_opposes_collapse(loss):
     """A small step against the term's gradient raises the rate of a collapsed set."""
     criterion, labels = problem(60, loss, n=40, d=32)
     target = normalize(
-        torch.ones(1, 32) + 0.05 * torch.randn(40 if loss == "antico_pair" else 60, 32), dim=1
+        torch.ones(1, 32) + 0.05 * torch.randn(40 if loss in OF_EMBEDDINGS else 60, 32), dim=1
     ).requires_grad_()
-    embeddings = target if loss == "antico_pair" else normalize(torch.randn(40, 32), dim=1)
-    if loss != "antico_pair":
+    embeddings = target if loss in OF_EMBEDDINGS else normalize(torch.randn(40, 32), dim=1)
+    if loss not in OF_EMBEDDINGS:
         criterion.proxies.data = target.data
         target = criterion.proxies
     rate, largest = criterion.rate(embeddings, labels)
@@ -202,6 +207,21 @@ def test_batch_proxy_counts_each_class_once():
     proxies = normalize(criterion.proxies, dim=1)[[3, 9, 1]]
     assert float(rate) == pytest.approx(float(coding_rate(proxies, 3 / (16 * 0.5))), rel=1e-5)
     assert float(largest) == pytest.approx(max_coding_rate(3, 16, 3 / (16 * 0.5)), rel=1e-5)
+
+
+def test_class_means_are_at_their_best_where_classes_are_points_apart():
+    """Apart and compact: 1; apart but wide, as a batch that `pair` likes best: less; all in one point: little."""
+    criterion, labels = problem(16, "antico_class_means", n=32, d=64)
+    labels = torch.arange(16).repeat_interleave(2)
+    axes = torch.eye(64)
+    share = lambda rows: float(torch.divide(*criterion.rate(rows, labels)))  # noqa: E731
+    assert share(axes[labels]) == pytest.approx(1, rel=1e-5)
+    assert share(axes[:32]) == pytest.approx(math.log1p(4) / math.log1p(8), rel=1e-5)  # means of half the energy
+    assert share(axes[:1].expand(32, -1)) < 0.2 < share(axes[labels] + axes[:1])
+    single = torch.arange(16)  # one image a class: the means are the embeddings
+    rows = torch.randn(16, 64)
+    pair = AntiCo(NoBase(), "pair")
+    assert float(criterion.rate(rows, single)[0]) == pytest.approx(float(pair.rate(rows, single)[0]), rel=1e-6)
 
 
 def test_raw_embeddings_only_on_the_published_command_line():
@@ -246,7 +266,7 @@ def test_published_forms_die_where_the_normalized_one_lives():
 
 @pytest.mark.parametrize("scale", ["published", "mcr2"])
 @pytest.mark.parametrize("form", ["exp", "neg", "normalized"])
-@pytest.mark.parametrize("variant", ["pair", "batch_proxy", "all_proxy"])
+@pytest.mark.parametrize("variant", ["pair", "batch_proxy", "all_proxy", "class_means"])
 def test_every_form_and_scale_is_its_formula(variant, form, scale):
     """0.5 · base + 3 · term, the determinant by numpy from the definition, the maximum by its closed form."""
     torch.manual_seed(0)
@@ -275,15 +295,12 @@ def test_every_form_and_scale_is_its_formula(variant, form, scale):
         gam2,
     )
     embeddings, labels = torch.randn(10, d, dtype=torch.float64), torch.tensor([0, 0, 0, 3, 3, 5, 5, 5, 7, 7])
-    Z = (
-        normalize(
-            {"pair": embeddings, "batch_proxy": loss.proxies[[0, 3, 5, 7]], "all_proxy": loss.proxies}[variant], dim=1
-        )
-        .detach()
-        .numpy()
-    )
+    unit = normalize(embeddings, dim=1).numpy()
+    proxies = normalize(loss.proxies, dim=1).detach().numpy()
+    means = np.stack([unit[:3].mean(0), unit[3:5].mean(0), unit[5:8].mean(0), unit[8:].mean(0)])
+    Z = {"pair": unit, "batch_proxy": proxies[[0, 3, 5, 7]], "all_proxy": proxies, "class_means": means}[variant]
     n = len(Z)
-    s = d / (n * eps**2) if scale == "mcr2" else d / (n * eps) if variant == "pair" else n / (d * eps)
+    s = d / (n * eps**2) if scale == "mcr2" else n / (d * eps) if "proxy" in variant else d / (n * eps)
     rate = 0.5 * np.linalg.slogdet(np.eye(d) + gam1 * s * Z.T @ Z)[1]
     largest = min(n, d) / 2 * math.log(1 + gam1 * s * n / min(n, d))
     term = {"exp": math.exp(-gam2 * rate), "neg": -gam2 * rate, "normalized": 1 - rate / largest}[form]

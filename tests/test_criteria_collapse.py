@@ -168,7 +168,7 @@ def test_training_reads_nothing_back(monkeypatch):
 
     losses = [
         select(10, "--loss", name, "--embed_dim", 16).float()
-        for name in ("antico", "antico_pair", "antico_batch_proxy", "antico_all_proxy", "contrastive", "oproxy")
+        for name in ("antico", "antico_pair", "antico_batch_proxy", "antico_all_proxy", "antico_class_means", "oproxy")
     ]
     losses.append(select(10, "--loss", "antico", "--antico_type", "pair", "--embed_dim", 16).float())
     for loss in losses:

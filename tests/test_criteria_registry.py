@@ -169,10 +169,11 @@ def test_the_ten_lines_of_the_readme_train(capsys):
     assert criterion.proxies.grad.norm() > 0 and names["network"].weight.grad.norm() > 0
 
 
-@pytest.mark.parametrize("variant", ["pair", "batch_proxy", "all_proxy"])
-def test_the_constructor_has_the_defaults_of_the_command_line(variant):
-    own = AntiCo(ProxyAnchor(10, 8), variant)
-    base = ["--antico_base", "proxyanchor", "--embed_dim", "8"]
+@pytest.mark.parametrize("variant", ["pair", "batch_proxy", "all_proxy", "class_means"])
+@pytest.mark.parametrize("name", ["proxyanchor", "normalized_softmax"])
+def test_the_constructor_has_the_defaults_of_the_command_line(variant, name):
+    base = ["--antico_base", name, "--embed_dim", "8"]
+    own = AntiCo(ProxyAnchor(10, 8) if name == "proxyanchor" else criteria.NormalizedSoftmax(10, 8), variant)
     selected = criteria.select(parameters.parse(["--loss", f"antico_{variant}", *base]), 10)
     plain = (str, float, int, bool)
     for a, b in ((own, selected), (own.base, selected.base)):

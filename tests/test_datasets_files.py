@@ -344,7 +344,10 @@ def test_every_kind_of_broken_image_is_named(tmp_path):
         decode.read(tmp_path / "gone.jpg")
 
 
-FLAGS = ["--arch", "conv4_normalize", "--not_pretrained", "--n_epochs", "1", "--bs", "4", "--save_path"]
+def short_run(dataset, folder):
+    """Flags of a short run on what there is of a data set in a folder."""
+    flags = "--allow_partial --arch conv4_normalize --not_pretrained --n_epochs 1 --bs 4".split()
+    return ["--dataset", dataset, *flags, "--source_path", str(folder), "--save_path", str(folder / "runs")]
 
 
 @pytest.mark.parametrize("kernels", [0, 1])
@@ -354,19 +357,7 @@ def test_a_broken_image_stops_a_run_with_one_line(tmp_path, kernels, capsys, mon
         path.write_bytes(b"")
     monkeypatch.setattr(evaluation.embedding, "SMALL", 0)  # workers for the evaluation too
     for more in ([], ["--no_train_metrics"]):  # it is found by the evaluation, or in training
-        flags = [
-            "--dataset",
-            "cub200",
-            "--source_path",
-            str(tmp_path),
-            "--allow_partial",
-            "--kernels",
-            str(kernels),
-            *FLAGS,
-            str(tmp_path / "runs"),
-            *more,
-        ]
-        assert main.main(flags) == 2
+        assert main.main([*short_run("cub200", tmp_path), "--kernels", str(kernels), *more]) == 2
         text = capsys.readouterr().err
         assert (
             text.count("\n") == 1
@@ -379,18 +370,7 @@ def test_a_broken_image_stops_a_run_with_one_line(tmp_path, kernels, capsys, mon
 def test_broken_images_are_skipped_and_counted_and_the_run_says_so(tmp_path, capsys):
     LAYOUTS["cub200", "archive"](tmp_path)
     (tmp_path / "CUB_200_2011" / "images" / CUB[1] / "b_1.jpg").write_bytes(b"no image")
-    flags = [
-        "--dataset",
-        "cub200",
-        "--source_path",
-        str(tmp_path),
-        "--allow_partial",
-        "--skip_broken",
-        "--kernels",
-        "0",
-        *FLAGS,
-        str(tmp_path / "runs"),
-    ]
+    flags = [*short_run("cub200", tmp_path), "--skip_broken", "--kernels", "0"]
     for more in ([], ["--cache", str(tmp_path / "cache")]):
         splits = datasets.select(options("cub200", tmp_path, "--allow_partial", "--skip_broken", *more), 32)
         assert len(splits.train) == 5 and [path[-7:] for path in splits.skipped] == ["b_1.jpg"[-7:]]
@@ -454,24 +434,8 @@ def test_the_published_command_lines_run_to_the_end(name, layout, tmp_path):
 
 def test_inshop_trains_and_is_evaluated_query_against_gallery(tmp_path, capsys):
     LAYOUTS["inshop", "archive"](tmp_path)
-    assert (
-        main.main(
-            [
-                "--dataset",
-                "inshop",
-                "--source_path",
-                str(tmp_path),
-                "--allow_partial",
-                "--kernels",
-                "0",
-                "--no_train_metrics",
-                "--save_embeddings",
-                *FLAGS,
-                str(tmp_path / "runs"),
-            ]
-        )
-        == 0
-    )
+    more = ["--kernels", "0", "--no_train_metrics", "--save_embeddings"]
+    assert main.main([*short_run("inshop", tmp_path), *more]) == 0
     assert "test 2 queries in a gallery of 4" in capsys.readouterr().out
     (path,) = (tmp_path / "runs").rglob("embeddings_test.npz")
     with np.load(path) as saved, open(path.parent / "metrics.csv", encoding="utf-8", newline="") as file:

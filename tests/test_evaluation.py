@@ -3,11 +3,11 @@
 import os
 import sys
 import warnings
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from evaluation_tools import options
 
 import evaluation
 import main
@@ -220,7 +220,11 @@ def test_a_metric_is_added_as_the_readme_says(monkeypatch):
     assert values["precision@1"] == values["e_recall@1"]
     order = np.argsort(((embeddings[:, None] - embeddings) ** 2).sum(2), axis=1, kind="stable")[:, 1:11]
     assert values["precision@10"] == pytest.approx((labels[order] == labels[:, None]).mean())
+    lines = main.listing().splitlines()
     assert "  precision@K " in main.listing() and "  rho_spectrum@K " in main.listing()
+    metrics = evaluation.METRICS.items()
+    begins = {line.index(m.about) for line in lines for name, m in metrics if line.startswith(f"  {name} ")}
+    assert len(begins) == 1  # one column, whatever the longest name
 
 
 @pytest.mark.parametrize("faiss", [True, False])
@@ -307,15 +311,7 @@ def test_evaluate_embeds_in_order_and_restores_the_mode():
             return self.linear(images.flatten(1).float())
 
     model, split = Flat(), Points(601)
-    opt = SimpleNamespace(
-        evaluation_metrics=["e_recall@1", "nmi"],
-        seed=0,
-        bs=8,
-        kernels=0,
-        evaluate_on_cpu=False,
-        search="auto",
-        kmeans_restarts=1,
-    )
+    opt = options("e_recall@1", "nmi")
     before = torch.get_rng_state()
     model.train()
     metrics = evaluation.evaluate(model, split, opt)

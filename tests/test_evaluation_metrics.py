@@ -3,9 +3,11 @@
 import json
 from types import SimpleNamespace
 
+import evaluation_tools
 import numpy as np
 import pytest
 import torch
+from evaluation_tools import options
 from scipy.spatial.distance import cdist
 from scipy.stats import entropy
 
@@ -122,6 +124,11 @@ def test_cosine_names_are_those_of_normalised_embeddings():
     assert cosine["c_recall@1"] != evaluation.compute(stretched, labels, ["e_recall@1"])["e_recall@1"]
 
 
+def test_an_even_spectrum_has_no_minus_zero():
+    for k in (1, -1, 8, -8):
+        assert f"{collapse.rho_spectrum(torch.eye(8), k):.3f}" == "0.000"
+
+
 def test_degenerate():
     ones, one_class = torch.ones(6, 3), torch.zeros(6, dtype=torch.long)
     values = evaluation.compute(
@@ -137,15 +144,7 @@ def test_degenerate():
 def test_evaluate_takes_a_query_gallery_split(monkeypatch):
     sets = {"query": data(n=20, seed=2), "gallery": data(seed=2)}
     monkeypatch.setattr(evaluation, "embed", lambda model, split, **_: tuple(map(torch.as_tensor, sets[split])))
-    opt = SimpleNamespace(
-        evaluation_metrics=["e_recall@1"],
-        seed=0,
-        bs=8,
-        kernels=0,
-        evaluate_on_cpu=False,
-        search="auto",
-        kmeans_restarts=1,
-    )
+    opt = options("e_recall@1")
     split = SimpleNamespace(query="query", gallery="gallery")
     nearest = cdist(sets["query"][0], sets["gallery"][0]).argmin(1)
     assert (
@@ -160,9 +159,11 @@ def test_command(tmp_path, capsys):
     assert command.main([str(path), "--metrics", "e_recall@1", "mAP@R", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == evaluation.compute(embeddings, labels, ["e_recall@1", "mAP@R"])
     np.savez(tmp_path / "bad.npz", embeddings=embeddings)
+    np.savez(tmp_path / "complex.npz", embeddings=embeddings + 1j, labels=labels)
     for arguments, message in (
         ([str(tmp_path / "no.npz")], "no such file"),
         ([str(tmp_path / "bad.npz")], "labels is missing"),
+        ([str(tmp_path / "complex.npz")], "complex.npz: embeddings are complex64, expected real numbers"),
         ([str(path), "--metrics", "nope"], "unknown"),
     ):
         assert command.main(arguments) == 2
@@ -195,31 +196,8 @@ def test_restarts_do_not_make_the_clustering_worse():
     assert spread(8) <= spread(1) * 1.0001
 
 
-EVERY = [
-    "e_recall@1",
-    "e_recall@999",
-    "mAP@R",
-    "R-precision",
-    "mAP_1000",
-    "mAP_lim",
-    "mAP_c",
-    "nmi",
-    "f1",
-    "dists@intra",
-    "dists@inter",
-    "dists@intra_over_inter",
-    "coding_rate@share",
-    "coding_rate@dis",
-    "coding_rate@com",
-    "coding_rate@delta",
-    "uniformity",
-    "alignment",
-    "c_recall@1",
-    "c_nmi",
-    "c_f1",
-    "c_mAP_1000",
-]
-SPECTRAL = ["rho_spectrum@1", "rho_spectrum@-1", "rho_spectrum@0", "effective_rank"]
+SPECTRAL = [*evaluation_tools.SPECTRAL, "rho_spectrum@-1", "rho_spectrum@0"]
+EVERY = [*(name for name in evaluation_tools.EVERY if name not in SPECTRAL), "e_recall@999"]
 
 
 @pytest.mark.parametrize(

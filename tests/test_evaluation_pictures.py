@@ -1,6 +1,7 @@
 """The pictures of saved embeddings: what they show is what the metrics measure, and bad input is one line."""
 
 import ast
+import functools
 import glob
 import json
 import os
@@ -39,6 +40,12 @@ def saved(tmp_path):
         return str(tmp_path / name)
 
     return write
+
+
+@pytest.fixture
+def small_panel(monkeypatch):
+    """Panels of two queries and three neighbours: drawing 72 images takes seconds."""
+    monkeypatch.setattr(pictures, "nearest_images", functools.partial(pictures.nearest_images, n=2, k=3))
 
 
 def refused(capsys, *arguments):
@@ -161,7 +168,7 @@ def test_images_of_glyphs_are_rendered():
         command.images_of(["Nothing.ttf:U+0041"])
 
 
-def test_images_that_have_moved(saved, tmp_path, capsys):
+def test_images_that_have_moved(saved, tmp_path, capsys, small_panel):
     path, out = saved(), tmp_path / "p.png"
     (tmp_path / "images").rename(tmp_path / "elsewhere")
     line = refused(capsys, path, "--panel", out)
@@ -230,7 +237,7 @@ def test_tsne_keeps_clusters_and_says_what_is_coloured(monkeypatch):
 
 
 @pytest.mark.parametrize("picture", ["panel", "spectrum", "tsne"])
-def test_unusual_embeddings_are_a_picture_or_one_line(saved, tmp_path, capsys, picture):
+def test_unusual_embeddings_are_a_picture_or_one_line(saved, tmp_path, capsys, picture, small_panel):
     embeddings, labels = data()
     broken = embeddings.copy()
     broken[3] = np.nan

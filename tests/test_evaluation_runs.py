@@ -5,12 +5,11 @@ import json
 
 import numpy as np
 import pytest
-import torch
+from runs import fewer_glyphs
 
 import datasets
 import evaluation
 import main
-from datasets import Splits, glyphs
 from utilities import trackers
 from utilities.report import __main__ as report
 
@@ -41,14 +40,9 @@ BASE = [
 
 @pytest.fixture
 def small(monkeypatch):
-    """Glyphs of 20 + 20 classes."""
-
-    def select(opt, input_size=224):
-        splits = glyphs.splits(input_size, opt.augmentation)
-        first = lambda split: split.subset(torch.nonzero(split.labels < 20).flatten().tolist())  # noqa: E731
-        return Splits(train=first(splits.train), test=first(splits.test))
-
-    monkeypatch.setattr(datasets, "select", select)
+    """Glyphs of 20 + 20 classes, read once."""
+    monkeypatch.setattr(datasets, "DATASETS", dict(datasets.DATASETS))
+    fewer_glyphs()
 
 
 def test_protocol_rows():
@@ -95,3 +89,25 @@ def test_evaluate_only_and_saved_embeddings_give_the_runs_numbers(tmp_path, smal
     with pytest.raises(SystemExit):
         main.main([*BASE, "--evaluate_only"])
     assert "--evaluate_only --checkpoint PATH" in capsys.readouterr().err
+
+
+def test_the_record_of_an_evaluation_is_of_its_checkpoint(tmp_path, small):
+    """best.pt's record has the best epoch and its numbers, checkpoint.pt's the last, and each question one file."""
+    flags = [*BASE, "--save_path", str(tmp_path), "--loss", "multisimilarity", "--n_epochs", "3", "--lr", "3e-2"]
+    assert main.main(flags) == 0
+    folder = tmp_path / "glyphs" / "Sample_Run_s0"
+    with open(folder / "metrics.csv", encoding="utf-8", newline="") as file:
+        recalls = [float(row["test/e_recall@1"]) for row in csv.DictReader(file)]
+    best = recalls.index(max(recalls))
+    for name, epoch in (("best", best), ("checkpoint", 3)):
+        evaluate = ["--evaluate_only", "--checkpoint", str(folder / f"{name}.pt"), *BASE]
+        assert main.main(evaluate) == 0
+        record = json.loads((folder / f"evaluation_{name}.json").read_text())
+        assert (record["epoch"], record["checkpoint"], record["dataset"]) == (epoch, f"{name}.pt", "glyphs")
+        assert record["metrics"]["test/e_recall@1"] == recalls[epoch] and not record["partial"]
+    assert main.main([*evaluate, "--seed", "1"]) == 0  # another question: the first record stays
+    assert record == json.loads((folder / "evaluation_checkpoint.json").read_text())
+    assert json.loads((folder / "evaluation_checkpoint-2.json").read_text())["seed"] == 1
+    assert main.main(evaluate) == 0  # the same question: its own record, written anew
+    assert best != 3 and len(set(recalls)) == len(recalls)  # so that another epoch's numbers would be noticed
+    assert len(list(folder.glob("evaluation_*.json"))) == 3

@@ -34,6 +34,7 @@ def difference(a, b):
         "antico_pair",
         "antico_batch_proxy",
         "antico_all_proxy",
+        "antico_class_means",
     ],
 )
 @pytest.mark.parametrize("chunk", [1, 5, 8, 100])  # of 24: two that divide it, one that does not, one larger

@@ -55,6 +55,18 @@ def test_defaults_follow_the_loss_and_what_is_given_wins():
     assert (given.antico_w, given.antico_form, given.antico_base) == (7, "exp", "proxyanchor")
 
 
+def test_defaults_of_antico_follow_its_base():
+    assert set(criteria.OVER) <= {(variant, base) for variant in ("pair", "class_means") for base in criteria.BASES}
+    for (variant, base), defaults in criteria.OVER.items():
+        opt = vars(parameters.parse(["--loss", f"antico_{variant}", "--antico_base", base]))
+        assert {name: opt[name] for name in defaults} == defaults != {}
+        published = parameters.parse(["--loss", "antico", "--antico_type", variant, "--antico_base", base])
+        assert (published.antico_w, published.antico_eps) == (1, 0.5)
+    assert parameters.parse(["--loss", "antico_pair"]).antico_w == 0.1
+    given = parameters.parse(["--loss", "antico_pair", "--antico_base", "proxyanchor", "--antico_w", "2"])
+    assert (given.antico_w, given.antico_eps) == (2, criteria.OVER["pair", "proxyanchor"]["antico_eps"])
+
+
 @pytest.mark.parametrize(
     "line, words",
     [

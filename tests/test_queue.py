@@ -10,8 +10,10 @@ import time
 
 import pytest
 
+from utilities.runs import __main__ as program
+
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-WORDS = ["quickstart", "--n_epochs", "2", "--seeds", "0 1"]  # 12 runs of 3 epochs, the untrained one included
+WORDS = ["quickstart", "--n_epochs", "2", "--seeds", "0 1", "--jobs", "1"]  # 12 runs of 3 epochs (0: untrained)
 
 
 def start(out, *words, seconds=0, **environment):
@@ -33,7 +35,7 @@ def epochs(out):
     """{run: [its epochs as they were trained]}."""
     trained = collections.defaultdict(list)
     for line in (out / "runs" / "epochs.txt").read_text().splitlines():
-        run, epoch, _ = line.split()
+        run, epoch, _, _ = line.split()
         trained[run].append(int(epoch))
     return trained
 
@@ -114,7 +116,7 @@ def test_two_queues_at_once_do_each_run_once(tmp_path):
 
 def test_a_failed_run_stops_nothing_and_is_named(tmp_path):
     status, text = queue(tmp_path, FAKE_FAIL="multisimilarity")
-    why = "glyphs/multisimilarity,n_epochs=2_s{}: the loss is not finite, in step 3 of epoch 1"
+    why = "loss_multisimilarity_base=0.7,n_epochs=2_s{}: the loss is not finite, in step 3 of epoch 1"
     assert status == 1 and "2 of 12 runs failed" in text
     for seed in (0, 1):
         assert why.format(seed) in text.split("runs failed:")[1] and why.format(seed) in table(tmp_path)
@@ -124,30 +126,59 @@ def test_a_failed_run_stops_nothing_and_is_named(tmp_path):
     assert all(trained == [0, 1, 2] for trained in epochs(tmp_path).values())
 
 
+def test_a_diverged_run_is_named_and_not_started_again_but_with_other_flags_it_is_a_new_one(tmp_path, capsys):
+    one = ["grid", "--grid", "loss=proxyanchor", "--n_epochs", "1"]
+    status, text = queue(tmp_path, *one, FAKE_DIVERGE="proxyanchor")
+    why = "glyphs/proxyanchor,n_epochs=1_s0: diverged: the loss is not finite, in step 7 of epoch 1; give a lower --lr"
+    assert status == 1 and why in text.split("1 of 1 runs failed:")[1]
+    trained = lines_of(tmp_path)
+    status, text = queue(tmp_path, *one)  # nothing would diverge now
+    assert status == 1 and why in text and "begins" not in text and "goes on" not in text
+    assert lines_of(tmp_path) == trained == 1 and why in table(tmp_path, "grid_n_epochs_1_loss=proxyanchor")
+    for more, words in (("--dry_run", "1 runs: 1 diverged"), ("--slurm", "are done or have diverged")):
+        assert program.main([*one, "--out", str(tmp_path), more]) == 0 and words in capsys.readouterr().out
+    status, text = queue(tmp_path, *one, "--lr", "0.0001")
+    assert status == 0 and "glyphs/proxyanchor,n_epochs=1,lr=0.0001_s0: begins" in text
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_lets_the_run_save_and_says_how_to_go_on(tmp_path, number):
-    process = start(tmp_path, "quickstart", "--n_epochs", "3", seconds=0.2)
+    words = ["quickstart", "--n_epochs", "3", "--seeds", "0", "--jobs", "1"]
+    process = start(tmp_path, *words, seconds=0.2)
     wait_for(lambda: lines_of(tmp_path) >= 5)
     process.send_signal(number)
     text, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + number
-    again = f"The same command goes on: bash antico_runs.sh quickstart --n_epochs 3 --out {tmp_path}"
+    again = f"The same command goes on: bash antico_runs.sh {' '.join(words)} --out {tmp_path}"
     assert again in text and "1 of 6 done" in text and "5 left" in text
     assert not (tmp_path / "quickstart_n_epochs_3.md").exists()
-    lines = queue(tmp_path, "quickstart", "--n_epochs", "3", "--dry_run")[1].splitlines()
+    lines = queue(tmp_path, *words, "--dry_run")[1].splitlines()
     assert [line.split()[0] for line in lines[:6]] == ["done", "interrupted", "new", "new", "new", "new"]
     assert ["--resume" in line for line in lines[:6]] == [False, True, False, False, False, False]
     count = lines_of(tmp_path)
     time.sleep(0.5)
     assert lines_of(tmp_path) == count  # nothing trains on in the background
-    status, text = queue(tmp_path, "quickstart", "--n_epochs", "3")
+    status, text = queue(tmp_path, *words)
     assert status == 0 and all(trained == [0, 1, 2, 3] for trained in epochs(tmp_path).values())
 
 
 def test_one_worker_a_gpu(tmp_path):
-    status, _ = queue(tmp_path, *WORDS, "--gpus", "0,3", seconds=0.05)
+    status, _ = queue(tmp_path, *WORDS[:-2], "--gpus", "0,3", seconds=0.05)
     gpus = {line.split()[2] for line in (tmp_path / "runs" / "epochs.txt").read_text().splitlines()}
     assert status == 0 and gpus == {"0", "3"} and len(epochs(tmp_path)) == 12
+
+
+def test_jobs_run_at_once_with_a_thread_each(tmp_path):
+    process = start(tmp_path, *WORDS[:-2], "--jobs", "3", seconds=0.2)
+    log = tmp_path / "runs" / "epochs.txt"
+    wait_for(lambda: log.exists() and len({line.split()[0] for line in log.read_text().splitlines()}) == 3)
+    assert max(map(len, epochs(tmp_path).values())) < 3  # none has ended
+    assert process.wait(120) == 0 and {line.split()[3] for line in log.read_text().splitlines()} == {"1"}
+    for words, line in (
+        (["--jobs", "0"], "--jobs 0: is not a whole number from 1 to 1024"),
+        (["--jobs", "2", "--gpus", "0"], "--jobs --gpus: give one"),
+    ):
+        assert line in queue(tmp_path, *WORDS[:-2], *words)[1]
 
 
 def test_another_flag_is_another_run_and_what_changes_no_number_is_not(tmp_path):

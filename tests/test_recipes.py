@@ -10,12 +10,17 @@ import criteria
 import datasets
 import evaluation
 import parameters
-from utilities import recipes
+from utilities import recipes, study
 from utilities.runs import options, plan, records, slurm
 from utilities.runs.__main__ import main
 
 PHOTOGRAPHS = ["cub200", "cars196", "online_products", "inshop", "folder"]
-TABLES = [(name, data) for name in recipes.TABLES if name != "grid" for data in [*PHOTOGRAPHS, "glyphs"]]
+TABLES = [
+    (name, data)
+    for name in recipes.TABLES
+    if name != "grid"
+    for data in (["glyphs"] if name in study.TABLES else [*PHOTOGRAPHS, "glyphs"])
+]
 
 
 def planned(line, data="/data/with spaces"):
@@ -108,7 +113,7 @@ def test_tables_share_runs():
     main_keys = {run.key for run in planned("main --datasets cub200 --archs resnet50")}
     dims = [run.key for run in planned("dims --datasets cub200") if run.opt.embed_dim == 512]
     assert len(dims) == 4 and set(dims) <= main_keys
-    assert {run.key for run in planned("quickstart")} <= {run.key for run in planned("main --datasets glyphs")}
+    assert {run.key for run in planned("quickstart")} <= {run.key for run in planned("study")}
 
 
 def test_the_former_spelling_is_main_on_one_data_set():
@@ -118,7 +123,7 @@ def test_the_former_spelling_is_main_on_one_data_set():
 
 
 def test_more_flags_win_over_the_recipe_and_are_in_the_names():
-    for run in planned("quickstart --lr 1e-4 --tau 2 3 --no_train_metrics off"):
+    for run in planned("main --datasets glyphs --lr 1e-4 --tau 2 3 --no_train_metrics off"):
         assert run.opt.lr == 1e-4 and run.opt.tau == [2, 3] and not run.opt.no_train_metrics
         assert "lr=0.0001,tau=2+3" in run.group
     name, given, extras = options.parse(shlex.split("quickstart --lr 1e-4"))

@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 import parameters
-from tests.report_runs import RECIPE, edit, write
+from tests.report_runs import FACTS, RECIPE, edit, write
 from utilities import folders
 from utilities.report import collect, formats, rows, tables
 from utilities.report.__main__ import main
@@ -100,6 +100,16 @@ def test_a_diverged_run_counts_in_no_mean(tmp_path, bad):
     assert f"`{folder}`: diverged: loss is not finite in epoch 1" in text_of(tmp_path)
 
 
+def test_a_run_that_its_loss_ended_is_diverged_not_unfinished(tmp_path):
+    write(tmp_path, "proxyanchor", 0, [0.1, 0.5, 0.6])
+    folder = write(tmp_path, "proxyanchor", 1, [0.1, 0.4], epochs=2)
+    folders.note_divergence(folder, "the loss is not finite, in step 9 of epoch 2")
+    (line,) = lines_of(tmp_path).values()
+    assert (line["n"], line["left out"], float(line["Recall@1"])) == ("1", "1", 60)
+    why = f"`{folder}`: diverged: the loss is not finite, in step 9 of epoch 2. **To do:** start it anew with"
+    assert why in text_of(tmp_path) and "--resume" not in text_of(tmp_path)
+
+
 def test_a_second_run_of_the_same_seed_counts_in_no_mean(tmp_path):
     first = write(tmp_path, "proxyanchor", 0, [0.1, 0.5])
     again = write(tmp_path, "proxyanchor", 0, [0.1, 0.9])
@@ -169,6 +179,28 @@ def test_differences_are_of_common_seeds_alone(tmp_path):
     assert shown == pytest.approx([difference.mean(), interval.low, interval.high, expected.pvalue])
     text = text_of(tmp_path)
     assert "| 0, 1, 2 " in text and "seeds differ: ProxyAnchor: 0, 1, 2, 3; AntiCo" in text
+
+
+def test_tuned_rows_have_the_one_row_of_their_base(tmp_path):
+    for seed, base, ours in ((0, 0.50, 0.55), (1, 0.52, 0.56)):
+        write(tmp_path / "a", "proxyanchor", seed, [0.1, base], "--lr", 1e-3)
+        write(tmp_path / "a", "antico_pair", seed, [0.1, ours], "--antico_base", "proxyanchor", "--lr", 3e-3)
+        write(tmp_path / "a", "multisimilarity", seed, [0.1, 0.9])
+    label = next(label for label in lines_of(tmp_path / "a") if label.startswith("AntiCo"))
+    assert lines_of(tmp_path / "a")[label]["Recall@1 difference"] == ""
+    line = lines_of(tmp_path / "a", "--tuned")[label]
+    assert float(line["Recall@1 difference"]) == pytest.approx(4.5)
+    assert "flags of its own, tuned for it" in text_of(tmp_path / "a") and "lr 0.001" in text_of(tmp_path / "a")
+    write(tmp_path / "a", "proxyanchor", 0, [0.1, 0.4], "--lr", 1e-2)  # two rows of the base: neither is it
+    assert lines_of(tmp_path / "a", "--tuned")[label]["Recall@1 difference"] == ""
+
+
+def test_classes_drawn_by_seed_are_one_table(tmp_path):
+    for seed, images in ((0, 790), (1, 803)):
+        facts = dict(data=FACTS | dict(n_classes=50, n_images=images))
+        write(tmp_path, "proxyanchor", seed, [0.1, 0.5], "--train_classes", 50, **facts)
+    (line,) = lines_of(tmp_path).values()
+    assert line["n"] == "2" and "(50 training classes)" in text_of(tmp_path)
 
 
 def test_other_data_is_another_table(tmp_path):
@@ -342,6 +374,17 @@ def test_labels_say_what_acted(argv, label):
     assert rows.head_of(flags(*argv)) == label
 
 
+def test_labels_where_one_flag_at_a_time_is_varied(tmp_path):
+    for flags in (["--antico_w", 10], [], ["--antico_eps", 1], ["--decay", 0.5]):
+        write(tmp_path, "antico_batch_proxy", 0, [0.1, 0.4], *flags)
+    head = "AntiCo batch_proxy over ProxyAnchor"
+    labels = [label.removeprefix(head) for label in lines_of(tmp_path)]
+    center = labels[0].strip(" ()").split(", ")
+    assert sorted(center) == ["antico_eps 0.5", "antico_w 30", "decay 0.0004"]
+    assert sorted(labels[1:]) == [" (antico_eps 1)", " (antico_w 10)", " (decay 0.5)"]
+    assert f"brackets with one flag: all others as in {head} ({', '.join(center)})" in text_of(tmp_path)
+
+
 def test_labels_show_flags_of_the_recipe_that_differ_between_losses(tmp_path):
     write(tmp_path, "proxyanchor", 0, [0.1, 0.4])
     write(tmp_path, "multisimilarity", 0, [0.1, 0.4], "--lr", "1e-4")
@@ -350,6 +393,9 @@ def test_labels_show_flags_of_the_recipe_that_differ_between_losses(tmp_path):
     ours = "AntiCo pair over MultiSimilarity (lr 0.001)"
     assert [*table] == ["MultiSimilarity (lr 0.0001)", ours, "ProxyAnchor (lr 0.001)"]  # a base, then its variants
     assert table[ours]["base"] == ""
+    assert "no difference to a base loss: no run of one with the same flags" in text_of(tmp_path)
+    write(tmp_path, "antico_pair", 0, [0.1, 0.4], "--lr", "1e-4")
+    lines_of(tmp_path)
     assert "no run of its base with the same flags" in text_of(tmp_path)
 
 
@@ -389,6 +435,18 @@ def test_equal_differences_and_single_pairs_have_no_test(tmp_path):
     lines_of(tmp_path)
     text = text_of(tmp_path)
     assert "+10.0 (all equal: no test)" in text and "nan" not in text and "**+10" not in text
+
+
+def test_one_seed_is_plain(tmp_path):
+    write(tmp_path, "proxyanchor", 3, [0.1, 0.40])
+    write(tmp_path, "antico_batch_proxy", 3, [0.1, 0.43])
+    table = lines_of(tmp_path)["AntiCo batch_proxy over ProxyAnchor"]
+    assert (table["Recall@1 std"], table["Recall@1 p"], table["Recall@1 low"]) == ("", "", "")
+    assert float(table["Recall@1 difference"]) == pytest.approx(3)
+    for suffix in (".md", ".tex"):
+        text = text_of(tmp_path, suffix)
+        assert "one seed a row: no deviation and no test. Difference: row - base. seed 3." in text and "+3.0" in text
+        assert not any(word in text for word in ("±", "pm", "p =", "bold", "1 pair", "95"))
 
 
 def test_bold_is_what_is_significant_in_either_direction(tmp_path):
@@ -431,6 +489,7 @@ def test_latex_is_escaped(tmp_path):
     assert formats.tex("a_b & 50% ± {x} $ # ~ ^ \\ é") == (
         r"a\_b \& 50\% $\pm$ \{x\} \$ \# \textasciitilde{} \textasciicircum{} \textbackslash{} ?"
     )
+    write(tmp_path, "multisimilarity", 0, [0.1, 0.4])
     write(tmp_path, "antico_pair", 0, [0.1, 0.4], "--antico_w", 3)
     write(tmp_path, "antico_pair", 0, [0.1, 0.4], "--antico_w", 1)
     write(tmp_path, "antico_pair", 1, [0.1], "--antico_w", 1, "--group", "50%_&", epochs=1)
@@ -442,6 +501,19 @@ def test_latex_is_escaped(tmp_path):
     assert r"antico\_w 3" in text and text.count(r"\toprule") == 2 and "% left out: " in text
 
 
+def test_what_the_queue_says_of_failed_runs_is_in_every_text(tmp_path):
+    folder = write(tmp_path, "proxyanchor", 0, [0.1, 0.4])
+    lines = ["glyphs/a_s0: killed by SIGKILL & <gone> (its output: a_s0.log)", "glyphs/b_s0: memory\nran out"]
+    assert main([folder, "--out", str(tmp_path / "out" / "t"), "--html", "--failed", *lines]) == 0
+    assert f"**Failed:**\n\n- {lines[0]}\n- " in text_of(tmp_path)
+    assert text_of(tmp_path, ".tex").endswith(f"% failed: {lines[0]}\n% failed: glyphs/b_s0: memory ran out\n")
+    assert "<li>glyphs/a_s0: killed by SIGKILL &amp; &lt;gone&gt; (its output: a_s0.log)</li>" in text_of(
+        tmp_path, ".html"
+    )
+    lines_of(tmp_path, "--html")
+    assert not any("ailed:" in text_of(tmp_path, suffix) for suffix in (".md", ".tex", ".html"))
+
+
 def test_latex_compiles_with_booktabs(tmp_path):
     if not shutil.which("pdflatex") or subprocess.run(["kpsewhich", "booktabs.sty"], capture_output=True).returncode:
         pytest.skip("pdflatex with booktabs is not installed")
@@ -450,7 +522,7 @@ def test_latex_compiles_with_booktabs(tmp_path):
         write(tmp_path, "antico_batch_proxy", seed, [0.1, 0.43 + 0.02 * seed])
     write(tmp_path, "antico", 1, [0.1], "--group", "ü%_\\x", epochs=1)
     lines_of(tmp_path)
-    document = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\\input{t}\\end{document}"
+    document = "\\documentclass{article}\\usepackage{booktabs,graphicx}\\begin{document}\\input{t}\\end{document}"
     (tmp_path / "out" / "main.tex").write_text(document)
     done = subprocess.run(["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main.tex"],
                           cwd=tmp_path / "out", capture_output=True, text=True, errors="replace")  # fmt: skip

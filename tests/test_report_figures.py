@@ -46,6 +46,50 @@ def test_curves_are_the_means_of_the_same_seeds(tmp_path):
     assert {round(v, 6) for v in y} == {10, 20, 50, 70}
 
 
+def test_many_rows_are_parted_by_what_is_varied_and_a_loss_has_one_look(tmp_path):
+    for dims in (8, 16, 32):
+        for loss in ("proxyanchor", "antico_batch_proxy", "antico_all_proxy"):
+            folder = write(tmp_path, loss, 0, [0.1, 0.3 + dims / 100], "--embed_dim", dims)
+            write_spaces(folder, 5, dims=dims)
+    shown = made(tmp_path)
+    figure = figures.curves(shown, "test")
+    assert [axis.get_title() for axis in figure.axes] == ["embed_dim 8", "embed_dim 16", "embed_dim 32"]
+    for axis, dims in zip(figure.axes, (8, 16, 32)):
+        assert lines(axis)["ProxyAnchor"] == ([0, 1], pytest.approx([10, 30 + dims])) and len(lines(axis)) == 3
+    looks = [[(line.get_label(), line.get_color()) for line in axis.get_lines()] for axis in figure.axes]
+    assert looks[0] == looks[1] == looks[2] and len(set(looks[0])) == 3
+    spectrum = spaces.spectrum(shown, "test")
+    spectra = spectrum.axes[:3]
+    assert [len(lines(axis)["ProxyAnchor"][0]) for axis in spectra] == [8, 16, 32]
+    assert spectra[1].get_title() == "glyphs, embeddings_test.npz\nembed_dim 16"
+    for figure in (spectrum, spaces.proxies(shown)):
+        FigureCanvasAgg(figure).draw()
+        left, right = (axis.title.get_window_extent() for axis in figure.axes[:2])
+        assert len(figure.axes) == 4 and 0 < left.x0 and left.x1 < right.x0 and right.x1 < figure.bbox.x1
+    (by,) = made(tmp_path, ["embed_dim"])  # the flag has a column of its own: figures need it all the same
+    assert {row.label for row in by.rows} == {row.head for row in by.rows}
+    assert len({label for _, label, _ in spaces.lines_of(by)}) == 9
+
+
+def test_many_base_losses_have_a_panel_each_and_a_variant_one_look(tmp_path):
+    names, recall = dict(contrastive="Contrastive", triplet="Triplet", margin="Margin", proxyanchor="ProxyAnchor"), {}
+    for number, (base, title) in enumerate(names.items()):
+        for kind, value in (("base loss alone", 0.3), ("AntiCo pair", 0.4), ("AntiCo class_means", 0.5)):
+            value += number / 100
+            loss = [base] if kind == "base loss alone" else [f"antico_{kind.split()[1]}", "--antico_base", base]
+            columns = {"test/coding_rate@share": [0.1, value / 2]}
+            write(tmp_path, loss[0], 0, [0.1, value], *loss[1:], columns=columns)
+            recall.setdefault(title, {})[kind] = [pytest.approx(50 * value)], [pytest.approx(100 * value)]
+    rate = figures.against_rate(made(tmp_path), "test")
+    drawn = {axis.get_title(): axis for axis in rate.axes[:4]}
+    assert {title: lines(axis) for title, axis in drawn.items()} == recall
+    looks = [{line.get_label(): line.get_color() for line in axis.get_lines()} for axis in drawn.values()]
+    assert looks[0] == looks[1] == looks[2] == looks[3] and len(set(looks[0].values())) == 3
+    # a second row of one loss and variant would look like the first: then all are in one panel
+    write(tmp_path, "antico_pair", 0, [0.1, 0.2], "--antico_base", "margin", "--antico_w", 9)
+    assert [title for title, _ in spaces.parts_of(made(tmp_path)[0])] == [""]
+
+
 def test_singular_values_are_those_of_the_file(tmp_path):
     for seed in (0, 1):
         rows, _, _ = write_spaces(write(tmp_path, "proxyanchor", seed, [0.1, 0.5]), 20, seed)
@@ -105,7 +149,11 @@ def test_a_hyperparameter_and_the_rate(tmp_path):
     assert lines(axis)["AntiCo pair over MultiSimilarity (antico_w 100)"] == (
         pytest.approx([70, 70]), pytest.approx([50, 51]))  # fmt: skip
     write(tmp_path, "antico_pair", 0, [0.1, 0.5], "--antico_w", 10, "--antico_eps", 1)
-    assert "no single numeric flag" in figures.draw_all(made(tmp_path), "test")["_hyper"]
+    figure = figures.against_hyperparameter(made(tmp_path), "test")  # one at a time: a panel each
+    assert {axis.get_xlabel(): lines(axis)["AntiCo pair over MultiSimilarity"][0] for axis in figure.axes} == {
+        "--antico_w": [1, 10, 100], "--antico_eps": [0.5, 1]}  # fmt: skip
+    write(tmp_path, "antico_pair", 0, [0.1, 0.5], "--antico_w", 1, "--antico_eps", 2)
+    assert "no numeric flag alone" in figures.against_hyperparameter(made(tmp_path), "test")
     for seed in (0, 1):  # a weight of 0 has a place on a logarithmic axis too
         write(tmp_path / "b", "antico_pair", seed, [0.1, 0.5], "--antico_w", 0)
         write(tmp_path / "b", "antico_pair", seed, [0.1, 0.5], "--antico_w", 1)

@@ -24,7 +24,8 @@ def page(tmp_path_factory):
     write(place / "runs", "multisimilarity", 0, [0.1], "--group", "<b>&", epochs=1)
     write_spaces(folder, 20)
     Image.new("RGB", (40, 30), "red").save(f"{folder}/panel.png")
-    with open(f"{folder}/not_a_picture.png", "w") as file:
+    Image.new("RGB", (40, 30), "blue").save(f"{folder}/mine.png")  # which nobody asked for
+    with open(f"{folder}/spectrum.png", "w") as file:
         file.write("text")
     assert main([place / "runs", "--out", place / "t", "--html", place / "named.html"]) == 0
     return place
@@ -38,7 +39,7 @@ def test_the_page_is_one_file_with_all_of_it(page):
     pictures = [base64.b64decode(address.partition(",")[2]) for address in addresses]
     written = {path.read_bytes() for path in page.glob("t*.png")}
     assert written <= set(pictures) and len(pictures) == len(written) + 1  # a run's panel.png
-    assert "not_a_picture" not in text
+    assert "panel.png" in text and "mine.png" not in text and "spectrum.png" not in text
     for words in ("AntiCo batch_proxy over ProxyAnchor", "53.1 ± 1.1", "Left out of the means: 1 of 7 runs",
                   "python main.py --resume", "<dt>loss_oproxy_lrmulti</dt><dd>3</dd>", "<strong>+13.1 ["):  # fmt: skip
         assert words in text

@@ -38,7 +38,7 @@ def test_a_table_of_true_runs_killed_and_finished(tmp_path):
     """Words with spaces, relative to where the user stands; the run in the middle of which all was killed goes on."""
     image_folder(tmp_path / "my data")
     words = ["grid", "my data", "--datasets", "folder", "--archs", "conv4", "--out", "my results"]
-    words += shlex.split("--grid loss=antico_pair,proxyanchor --n_epochs 6 --bs 16 --embed_dim 8 --kernels 0 --lr 1e-3")
+    words += shlex.split("--grid loss=antico_pair,proxyanchor --n_epochs 3 --bs 16 --embed_dim 8 --kernels 0 --lr 1e-3")
     words += shlex.split("--evaluation_metrics e_recall@1 coding_rate@share --allow_partial")
     line = ["bash", os.path.join(HERE, "antico_runs.sh"), *words]
     environment = {"ANTICO_PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
@@ -48,21 +48,21 @@ def test_a_table_of_true_runs_killed_and_finished(tmp_path):
         return {path.parent.name: path.read_text().count("\n") for path in runs.glob("*/metrics.csv")}
 
     process = subprocess.Popen(line, cwd=tmp_path, env={**os.environ, **environment}, stdout=subprocess.DEVNULL)
-    while process.poll() is None and not any(3 <= count < 8 for count in lines().values()):
+    while process.poll() is None and not any(3 <= count < 5 for count in lines().values()):
         time.sleep(0.01)
     children = pathlib.Path(f"/proc/{process.pid}/task").glob("*/children")
     for pid in [process.pid, *(int(word) for path in children for word in path.read_text().split())]:
         os.kill(pid, signal.SIGKILL)
     process.wait()
     before = lines()
-    assert any(count < 8 for count in before.values())  # a heading, the untrained network, six epochs
+    assert any(count < 5 for count in before.values())  # a heading, the untrained network, three epochs
 
     done = bash(*line[1:], cwd=tmp_path, **environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(lines()) == 2 and set(lines().values()) == {8}
+    assert len(lines()) == 2 and set(lines().values()) == {5}
     for folder in runs.glob("*_s?"):
         config = json.loads((folder / "config.json").read_text())
-        assert len(config["history"]) == (before.get(folder.name, 8) < 8), folder
+        assert len(config["history"]) == (before.get(folder.name, 5) < 5), folder
         assert config["flags"]["source_path"] == str(tmp_path / "my data")
     (table,) = (tmp_path / "my results").glob("*.md")
     assert "proxyanchor" in table.read_text().lower()

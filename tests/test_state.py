@@ -1,6 +1,7 @@
 """Checkpoints: whole or told to be damaged, never of a run that diverged; and a disk that is full at any write."""
 
 import errno
+import json
 import os
 import random
 import tempfile
@@ -10,7 +11,9 @@ import torch
 from runs import SMALL, image_folder, same
 
 import main
-from utilities import files, state
+from utilities import files, folders, state
+from utilities.report import collect
+from utilities.runs import records
 
 
 @pytest.fixture(scope="module")
@@ -236,8 +239,20 @@ def test_divergence_names_the_step_and_saves_nothing(tmp_path, argv, monkeypatch
     assert text.startswith("error: the loss is not finite, in step 3 of epoch 1 (last loss terms: beta ")
     assert "base " in text
     assert text.count("\n") == 1
+    assert "Start anew with a lower --lr" in text
     assert "Last good checkpoint: epoch 0, step 2 of the next; go on from it with --resume" in text
-    assert state.load(tmp_path / "folder" / "Sample_Run_s0" / "checkpoint.pt")["step"] == 2
+    folder = tmp_path / "folder" / "Sample_Run_s0"
+    assert state.load(folder / "checkpoint.pt")["step"] == 2
+    # the tables and their queue know
+    reason = "the loss is not finite, in step 3 of epoch 1 (last loss terms: "
+    assert records.read(str(folder)).diverged.startswith(reason)
+    (run,) = collect.collect([str(folder)], "test", "last")
+    assert run.kind == "diverged" and run.reason.startswith(f"diverged: {reason}") and "lower --lr" in run.advice
+    # it may still go on, and is told
+    assert main.main([*argv, "--save_path", str(tmp_path), "--resume", str(folder)]) == 0
+    assert f"note: this run diverged before ({reason}" in capsys.readouterr().err
+    assert records.read(str(folder)).finished and not folders.divergence(str(folder))
+    assert json.loads((folder / "config.json").read_text())["history"][0]["after_divergence"].startswith(reason)
 
 
 def test_a_signal_after_a_divergence_saves_nothing(tmp_path, argv, monkeypatch, capsys):

@@ -3,6 +3,7 @@
 from tqdm import tqdm
 
 from utilities import distributed
+from utilities.collapse import is_collapse
 from utilities.trackers import protocol_rows
 
 COLLAPSE = ("effective_rank", "coding_rate@share")  # measured at every evaluation, for collapse_line
@@ -63,16 +64,14 @@ def seconds_left(rows, n_epochs):
 
 
 def collapse_line(metrics, split, embed_dim):
-    """A line that says a collapse, empty where there is none: an effective rank under 5% of the dimensions, or a coding
-    rate under a tenth of its maximum."""
+    """A line that says a collapse, empty where there is none."""
     rank, share = (metrics[name] for name in COLLAPSE)
     dimensions = min(embed_dim, len(getattr(split, "gallery", split)))  # few images span no more
-    least = max(0.05 * dimensions, 1.1 if dimensions > 2 else 0)  # one direction is a collapse in few dimensions too
-    if rank >= least and share >= 0.1:
+    if not is_collapse(rank, share, dimensions):
         return ""
     return (
         f"\nthe embeddings have collapsed: effective rank {rank:.1f} of {dimensions}, coding rate {share:.0%} of its "
-        "maximum; a lower --lr, --warmup or AntiCo's pair term (--loss antico_pair) help"
+        "maximum; a lower --lr, --warmup or AntiCo's pair term (--loss antico_pair, --antico_eps 0.005) help"
     )
 
 

@@ -9,7 +9,7 @@ import time
 
 import torch
 
-from utilities import distributed
+from utilities import distributed, folders
 from utilities.distributed import STANDARD_OUTPUT
 from utilities.interrupts import Interrupted
 
@@ -39,7 +39,10 @@ def bad_input(signals):
 
 @contextlib.contextmanager
 def while_running(run, errors):
-    """While a run trains. errors : {exception class of the packages: (exit status, where in the run it was)}."""
+    """While a run trains. errors : {exception class of the packages: (exit status, where in the run it was)}.
+
+    Status 1 is for those that the run's own numbers raise: it has diverged.
+    """
     folder = run.checkpoints.folder
     try:
         try:
@@ -60,8 +63,17 @@ def while_running(run, errors):
             after = f"There is no checkpoint yet; begin again with --resume {shlex.quote(folder)}"
         for kind, (status, where) in errors.items():
             if isinstance(problem, kind):
-                raise Stop(f"error: {line_of(problem)}{place(run, where)}. {after}", status) from problem
+                line = line_of(problem) + place(run, where)
+                advice = note_divergence(folder, line) if status == 1 else ""
+                raise Stop(f"error: {line}. {advice}{after}", status) from problem
         raise of_the_machine(problem, after) or problem
+
+
+def note_divergence(folder, line):
+    """Leave word in the run's folder, for the tables and their queue; what the user can do."""
+    with contextlib.suppress(OSError):  # a full disk changes nothing about what is said
+        folders.note_divergence(folder, line)
+    return "Start anew with a lower --lr, a longer --warmup or another weight. "
 
 
 def place(run, where):

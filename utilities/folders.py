@@ -1,9 +1,12 @@
 """The folder of a run: claimed by one process, found again, and its config.json. Without torch, which takes seconds."""
 
+import contextlib
+import functools
 import glob
 import itertools
 import json
 import os
+import subprocess
 
 from utilities.files import write_whole
 
@@ -11,6 +14,8 @@ try:
     import fcntl
 except ImportError:  # not on Windows
     fcntl = None
+
+DIVERGED = "diverged.json"
 
 
 def run_name(savename, group, seed):
@@ -39,6 +44,28 @@ def write_config(folder, config):
 def all_flags(config):
     """Every flag of a run as it was, those that acted on nothing included."""
     return {**config.get("without_effect", {}), **config["flags"]}
+
+
+def note_divergence(folder, reason):
+    """Leave diverged.json: the run's own numbers ended it, and would again."""
+    write_whole(os.path.join(folder, DIVERGED), lambda file: json.dump({"reason": reason}, file, indent=2))
+
+
+def divergence(folder):
+    """Why the run of a folder diverged in its last start, "" where it did not."""
+    try:
+        with open(os.path.join(folder, DIVERGED), encoding="utf-8") as file:
+            return str(json.load(file)["reason"])
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{DIVERGED} there says so, but is damaged"
+
+
+def forget_divergence(folder):
+    """As the run goes on."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(os.path.join(folder, DIVERGED))
 
 
 def claim(save_path, dataset, name):
@@ -96,3 +123,17 @@ def release():
     """Give back what `lock` took, as the process's end does."""
     while HELD:
         HELD.pop().close()
+
+
+@functools.cache
+def commit():
+    """The checkout's commit, with '+' behind it where tracked files were changed; "" outside a checkout."""
+
+    def git(*words):
+        folder = os.path.dirname(os.path.abspath(__file__))
+        return subprocess.run(["git", *words], capture_output=True, text=True, check=True, cwd=folder).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""

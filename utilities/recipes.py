@@ -6,6 +6,9 @@ then those of the command line; the later wins. True is a flag without a value, 
 utilities/runs/README.md says how they are run, and how to add a table.
 """
 
+import criteria
+from utilities import study
+
 
 def measures(*ks):
     """Recall@K, then what the published code reports, then the Reality Check's mAP@R and the collapse metrics."""
@@ -62,8 +65,7 @@ NIR = dict(loss="nir")
 ANTICO = dict(loss="antico", antico_type="batch_proxy", antico_w=1, antico_eps=0.5, loss_ac_w_align=0.0035)  # published
 BATCH_PROXY = dict(loss="antico_batch_proxy")
 ALL_PROXY = dict(loss="antico_all_proxy")
-OVER_ANCHOR = dict(antico_w=30)  # of the pair variant over Proxy-Anchor, a loss far larger: 10 too little, 100 too much
-PAIR_OVER_PROXYANCHOR = dict(loss="antico_pair", antico_base="proxyanchor", **OVER_ANCHOR)
+PAIR_OVER_PROXYANCHOR = dict(loss="antico_pair", antico_base="proxyanchor")
 MULTISIMILARITY = dict(loss="multisimilarity")
 PAIR = dict(loss="antico_pair")  # over multisimilarity
 
@@ -80,12 +82,13 @@ PROXY_BASES = ["proxyanchor", "oproxy", "proxynca", "normalized_softmax", "arcfa
 
 def bases():
     """Every base alone, then with each variant that applies: the proxy variants need proxies. The weights are the
-    variants' own, which were chosen over multisimilarity and proxyanchor; over other bases they are a start."""
+    defaults of a variant over its base (criteria/__init__.py)."""
     for base in PAIR_BASES + PROXY_BASES:
         mode = dict(loss_oproxy_mode="anchor") if base == "oproxy" else {}
         yield dict(loss=base, **mode)
-        weight = OVER_ANCHOR if base in ("proxyanchor", "oproxy") else {}
+        weight = criteria.OVER["pair", "proxyanchor"] if base == "oproxy" else {}
         yield dict(loss="antico_pair", antico_base=base, **mode, **weight)
+        yield dict(loss="antico_class_means", antico_base=base, **mode)
         if base in PROXY_BASES:
             yield dict(loss="antico_batch_proxy", antico_base=base, **mode)
             yield dict(loss="antico_all_proxy", antico_base=base, **mode)
@@ -126,9 +129,16 @@ SMALL = dict(not_pretrained=True, input_size=32)  # a network for photographs on
 PAPER = ["cub200", "cars196", "online_products"]
 TABLES = {
     "quickstart": dict(
-        about="six losses on letters, no data needed: some 6 minutes on two CPU cores",
+        about="six losses of the study by three seeds, no data needed: some 6 minutes on two CPU cores",
         datasets=["glyphs"],
-        rows=[PROXYANCHOR, BATCH_PROXY, ALL_PROXY, PAIR_OVER_PROXYANCHOR, MULTISIMILARITY, PAIR],
+        rows=[
+            *(study.chosen("proxyanchor", variant) for variant in (None, "batch_proxy", "pair", "class_means")),
+            *(study.chosen("multisimilarity", variant) for variant in (None, "pair")),
+        ],
+        flags=study.STUDY,
+        seeds=range(3),
+        jobs=2,
+        report=["--tuned", "--columns", *study.COLUMNS],
     ),
     "main": dict(
         about="the losses on each data set, BN-Inception and ResNet-50, 512 dimensions",
@@ -183,6 +193,7 @@ TABLES = {
         flags=dict(n_epochs=8, tau=6, eval_every=8, use_tv_split=True, tv_split_perc=0.8, no_test_metrics=True),
         report=["--split", "val", "--by", "antico_w"],
     ),
+    **study.TABLES,
     "grid": dict(
         about="your own: the product of values, e.g. --grid antico_w=10,100 loss=antico_pair,proxyanchor",
         datasets=["glyphs"],

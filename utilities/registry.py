@@ -17,6 +17,19 @@ def lookup(flag, name, known):
     raise ValueError(f"{flag} {name}: unknown{hint}; known: {', '.join(known)}")
 
 
+def listing(parts):
+    """The text of --list: for each flag the names that it takes, with what their entries say `about` them.
+
+    parts : {flag: {name: entry}}
+    """
+    width = max(len(name) for names in parts.values() for name in names)
+
+    def part(flag, names):
+        return "\n".join([flag, *(f"  {name:{width}} {entry.about}" for name, entry in names.items())])
+
+    return "\n\n".join(part(flag, names) for flag, names in parts.items())
+
+
 class Flag(NamedTuple):
     argument: str  # of the function
     name: str  # without --

@@ -7,7 +7,6 @@ import importlib.util
 import json
 import os
 import platform
-import subprocess
 import sys
 import time
 
@@ -25,19 +24,6 @@ def versions():
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             installed[package] = importlib.metadata.version(package)
     return installed
-
-
-def commit():
-    """The checkout's commit, with '+' behind it where tracked files were changed; None outside a checkout."""
-
-    def git(*words):
-        folder = os.path.dirname(os.path.abspath(__file__))
-        return subprocess.run(["git", *words], capture_output=True, text=True, check=True, cwd=folder).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def command(argv):
@@ -63,7 +49,7 @@ def describe(opt, without_effect, **facts):
         **facts,
         machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         versions=versions(),
-        commit=commit(),
+        commit=folders.commit() or None,
         command=command([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
         started=now(),
         history=[],
@@ -81,6 +67,7 @@ def open_folder(opt, config, progress):
         remove_unfinished(folder)
         if opt.resume:
             config = describe_resumed(folders.read_config(folder), config, progress.epoch, progress.step)
+            tell_divergence(folder, config)
         folders.write_config(folder, config)
         if progress.rows:  # metrics.csv may be lost, or ahead of the checkpoint
             write_rows(folder, progress.rows, opt.storage_metrics[0])
@@ -88,6 +75,15 @@ def open_folder(opt, config, progress):
 
     folder, config = distributed.on_first(lambda: prepare(config))
     return folder, Trackers(folder, opt, config) if distributed.rank() == 0 else None
+
+
+def tell_divergence(folder, config):
+    """That the run which goes on has diverged before: on the console and in its history."""
+    reason = folders.divergence(folder)
+    if reason:
+        print(f"note: this run diverged before ({reason}); on a CPU it does so again", file=sys.stderr)
+        config["history"][-1]["after_divergence"] = reason
+        folders.forget_divergence(folder)
 
 
 def describe_resumed(former, new, epoch, step):

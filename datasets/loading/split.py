@@ -107,3 +107,24 @@ def train_val_split(train, share, by_samples=False, seed=0):
         raise ValueError(f"--tv_split_perc {share:g}: leaves nothing on one side of {all_of_it}")
     indices = torch.arange(len(train))
     return train.subset(indices[kept].tolist()), train.subset(indices[~kept].tolist(), augmented=False)
+
+
+def subset_of_classes(train, n_classes=None, n_images=None, seed=0):
+    """`train` with n_classes of its classes and at most n_images of each, both drawn by seed; None takes all.
+
+    Of one seed, the images of a smaller subset are among those of a larger one. Raises ValueError, one line, for more
+    classes than there are.
+    """
+    there = len(train.class_names)
+    if n_classes is not None and n_classes > there:
+        raise ValueError(f"--train_classes {n_classes}: the training split has {there}")
+    generator = torch.Generator().manual_seed(seed)
+    kept_classes = torch.randperm(there, generator=generator)[:n_classes]
+    order = torch.randperm(len(train), generator=generator)
+    order = order[torch.sort(train.labels[order], stable=True).indices]  # class after class, shuffled within
+    counts = train.labels.bincount(minlength=there)
+    place = torch.arange(len(train)) - (counts.cumsum(0) - counts)[train.labels[order]]  # within its class
+    kept = torch.isin(train.labels[order], kept_classes)
+    if n_images is not None:
+        kept &= place < n_images
+    return train.subset(order[kept].sort().values.tolist())

@@ -17,8 +17,10 @@ from utilities.report.tables import make_tables
 SUFFIXES = (".md", ".csv", ".tex", ".png", ".pdf", ".html")
 TITLES = {
     "": "Against epochs: mean over seeds, their range as a band", "_hyper": "Against the hyperparameter",
-    "_rate": "Against the coding rate's share, one point a run", "_spectrum": "Singular values of the embeddings",
-    "_proxies": "Similarity of the class proxies", "_tsne": "t-SNE of the embeddings, the same classes in each",
+    "_rate": "Against the coding rate's share, one point a run",
+    "_spectrum": "Singular values of the embeddings that the runs left",
+    "_proxies": "Similarity of the class proxies in the last checkpoints",
+    "_tsne": "t-SNE of the embeddings that the runs left, the same classes in each",
 }  # fmt: skip
 
 
@@ -47,6 +49,12 @@ def parse(argv):
     parser.add_argument(
         "--count_collapsed", action="store_true", help="collapsed runs count in the means; else they are listed below"
     )
+    parser.add_argument(
+        "--tuned", action="store_true", help="each row has flags tuned for it: compare it with the one row of its base"
+    )
+    parser.add_argument(
+        "--failed", nargs="+", default=[], metavar="LINE", help="lines on runs that failed, put below the tables"
+    )
     return parser.parse_args(argv)
 
 
@@ -59,10 +67,10 @@ def check_out(path):
     return path
 
 
-def write_tables(out, tables, split, which):
+def write_tables(out, tables, split, which, failed):
     texts = {
-        ".md": formats.markdown(tables, split, which), ".csv": formats.wide_csv(tables),
-        ".tex": formats.latex(tables, split, which), "_runs.csv": formats.long_csv(tables, split, which),
+        ".md": formats.markdown(tables, split, which, failed), ".csv": formats.wide_csv(tables),
+        ".tex": formats.latex(tables, split, which, failed), "_runs.csv": formats.long_csv(tables, split, which),
     }  # fmt: skip
     for suffix, text in texts.items():
         write_whole(out + suffix, lambda file, text=text: file.write(text))
@@ -90,8 +98,8 @@ def write_figures(out, tables, split):
 def report(given, argv):
     given.out = check_out(given.out)
     runs = collect(given.runs, given.split, given.row, given.count_collapsed)
-    tables = make_tables(runs, given.split, given.by, given.columns)
-    text, files = write_tables(given.out, tables, given.split, given.row)
+    tables = make_tables(runs, given.split, given.by, given.columns, given.tuned)
+    text, files = write_tables(given.out, tables, given.split, given.row, given.failed)
     print(text)
     figures, drawn, none = write_figures(given.out, tables, given.split)
     files += drawn
@@ -100,7 +108,7 @@ def report(given, argv):
 
         path = given.out + ".html" if given.html is True else given.html
         command = shlex.join(["python", "-m", "utilities.report", *argv])
-        whole = page.html(tables, given.split, given.row, figures, command)
+        whole = page.html(tables, given.split, given.row, figures, command, given.failed)
         write_whole(path, lambda file: file.write(whole))
         files.append(path)
     for suffix, why in none.items():

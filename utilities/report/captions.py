@@ -2,6 +2,7 @@
 
 import re
 
+from utilities.report import rows as row_names
 from utilities.report.collect import ROWS, best_by
 from utilities.report.tables import LEVEL
 
@@ -10,6 +11,7 @@ def title(table):
     """The data set in words."""
     dataset, place, n_classes, n_images, skipped = table.data
     size = f" ({n_images} training images of {n_classes} classes)" if n_images and n_classes else ""
+    size = f" ({n_classes} training classes)" if n_classes and not n_images else size  # images differ from seed to seed
     broken = f", {skipped} broken images skipped" if skipped else ""
     return f"{dataset}{' ' + place if place else ''}{size}{broken}"
 
@@ -33,23 +35,40 @@ def caption(table, split, which):
     units += ["effective rank: of embed_dim"] if any(c.metric == "effective_rank" for c in table.columns) else []
     units += ["seconds: of training and evaluation"] if any(c.metric == "seconds" for c in table.columns) else []
     lines += ["; ".join(units)] if units else []
-    lines.append("n: runs with different seeds; mean ± standard deviation over them (n - 1)")
+    several = any(len(row.runs) > 1 for row in table.rows)
+    spread = "n: runs with different seeds; mean ± standard deviation over them (n - 1)"
+    lines.append(spread if several else "one seed a row: no deviation and no test")
     collapsed = sum(run.collapsed for row in table.rows for run in row.runs)
     lines += (
         [f"{collapsed} of the {len(table.runs)} runs collapsed, and count (--count_collapsed)"] if collapsed else []
     )
-    tests = sum(d is not None and d.p is not None for row in table.rows for d in row.differences.values())
-    if any(row.differences for row in table.rows):
+    differences = [d for row in table.rows for d in row.differences.values() if d is not None]
+    tests = sum(d.p is not None for d in differences)
+    if table.compared and not any(row.base for row in table.compared):
+        lines.append("no difference to a base loss: no run of one with the same flags")
+    if differences and table.tuned:
+        lines.append("Each row has flags of its own, tuned for it; the csv of the runs has them")
+    if differences and not several:
+        lines.append("Difference: row - base")
+    elif differences:
+        alone = "; no test of a single common seed" if any(d.pairs == 1 for d in differences) else ""
         lines.append(
             "Difference: mean of (row - base) over the seeds that both have, [95% confidence interval], p of the "
             f"two-sided paired t-test; **bold: p < {LEVEL}**, better or worse; not corrected for the number of tests, "
-            f"which is {tests} here"
+            f"which is {tests} here{alone}"
         )
-    return lines + seeds_of(table) + facts_that_differ(table)
+    return lines + centers(table) + seeds_of(table) + facts_that_differ(table)
+
+
+def centers(table):
+    """Sentences on the rows of which others change one flag."""
+    heads = dict.fromkeys(row.head for row in table.rows)
+    found = [row_names.center_of([row for row in table.rows if row.head == head]) for head in heads]
+    return [f"brackets with one flag: all others as in {row.full}" for row in found if row]
 
 
 def seeds_of(table):
-    seeds = {row.label: ", ".join(str(run.seed) for run in row.runs) for row in table.rows if row.runs}
+    seeds = {row.full: ", ".join(str(run.seed) for run in row.runs) for row in table.rows if row.runs}
     if len(set(seeds.values())) <= 1:
         return [f"seed {text}" for text in set(seeds.values())]
     return ["seeds differ: " + "; ".join(f"{label}: {text}" for label, text in seeds.items())]
@@ -61,7 +80,7 @@ def facts_that_differ(table):
     every = {name for row in table.rows for run in row.runs for name in facts_of(run)}
     for name in sorted(every):
         values = [{value for run in row.runs for value in facts_of(run).get(name, ["unknown"])} for row in table.rows]
-        within = [row.label for row, inside in zip(table.rows, values) if len(inside) > 1]
+        within = [row.full for row, inside in zip(table.rows, values) if len(inside) > 1]
         union = sorted(set().union(*values))
         if within:
             lines.append(f"{name} differs within a row ({'; '.join(within)}): {', '.join(union)}")

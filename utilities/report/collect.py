@@ -13,6 +13,7 @@ import shlex
 from dataclasses import dataclass, field
 
 from utilities import folders
+from utilities.collapse import is_collapse
 from utilities.trackers import protocol_rows
 
 # what is learned does not depend on these: names, places, seeds, devices, logging, evaluation
@@ -53,7 +54,8 @@ class Run:
         dataset, source = self.setting("dataset"), str(self.setting("source_path") or "")
         place = os.path.basename(os.path.normpath(source)) if dataset == "folder" else ""  # one's own images
         skipped = len(self.config.get("skipped_broken") or ())
-        return dataset, place, facts.get("n_classes"), facts.get("n_images"), skipped
+        drawn = self.setting("use_tv_split") or self.setting("train_classes")  # by seed, so are the images
+        return dataset, place, facts.get("n_classes"), None if drawn else facts.get("n_images"), skipped
 
     def setting(self, name):
         """A flag's value, whether it acted or not; None where the run has no such flag."""
@@ -234,18 +236,19 @@ def leave_out_incomplete(run):
     start = "python main.py" if processes == 1 else f"torchrun --nproc_per_node={processes} main.py"
     done = int(run.rows[-1]["epoch"]) if run.rows else -1
     bad = next(((row["epoch"], name) for row in run.rows for name, v in row.items() if not math.isfinite(v or 0)), None)
+    what_else = "start it anew with a lower --lr, a longer --warmup or another weight"
     if run.config.get("partial"):
         what = "complete the data (python -m datasets.prepare) and start the run anew"
         leave_out(run, "partial", f"partial data ({run.config['partial']})", what)
     elif bad:
-        what = "start it anew with a lower --lr, a longer --warmup or another weight"
-        leave_out(run, "diverged", f"diverged: {bad[1]} is not finite in epoch {bad[0]:.0f}", what)
+        leave_out(run, "diverged", f"diverged: {bad[1]} is not finite in epoch {bad[0]:.0f}", what_else)
+    elif done < run.epochs and (reason := folders.divergence(run.folder)):
+        leave_out(run, "diverged", f"diverged: {reason}", what_else)
     elif done < run.epochs and is_running(run.folder):
         leave_out(run, "unfinished", f"is training now: epoch {max(done, 0)} of {run.epochs} done", "wait for its end")
     elif done < run.epochs:
         state = f"stopped after epoch {done} of {run.epochs}" if run.rows else "stopped before its first evaluation"
-        what = f"{start} {again}; if it stops again because the loss is not finite, it has diverged"
-        leave_out(run, "unfinished", state, what)
+        leave_out(run, "unfinished", state, f"{start} {again}")
 
 
 def is_running(folder):
@@ -283,8 +286,7 @@ def look_for_collapse(run, split, counts):
     rank = run.chosen.get(f"{split}/effective_rank")
     share = run.chosen.get(f"{split}/coding_rate@share")
     dimensions = run.flags.get("embed_dim", 0)
-    least = max(0.05 * dimensions, 1.1 if dimensions > 2 else 0)  # one direction is a collapse in few dimensions too
-    if (rank is not None and rank < least) or (share is not None and share < 0.1):
+    if is_collapse(rank, share, dimensions):
         signs = [f"effective rank {rank:.1f} of {dimensions}"] if rank is not None else []
         signs += [f"coding rate {share:.1%} of its maximum"] if share is not None else []
         values = {n: run.chosen.get(f"{split}/{n}") for n in ("e_recall@1", "mAP@R")}

@@ -55,16 +55,20 @@ def curve_columns(table, split):
 
 def curves(tables, split):
     """Each row's mean over its seeds against epochs, the seeds' range as a band; what collapsed as lines of its own."""
-    shown = [(table, curve_columns(table, split)) for table in tables if spaces.lines_of(table)]
-    width = max((len(columns) for _, columns in shown), default=0)
+    shown = [(t, curve_columns(t, split), *part) for t in tables for part in spaces.parts_of(t) if part[1]]
+    width = max((len(columns) for _, columns, _, _ in shown), default=0)
     if not width:
         return f"nothing was measured on the {split} split" if shown else "no run counts"
-    figure, axes = style.panels(len(shown), width, 2.9)
-    for line, (table, columns) in zip(axes, shown):
+    figure, axes = style.panels(len(shown), width, 2.9 if len(shown) < 3 else 2.2)
+    for line, (table, columns, title, entries) in zip(axes, shown):
         for axis, column in zip(line, columns):
-            drawn = [draw_curve(axis, *entry, column, split) for entry in spaces.lines_of(table)]
+            drawn = [draw_curve(axis, *entry, column, split) for entry in entries]
             name = "coding rate / maximum" if column.metric == "coding_rate@share" else column.heading
-            axis.set(xlabel="epoch", ylabel="%" if column.factor == 100 else "", title=panel_title(table, tables, name))
+            if title:  # of the whole line, above its middle
+                axis.set(ylabel=unit(column), title=title if axis is line[(width - 1) // 2] else "")
+            else:
+                axis.set(ylabel="%" if column.factor == 100 else "", title=panel_title(table, tables, name))
+            axis.set_xlabel("epoch")
             style.whole_numbers(axis)
             if max(drawn) == 1:
                 axis.margins(x=0.5)
@@ -94,20 +98,19 @@ def draw_curve(axis, number, label, runs, column, split):
 # --- against a hyperparameter ---
 
 
-def numeric_flag(table):
-    """(flag, [rows of one loss that differ in it alone, ...]) for the one numeric flag telling rows apart, or None."""
-    families = {}
+def sweeps(table):
+    """[(numeric flag, [rows of one loss that differ in it alone, ...]), ...], those of --by where it is given."""
+    families, swept = {}, {}
     for row in table.rows:
         if row.runs:
             families.setdefault(row.head, []).append(row)
-    swept = {}
     for rows in families.values():
-        names = row_names.differing(rows)
-        if len(names) == 1 and all(is_number(row.flags.get(names[0])) for row in rows):
-            swept.setdefault(names[0], []).append(sorted(rows, key=lambda row: row.flags[names[0]]))
-    if table.by:
-        swept = {name: families for name, families in swept.items() if name in table.by}
-    return next(iter(swept.items())) if len(swept) == 1 else None
+        names, center = row_names.differing(rows), row_names.center_of(rows)
+        for name in names if center or len(names) == 1 else ():
+            alike = [r for r in rows if all(r.flags.get(n) == (center or r).flags.get(n) for n in names if n != name)]
+            if all(is_number(row.flags.get(name)) for row in alike):
+                swept.setdefault(name, []).append(sorted(alike, key=lambda row: row.flags[name]))
+    return [(name, lists) for name, lists in swept.items() if name in table.by or not table.by]
 
 
 def is_number(value):
@@ -115,12 +118,13 @@ def is_number(value):
 
 
 def against_hyperparameter(tables, split):
-    """The first metric against the numeric flag: the mean a line, each run a point; a base without it a level line."""
-    found = [(table, *numeric_flag(table)) for table in tables if first_metric(table) and numeric_flag(table)]
+    """The first metric against each numeric flag that is varied alone: the mean a line, each run a point; a base
+    without the flag a level line."""
+    found = [(table, *sweep) for table in tables if first_metric(table) for sweep in sweeps(table)]
     if not found:
-        return "no single numeric flag tells the rows of a loss apart"
-    figure, axes = style.panels(len(found), 1, 3.0)
-    for (axis,), (table, name, families) in zip(axes, found):
+        return "no numeric flag alone tells rows of a loss apart"
+    figure, axes = style.grid(len(found))
+    for axis, (table, name, families) in zip(axes, found):
         column = first_metric(table)
         values = sorted({row.flags[name] for rows in families for row in rows})
         for rows in families:
@@ -128,19 +132,24 @@ def against_hyperparameter(tables, split):
         for base in dict.fromkeys(id(row.base) for rows in families for row in rows if row.base):
             row = next(row for row in table.rows if id(row) == base)
             if name not in row.flags and row.cells[column]:
-                look = style.look(table.rows.index(row))
-                axis.axhline(row.cells[column].mean, color=look["color"], linestyle=look["linestyle"], label=row.label)
+                look = style.look(heads(table).index(row.head))
+                axis.axhline(row.cells[column].mean, color=look["color"], linestyle=look["linestyle"], label=row.full)
         set_scale(axis, values)
         axis.set(xlabel=f"--{name}", ylabel=unit(column), title=panel_title(table, tables))
-    style.legend(figure, [axis for line in axes for axis in line])
+    style.legend(figure, axes)
     return figure
+
+
+def heads(table):
+    """The losses, whatever their flags: each has one look in all panels."""
+    return list(dict.fromkeys(row.head for row in table.rows))
 
 
 def draw_sweep(axis, table, rows, name, column, split):
     rows = [row for row in rows if row.cells[column]]
     if not rows:
         return
-    look = style.look(table.rows.index(rows[0]))
+    look = style.look(heads(table).index(rows[0].head))
     axis.plot([row.flags[name] for row in rows], [row.cells[column].mean for row in rows], label=rows[0].head, **look)
     for row in rows:
         points = list(row.cells[column].values.values())
@@ -164,32 +173,29 @@ def set_scale(axis, values):
 
 def against_rate(tables, split):
     """The first metric against the coding rate's share, one point a run; hollow: a collapsed one, in no mean."""
-    found = []
+    name, found = f"{split}/coding_rate@share", []
     for table in tables:
-        column, name = first_metric(table), f"{split}/coding_rate@share"
-        points = [
-            (
-                number,
-                row,
-                [run for run in row.all_runs if run.chosen.get(name) is not None and run.kind in ("", "collapsed")],
-            )
-            for number, row in enumerate(table.rows)
-        ]
-        if column and column.metric != "coding_rate@share" and any(runs for _, _, runs in points):
-            found.append((table, column, name, points))
+        column = first_metric(table)
+        if not column or column.metric == "coding_rate@share":
+            continue
+
+        def shows(run, column=column):
+            return run.chosen.get(name) is not None and column.value(run, split) is not None
+
+        for title, lines in spaces.parts_of(table):
+            points = [(number, label, [run for run in runs if shows(run)]) for number, label, runs in lines]
+            if any(runs for _, _, runs in points):
+                found.append((table, column, title, points))
     if not found:
         return f"no run measured coding_rate@share and {heading('e_recall@1')} on the {split} split"
-    figure, axes = style.panels(len(found), 1, 3.2)
-    for (axis,), (table, column, name, points) in zip(axes, found):
-        for number, row, runs in points:
-            look = style.look(number) | {"linestyle": "none"}
-            for hollow, more in ((False, {}), (True, {"markerfacecolor": "none"})):
-                chosen = [run for run in runs if bool(run.kind) == hollow and column.value(run, split) is not None]
-                x, y = [100 * run.chosen[name] for run in chosen], [column.value(run, split) for run in chosen]
-                if chosen:
-                    axis.plot(
-                        x, y, label=row.label + (" (collapsed)" if hollow else ""), markersize=7, **{**look, **more}
-                    )
-        axis.set(xlabel="coding rate / its maximum, %", ylabel=unit(column), title=panel_title(table, tables))
-    style.legend(figure, [axis for line in axes for axis in line])
+    figure, axes = style.grid(len(found))
+    for axis, (table, column, title, points) in zip(axes, found):
+        for number, label, runs in points:
+            look = style.look(number, "(collapsed)" in label) | {"linestyle": "none", "markersize": 7}
+            x, y = [100 * run.chosen[name] for run in runs], [column.value(run, split) for run in runs]
+            if runs:
+                axis.plot(x, y, label=label, **look)
+        axis.set(xlabel="coding rate / its maximum, %", ylabel=unit(column))
+        axis.set_title(style.wrapped([table.data[0] if len(tables) > 1 else "", title], len(found)))
+    style.legend(figure, axes)
     return figure

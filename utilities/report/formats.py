@@ -27,7 +27,7 @@ def difference_text(difference, column):
     digits = column.decimals + (column.factor == 1)  # one more than the means of what is no percentage
     text = f"{difference.mean:+.{digits}f}"
     if difference.p is None:
-        return f"{text} ({difference.why})"
+        return text if difference.pairs == 1 else f"{text} ({difference.why})"
     p = f"p = {difference.p:.3f}" if difference.p >= 0.001 else "p < 0.001"
     return f"{text} [{difference.low:.{digits}f}, {difference.high:.{digits}f}] {p}"
 
@@ -55,9 +55,9 @@ def published_label():
 
 
 def differences(table):
-    """The same of the differences to the base: a cell is (text, whether it is significant). None without AntiCo."""
+    """The same of the differences to the base: a cell is (text, whether it is significant). None where none has one."""
     columns = [column for column in table.columns if column.metric != "seconds"]
-    if not table.compared or not columns:
+    if not any(row.base for row in table.compared) or not columns:
         return None
     body = []
     for row in table.compared:
@@ -67,10 +67,10 @@ def differences(table):
             cells.append((difference_text(difference, column), difference is not None and difference.significant))
         base = "no run of its base with the same flags"
         if row.base:
-            base = row.base.label
+            base = row.base.full
         elif row.flags.get("antico_base") == "none":
             base = "has none"
-        body.append([(text, False) for text in (row.label, base, pairs_text(row))] + cells)
+        body.append([(text, False) for text in (row.full, base, pairs_text(row))] + cells)
     return ["loss", "base", "seeds in common", *(column.heading for column in columns)], body
 
 
@@ -91,7 +91,8 @@ def left_lines(runs):
 # --- Markdown ---
 
 
-def markdown(tables, split, which):
+def markdown(tables, split, which, failed=()):
+    """A table a data set, then lines on runs that failed."""
     parts = []
     for table in tables:
         if len(tables) > 1:
@@ -101,7 +102,7 @@ def markdown(tables, split, which):
         compared = differences(table)
         if compared:
             text = [[f"**{cell}**" if bold else cell for cell, bold in row] for row in compared[1]]
-            parts.append("Difference to the base loss, same flags and seeds:\n\n" + pipes(compared[0], text, 3))
+            parts.append(f"{table.difference}:\n\n" + pipes(compared[0], text, 3))
         parts.append(". ".join(caption(table, split, which)) + ".")
         if table.left:
             lines = [
@@ -110,6 +111,8 @@ def markdown(tables, split, which):
             parts.append(
                 f"**Left out of the means, {len(table.left)} of {len(table.runs)} runs:**\n\n" + "\n".join(lines)
             )
+    if failed:
+        parts.append("**Failed:**\n\n" + "\n".join(f"- {line}" for line in failed))
     return "\n\n".join(parts) + "\n"
 
 
@@ -144,7 +147,7 @@ def wide_csv(tables):
         for row in table.rows:
             line = {"data set": table.data[0], "loss": row.label, "n": len(row.runs), "left out": len(row.left)}
             line |= {name: row_names.text_of(row.flags[name]) for name in by if name in row.flags}
-            line |= {"seeds": " ".join(str(run.seed) for run in row.runs), "base": row.base.label if row.base else ""}
+            line |= {"seeds": " ".join(str(run.seed) for run in row.runs), "base": row.base.full if row.base else ""}
             for column, cell in row.cells.items():
                 line |= numbers(column.heading, cell, row.differences.get(column))
             lines.append(line)
@@ -176,7 +179,7 @@ def long_csv(tables, split, which):
         for row in table.rows:
             values = {name: row_names.text_of(row.flags[name]) for name in flags if name in row.flags}
             for run in row.runs:
-                line = {"folder": run.folder, "data set": table.data[0], "label": row.label, "seed": run.seed, **values}
+                line = {"folder": run.folder, "data set": table.data[0], "label": row.full, "seed": run.seed, **values}
                 line |= {"split": split, "row": which, "epoch": int(run.chosen["epoch"])}
                 for column in table.columns:
                     value = run.chosen.get(column.name(split))
@@ -202,14 +205,18 @@ TEX = {
 }  # fmt: skip
 
 
+FIT_OR_NOT = r"\providecommand{\resizebox}[3]{#3}"  # as wide as it is, in a document without graphicx
+
+
 def tex(text):
     """Text as LaTeX shows it; characters that pdflatex may not know become a question mark."""
     return "".join(TEX.get(c, c if " " <= c < "\x7f" else "?") for c in str(text))
 
 
-def latex(tables, split, which):
-    """A table environment a data set; the document needs \\usepackage{booktabs}."""
-    parts = [r"% needs \usepackage{booktabs}; written by python -m utilities.report"]
+def latex(tables, split, which, failed=()):
+    """A table environment a data set; the document needs \\usepackage{booktabs}. What failed is a comment."""
+    parts = [r"% needs \usepackage{booktabs}, and graphicx to fit the page; written by python -m utilities.report"]
+    parts.append(FIT_OR_NOT)
     for table in tables:
         lines = [". ".join(caption(table, split, which)).replace("**", "") + "."]
         lines += [f"{len(table.left)} of {len(table.runs)} runs left out of the means."] if table.left else []
@@ -218,13 +225,13 @@ def latex(tables, split, which):
         parts += tabular(headings, [[(cell, False) for cell in row] for row in body], 1 + len(table.by))
         compared = differences(table)
         if compared:
-            parts += [r"\par\medskip", tex("Difference to the base loss, same flags and seeds:"), r"\par\smallskip"]
+            parts += [r"\par\medskip", tex(f"{table.difference}:"), r"\par\smallskip"]
             parts += tabular(*compared, 3)
         parts += [r"\end{table}"]
         parts += [
             comment(f"left out: {folder}: {reason}; {advice}") for folder, reason, advice in left_lines(table.left)
         ]
-    return "\n".join(parts) + "\n"
+    return "\n".join([*parts, *(comment(f"failed: {line}") for line in failed)]) + "\n"
 
 
 def comment(text):
@@ -232,9 +239,10 @@ def comment(text):
 
 
 def tabular(headings, body, left):
-    """booktabs lines; a cell is (text, whether it is bold)."""
-    lines = [rf"\begin{{tabular}}{{{'l' * left}{'r' * (len(headings) - left)}}}", r"\toprule"]
+    """booktabs lines, made smaller where wider than the page; a cell is (text, whether it is bold)."""
+    fit = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{"
+    lines = [rf"{fit}\begin{{tabular}}{{{'l' * left}{'r' * (len(headings) - left)}}}", r"\toprule"]
     lines += [" & ".join(map(tex, headings)) + r" \\", r"\midrule"]
     for row in body:
         lines.append(" & ".join(rf"\textbf{{{tex(cell)}}}" if bold else tex(cell) for cell, bold in row) + r" \\")
-    return [*lines, r"\bottomrule", r"\end{tabular}"]
+    return [*lines, r"\bottomrule", r"\end{tabular}}"]

@@ -1,7 +1,7 @@
 """One HTML file with everything: sortable tables, figures, what was left out, each run's flags and command."""
 
 import base64
-import glob
+import contextlib
 import os
 import shlex
 
@@ -9,7 +9,7 @@ from utilities.report import formats, rows
 from utilities.report.captions import caption, title
 
 LARGEST = 3 * 2**20  # bytes of a picture that is taken into the page
-PICTURES = 4  # of a run
+PICTURES = ("panel.png", "spectrum.png", "tsne.png")  # in a run's folder, as evaluation/README.md names them
 
 
 def inline(data):
@@ -17,14 +17,14 @@ def inline(data):
 
 
 def pictures_of(folder):
-    """[(name, data address)] of the PNG files in a run's folder, e.g. python -m evaluation's --panel RUN/panel.png."""
+    """[(name, data address)] of the PICTURES in a run's folder, which python -m evaluation draws."""
     found = []
-    for path in sorted(glob.glob(os.path.join(glob.escape(folder), "*.png"))):
-        with open(path, "rb") as file:
+    for name in PICTURES:
+        with contextlib.suppress(FileNotFoundError), open(os.path.join(folder, name), "rb") as file:
             data = file.read(LARGEST + 1)
-        if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) <= LARGEST:
-            found.append((os.path.basename(path), inline(data)))
-    return found[:PICTURES]
+            if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) <= LARGEST:
+                found.append((name, inline(data)))
+    return found
 
 
 def describe_run(run, label):
@@ -46,15 +46,16 @@ def section(table, split, which):
     headings, body = formats.means(table)
     return {
         "title": title(table), "headings": headings, "body": body, "words": 1 + len(table.by),
-        "published": table.published is not None, "differences": formats.differences(table),
+        "published": table.published is not None, "difference": table.difference,
+        "differences": formats.differences(table),
         "caption": ". ".join(caption(table, split, which)).replace("**", "") + ".",
         "left": formats.left_lines(table.left), "n_runs": len(table.runs),
-        "runs": [describe_run(run, row.label) for row in table.rows for run in row.all_runs],
+        "runs": [describe_run(run, row.full) for row in table.rows for run in row.all_runs],
     }  # fmt: skip
 
 
-def html(tables, split, which, figures, command):
-    """The page's text. figures : [(title, PNG bytes)]."""
+def html(tables, split, which, figures, command, failed=()):
+    """The page's text. figures : [(title, PNG bytes)]; failed : lines on runs that failed."""
     import jinja2
 
     here = os.path.dirname(os.path.abspath(__file__))
@@ -63,4 +64,5 @@ def html(tables, split, which, figures, command):
     )
     shown = [(title, inline(png)) for title, png in figures]
     sections = [section(table, split, which) for table in tables]
-    return environment.get_template("page.html").render(sections=sections, figures=shown, command=command)
+    page = environment.get_template("page.html")
+    return page.render(sections=sections, figures=shown, command=command, failed=failed)

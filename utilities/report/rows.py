@@ -19,7 +19,8 @@ class Row:
     runs: list  # that count, one a seed
     left: list  # that do not
     head: str  # the loss's name
-    label: str = ""
+    label: str = ""  # in the table of means, where flags of --by have columns of their own
+    full: str = ""  # everywhere else
     base: object = None  # the Row of the same recipe with AntiCo's base loss alone
     cells: dict = field(default_factory=dict)  # {Column: Cell}, see tables.py
     differences: dict = field(default_factory=dict)  # {Column: Difference}
@@ -54,7 +55,7 @@ def head_of(flags):
     return f"{text}, {form} form" + (", as published" if published else "")
 
 
-def group(runs):
+def group(runs, tuned=False):
     """{data: [Row, ...]}: a table a data set; a base loss stands before its variants, numbers rise."""
     tables = {}
     for run in runs:
@@ -65,24 +66,31 @@ def group(runs):
         name_rows(tables[data])
         for row in tables[data]:
             row.runs.sort(key=lambda run: run.seed)
-            row.base = base_of(row, tables[data])
+            row.base = base_of(row, tables[data], tuned)
     return tables
+
+
+def family(row):
+    """The base loss of a row, by which tables are ordered; an AntiCo without one is its own."""
+    base = row.flags.get("antico_base") if is_antico(row.flags) else row.flags["loss"]
+    return loss_name(row.flags, base) if base != "none" else row.head
 
 
 def in_order(rows):
     """Families of a base loss as they were given; in one the base first, then its variants, numbers rising."""
 
-    def family(row):
-        flags = row.flags
-        base = flags.get("antico_base") if is_antico(flags) else flags["loss"]
-        return loss_name(flags, base) if base != "none" else row.head
-
     families, heads = [family(row) for row in rows], [row.head for row in rows]
-    names = differing(rows)
+    names, centers = differing(rows), {head: center_of([row for row in rows if row.head == head]) for head in heads}
 
     def place(row):
         values = [sortable(row.flags.get(name)) for name in names]
-        return families.index(family(row)), is_antico(row.flags), heads.index(row.head), values
+        return (
+            families.index(family(row)),
+            is_antico(row.flags),
+            heads.index(row.head),
+            row is not centers[row.head],
+            values,
+        )
 
     return sorted(rows, key=place)
 
@@ -100,25 +108,42 @@ def differing(rows):
     return [name for name in names if len({row.flags.get(name) for row in rows}) > 1]
 
 
+def center_of(rows):
+    """The row of a loss from which each of its others differs in one flag, of several that are varied; None without."""
+    names = differing(rows)
+    changes = lambda a, b: sum(a.flags.get(name) != b.flags.get(name) for name in names)  # noqa: E731
+    fits = (row for row in rows if all(changes(row, other) <= 1 for other in rows))
+    return next(fits, None) if len(names) > 1 else None
+
+
 def name_rows(rows):
     """Labels: the loss, and in brackets what tells the row from others; no two are alike.
 
+    Where one flag at a time is varied, the row in the center has all of them, any other the one that it changes.
     Between losses a flag of the recipe that both have and that differs is shown too; AntiCo's own, which is each
     variant's own default, is not.
     """
     for row in rows:
-        row.label = label_of(row, rows)
+        row.label = row.full = label_of(row, rows)
 
 
 def label_of(row, rows, without=()):
     """The row's label; flags in `without` have a column of their own."""
-    names = differing([other for other in rows if other.head == row.head])
+    same = [other for other in rows if other.head == row.head]
+    names, center = differing(same), center_of(same)
+    if center and row is not center:
+        names = [name for name in names if row.flags.get(name) != center.flags.get(name)]
+        return bracketed(row, names, without)
     counting = [other for other in rows if other.runs or other is row]
     for name in differing(counting):
         acting = {other.flags[name] for other in counting if name in other.flags}
         if name not in IN_NAME and not name.startswith(OF_ANTICO) and name in row.flags and len(acting) > 1:
             names.append(name)
-    texts = [shown(name, row.flags.get(name)) for name in dict.fromkeys(names) if name not in without]
+    return bracketed(row, dict.fromkeys(names), without)
+
+
+def bracketed(row, names, without):
+    texts = [shown(name, row.flags.get(name)) for name in names if name not in without]
     bracket = ", ".join(filter(None, texts))
     return f"{row.head} ({bracket})" if bracket else row.head
 
@@ -136,13 +161,18 @@ def text_of(value):
     return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 
-def base_of(row, rows):
-    """The Row whose loss is this AntiCo's base and whose other flags are all the same; None without one."""
+def base_of(row, rows, tuned=False):
+    """The Row whose loss is this AntiCo's base and whose other flags are all the same; None without one.
+
+    tuned: each row has the flags that are best for it, so its base is the one row of that loss, whatever its flags.
+    """
     if not is_antico(row.flags):
         return None
 
     def recipe(flags):
         return {name: v for name, v in flags.items() if name != "loss" and not name.startswith(OF_ANTICO)}
 
-    same = (other for other in rows if other.flags["loss"] == row.flags.get("antico_base"))
+    same = [other for other in rows if other.flags["loss"] == row.flags.get("antico_base")]
+    if tuned and len(same) == 1:
+        return same[0]
     return next((other for other in same if recipe(other.flags) == recipe(row.flags)), None)

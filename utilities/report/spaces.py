@@ -5,10 +5,12 @@ import textwrap
 
 import numpy as np
 
+from utilities.report import rows as row_names
 from utilities.report import style
 from utilities.report.style import every
 
 CLASSES, IMAGES, PANELS = 10, 25, 9  # of the t-SNE figure
+MANY = 8  # lines of a panel, from which it is parted where it can be
 PROXIES = 2000  # of many classes so many, evenly chosen: 2 million pairs show the same distribution
 
 
@@ -23,8 +25,47 @@ def lines_of(table, name=""):
         for kind in ("", "collapsed"):
             runs = [run for run in row.all_runs if run.kind == kind and os.path.exists(os.path.join(run.folder, name))]
             if runs:
-                found.append((number, row.label + (" (collapsed)" if kind else ""), runs))
+                found.append((number, row.full + (" (collapsed)" if kind else ""), runs))
     return found
+
+
+def parts_of(table, name=""):
+    """[(title, entries of lines_of), ...], a panel each: one, or with many rows one for each value of what is varied,
+    or for each base loss.
+
+    Then a loss, or a variant of AntiCo, has the same look in all, and the title says what differs: embed_dim 64.
+    """
+    lines, rows = lines_of(table, name), table.rows
+    if len(rows) <= MANY:
+        return [("", lines)]
+    return parts_by_value(rows, lines) or parts_by_base(rows, lines) or [("", lines)]
+
+
+def parts_by_value(rows, lines):
+    varied = {number: row.full.removeprefix(row.head).strip(" ()") for number, row in enumerate(rows)}
+    members = {value: [n for n in varied if varied[n] == value] for value in varied.values()}
+    losses = {tuple(sorted(rows[n].head for n in numbers)) for numbers in members.values()}
+    if len(losses) > 1 or not all(1 < len(numbers) <= MANY for numbers in members.values()):
+        return None
+    heads = list(dict.fromkeys(row.head for row in rows))
+    parts = {value: [] for value in members}
+    for number, label, runs in lines:
+        head = rows[number].head
+        parts[varied[number]].append((heads.index(head), head + label.removeprefix(rows[number].full), runs))
+    return [(value, entries) for value, entries in parts.items() if entries]
+
+
+def parts_by_base(rows, lines):
+    families = [row_names.family(row) for row in rows]
+    kinds = [row.head.removesuffix(f" over {base}") for row, base in zip(rows, families)]
+    kinds = [kind if row_names.is_antico(row.flags) else "base loss alone" for row, kind in zip(rows, kinds)]
+    if len(set(families)) < 2 or len(set(zip(families, kinds))) < len(rows):  # a look would not tell two rows apart
+        return None
+    looks, parts = list(dict.fromkeys(kinds)), {base: [] for base in families}
+    for number, label, runs in lines:
+        more = label.removeprefix(rows[number].full)
+        parts[families[number]].append((looks.index(kinds[number]), kinds[number] + more, runs))
+    return [(base, entries) for base, entries in parts.items() if entries]
 
 
 def load_embeddings(folder, split):
@@ -51,14 +92,14 @@ def singular_values(embeddings):
 
 
 def spectrum(tables, split):
-    """Singular values of the embeddings after the last epoch: a row's mean over its seeds, their range as a band."""
+    """Singular values of the embeddings that runs left: a row's mean over its seeds, their range as a band."""
     name = f"embeddings_{split}.npz"
-    tables = [table for table in tables if lines_of(table, name)]
-    if not tables:
+    found = [(table, *part) for table in tables for part in parts_of(table, name) if part[1]]
+    if not found:
         return f"no run left {name} (--save_embeddings)"
-    figure, axes = style.panels(len(tables), 1, 3.2)
-    for (axis,), table in zip(axes, tables):
-        for number, label, runs in lines_of(table, name):
+    figure, axes = style.grid(len(found))
+    for axis, (table, title, lines) in zip(axes, found):
+        for number, label, runs in lines:
             values = [singular_values(load_embeddings(run.folder, split)[0]) for run in runs]
             values = np.stack([v[: min(map(len, values))] for v in values])
             x, look = np.arange(1, values.shape[1] + 1), style.look(number, "(collapsed)" in label)
@@ -66,8 +107,9 @@ def spectrum(tables, split):
             if len(runs) > 1:
                 axis.fill_between(x, values.min(0), values.max(0), color=look["color"], alpha=0.18, linewidth=0)
         axis.set(yscale="log", xlabel="singular value, largest first", ylabel="share of their sum")
-        axis.set_title(f"{table.data[0]}, {split} embeddings after the last epoch")
-    style.legend(figure, [axis for (axis,) in axes])
+        axis.set_ylim(bottom=max(axis.get_ylim()[0], 1e-6))  # below is the rounding of float32
+        axis.set_title(style.wrapped([table.data[0], name, title], len(found)))
+    style.legend(figure, axes)
     return figure
 
 
@@ -101,16 +143,15 @@ def proxies(tables):
     """How similar the class proxies are: the distribution of the cosines between them, of each row's first run."""
     found = []
     for table in tables:
-        rows = [
-            (n, label, runs[0]) for n, label, runs in lines_of(table, "checkpoint.pt") if has_proxies(runs[0].flags)
-        ]
-        rows = [(number, label, run, load_proxies(run.folder)) for number, label, run in rows]
-        rows = [entry for entry in rows if entry[3] is not None and len(entry[3]) > 1]
-        found += [(table, rows)] if rows else []
+        for title, lines in parts_of(table, "checkpoint.pt"):
+            rows = [(number, label, runs[0]) for number, label, runs in lines if has_proxies(runs[0].flags)]
+            rows = [(number, label, run, load_proxies(run.folder)) for number, label, run in rows]
+            rows = [entry for entry in rows if entry[3] is not None and len(entry[3]) > 1]
+            found += [(table, title, rows)] if rows else []
     if not found:
         return "no run's checkpoint.pt has proxies"
-    figure, axes = style.panels(len(found), 1, 3.2)
-    for (axis,), (table, rows) in zip(axes, found):
+    figure, axes = style.grid(len(found))
+    for axis, (table, title, rows) in zip(axes, found):
         values = {entry[:2]: similarities(entry[3]) for entry in rows}
         low, high = min(v.min() for v in values.values()), max(v.max() for v in values.values())
         bins = min(max(int(min(map(len, values.values())) ** 0.5), 8), 60)  # of few pairs each bin needs some
@@ -126,8 +167,9 @@ def proxies(tables):
             )
         axis.set(xlabel="cosine similarity of two classes' proxies", ylabel="pairs, %")
         seeds = sorted({entry[2].seed for entry in rows})
-        axis.set_title(f"{table.data[0]}, after the last epoch, seed {', '.join(map(str, seeds))}")
-    style.legend(figure, [axis for (axis,) in axes])
+        parts = [table.data[0], f"checkpoint.pt of seed {', '.join(map(str, seeds))}", title]
+        axis.set_title(style.wrapped(parts, len(found)))
+    style.legend(figure, axes)
     return figure
 
 
@@ -153,8 +195,8 @@ def tsne(tables, split):
         axis.set(xticks=[], yticks=[])
         axis.grid(False)
         axis.spines[["top", "right"]].set_visible(True)
-    if len(every_row) > len(found):
-        figure.suptitle(f"the first {len(found)} of {len(every_row)} rows", fontsize=9)
+    more = f", the first {len(found)} of {len(every_row)} rows" if len(every_row) > len(found) else ""
+    figure.suptitle(f"{name} of one run each{more}", fontsize=9)
     return figure
 
 

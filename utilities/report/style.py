@@ -40,6 +40,24 @@ def panels(rows, columns, height):
     return figure, axes.tolist()
 
 
+def grid(number):
+    """A figure of that many panels: (figure, axes), one below the other, of more than two in two columns."""
+    across = 2 if number > 2 else 1
+    figure, lines = panels(-(-number // across), across, 2.6 if across > 1 else 3.2)
+    axes = [axis for line in lines for axis in line]
+    for axis in axes[number:]:
+        axis.set_visible(False)
+    return figure, axes[:number]
+
+
+def wrapped(parts, number):
+    """The title of one of `number` panels of a grid, in lines that fit; the last part on lines of its own."""
+    if number <= 2:
+        return ", ".join(filter(None, parts))
+    lines = [", ".join(parts[:-1]), parts[-1]]
+    return "\n".join(textwrap.fill(line, 31) for line in lines if line)
+
+
 def legend(figure, axes):
     """One legend below all axes, each label once, long ones in several lines; the figure grows by its height."""
     handles = {}

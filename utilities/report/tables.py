@@ -76,6 +76,14 @@ class Table:
     columns: list
     by: list
     published: float | None = None  # Recall@1 of ProxyAnchor in percent
+    tuned: bool = False  # each row has flags of its own choice
+
+    @property
+    def difference(self):
+        """The heading of the differences."""
+        return (
+            f"Difference to the base loss, {'each with its own flags, same' if self.tuned else 'same flags and'} seeds"
+        )
 
     @property
     def runs(self):
@@ -171,12 +179,12 @@ def check_by(runs, by):
         lookup("--by", name, acting)
 
 
-def make_tables(runs, split, by=(), wanted=()):
+def make_tables(runs, split, by=(), wanted=(), tuned=False):
     """A Table a data set. Raises ValueError, one line, for names that the runs do not have."""
     by = list(dict.fromkeys(by))
     check_by(runs, by)
     metrics, tables = metrics_of(runs, split, wanted), []
-    for data, rows in row_names.group(runs).items():
+    for data, rows in row_names.group(runs, tuned).items():
         values = measured([run for row in rows for run in row.all_runs], split)
         columns = [column(metric, values[metric]) for metric in metrics if metric in values]
         for row in rows:
@@ -185,7 +193,7 @@ def make_tables(runs, split, by=(), wanted=()):
         if by:
             rows.sort(key=lambda row: [row_names.sortable(row.flags.get(name)) for name in by])
         compare(rows, columns)
-        tables.append(Table(data, rows, columns, by, published(data, rows, columns, split)))
+        tables.append(Table(data, rows, columns, by, published(data, rows, columns, split), tuned))
     return tables
 
 

@@ -6,18 +6,19 @@ import subprocess
 import sys
 
 from utilities import recipes
-from utilities.files import write_whole
 from utilities.runs import costs, options, plan, records, slurm, workers
 from utilities.runs.listing import Listing, without_effect
 
 
-def report_command(name, out, folders, runs):
+def report_command(name, out, folders, runs, failed=()):
+    """The words that write the table of these folders, with lines on what failed below it."""
+    below = ["--failed", *failed] if failed else []
     if name == "cost":
-        return [sys.executable, "-m", "benchmarks.cost", "--table", out, *folders]
+        return [sys.executable, "-m", "benchmarks.cost", "--table", out, *folders, *below]
     more = list(recipes.TABLES[name].get("report", []))
     if {run.dataset for run in runs} == {"glyphs"}:
         more += recipes.GLYPHS_REPORT
-    return [sys.executable, "-m", "utilities.report", *folders, "--out", out, *more]
+    return [sys.executable, "-m", "utilities.report", *folders, "--out", out, "--html", *more, *below]
 
 
 def dry_run(listing, name, out):
@@ -31,9 +32,10 @@ def dry_run(listing, name, out):
 
 
 def submit(path, listing, words):
-    left = [number for number, run in enumerate(listing.runs) if listing.state(run) != "done"]
+    states = [listing.state(run) for run in listing.runs]
+    left = [number for number, state in enumerate(states) if state not in ("done", "diverged")]
     if not left:
-        print(f"all {len(listing.runs)} runs are done; the command without --slurm writes the table")
+        print(f"all {len(states)} runs are done or have diverged; the command without --slurm writes the table")
         return
     slurm.write(path, left, [word for word in words if word != "--slurm"])
     print(f"written: {path}, {len(left)} tasks. Look at its first lines, then: sbatch {shlex.quote(path)}")
@@ -45,21 +47,26 @@ def write_table(name, out, listing, failed):
     folders = listing.folders()
     if not folders:
         return 0
-    status = subprocess.run(report_command(name, out, folders, listing.runs), cwd=records.ROOT).returncode
-    if failed and status == 0:
-        with open(f"{out}.md", encoding="utf-8") as file:
-            text = file.read()
-        listed = "\n".join(f"- {line}" for line in failed)
-        write_whole(f"{out}.md", lambda file: file.write(f"{text}\nFailed:\n\n{listed}\n"))
-    return status
+    return subprocess.run(report_command(name, out, folders, listing.runs, failed), cwd=records.ROOT).returncode
 
 
-def run_all(listing, gpus):
+def places(name, given):
+    """A worker each, as what its runs have in their environment: a GPU, or one CPU thread where several are at work."""
+    if given.gpus:
+        return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in given.gpus]
+    jobs = given.jobs or recipes.TABLES[name].get("jobs", 1)
+    return [{"OMP_NUM_THREADS": "1"}] * jobs if jobs > 1 else [{}]
+
+
+def run_all(listing, places):
     """The Queue after all runs of the listing that are not done were tried."""
     datasets = dict.fromkeys(run.dataset for run in listing.runs)
     print(f"{len(listing.runs)} runs; made for {'; '.join(f'{name}: {recipes.MADE_FOR[name]}' for name in datasets)}")
-    done = [run for run in listing.runs if listing.state(run) == "done"]
-    queue = workers.Queue([run for run in listing.runs if run not in done], gpus, done)
+    states = {run: listing.state(run) for run in listing.runs}
+    done = [run for run, state in states.items() if state == "done"]
+    left = [run for run, state in states.items() if state not in ("done", "diverged")]
+    failed = {run: workers.diverged(listing.records[run]) for run, state in states.items() if state == "diverged"}
+    queue = workers.Queue(left, places, done, failed)
     for run in done:
         queue.seconds.setdefault(run.like, []).append(listing.records[run].seconds)
     queue.run()
@@ -88,7 +95,7 @@ def main(words):
     if given.slurm:
         submit(f"{out}.sbatch", listing, words)
         return 0
-    queue = run_all(listing, given.gpus or [None])
+    queue = run_all(listing, places(name, given))
     if queue.signal is not None:
         print(f"stopped; {queue.status()}. The same command goes on: {options.SCRIPT} {shlex.join(words)}")
         return 128 + queue.signal

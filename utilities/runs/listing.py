@@ -20,6 +20,8 @@ class Listing:
         record = self.records[run]
         if record and record.finished:
             return "done"
+        if record and record.diverged:
+            return "diverged"
         return "running" if workers.is_claimed(run) else "interrupted" if record else "new"
 
     def folders(self):

@@ -9,11 +9,12 @@ from utilities.runs import plan, records
 
 SCRIPT = "bash antico_runs.sh"
 USAGE = """bash antico_runs.sh TABLE [DATA] [--seeds 0 1 2] [--datasets NAME ...] [--archs NAME ...] [--out DIR]
-                    [--dry_run] [--gpus 0,1] [--slurm] [more flags for main.py]
+                    [--dry_run] [--gpus 0,1 | --jobs N] [--slurm] [more flags for main.py]
 
 DATA is the folder that holds the data sets; quickstart, sweep, grid and --datasets glyphs need none. Finished runs are
-skipped, interrupted ones go on, a failed one stops nothing. The table is written to DIR (results). --dry_run shows the
-command lines. More flags go to every run (--lr 1e-4, --no_train_metrics off). The recipes: utilities/recipes.py.
+skipped, interrupted ones go on, a failed one stops nothing. The table is written to DIR (results). --jobs N: N runs at
+once, one CPU thread each. --dry_run shows the command lines. More flags go to every run (--lr 1e-4, --no_train_metrics
+off). The recipes: utilities/recipes.py.
 """
 
 
@@ -32,12 +33,13 @@ def parse(words):
     lookup("TABLE", name, recipes.TABLES)
     data = words.pop(0) if words and not words[0].startswith("--") else None
     parser = Parser(prog=SCRIPT, add_help=False, allow_abbrev=False)
-    parser.add_argument("--seeds", nargs="+", default=["0"])
+    parser.add_argument("--seeds", nargs="+", default=list(map(str, recipes.TABLES[name].get("seeds", [0]))))
     parser.add_argument("--datasets", nargs="+")
     parser.add_argument("--archs", nargs="+")
     parser.add_argument("--out", default=os.path.join(records.ROOT, "results"))
     parser.add_argument("--dry_run", action="store_true")
     parser.add_argument("--gpus", nargs="+")
+    parser.add_argument("--jobs")
     parser.add_argument("--slurm", action="store_true")
     parser.add_argument("--check", action="store_true")  # nothing but that: the script asks before it installs anything
     parser.add_argument("--number", type=int)  # of a run in the list: the script of --slurm gives it
@@ -67,6 +69,11 @@ def check(name, given):
         raise ValueError(
             "grid: needs --grid FLAG=VALUE,VALUE ..." if name == "grid" else "--grid: is for the table grid"
         )
+    if given.jobs is not None and not (given.jobs.isdigit() and 1 <= int(given.jobs) <= 1024):
+        raise ValueError(f"--jobs {given.jobs}: is not a whole number from 1 to 1024, of runs at once")
+    given.jobs = given.jobs and int(given.jobs)
+    if given.jobs and (given.gpus or given.slurm):
+        raise ValueError(f"--jobs --{'gpus' if given.gpus else 'slurm'}: give one; --gpus 0,0 is two runs on one GPU")
     if given.slurm and given.gpus:
         raise ValueError("--slurm --gpus: a cluster's task has the GPU that Slurm gives it; leave --gpus out")
 

@@ -23,7 +23,7 @@ OTHERWISE = {  # flags of main.py that the queue gives itself
     "profile": "python main.py", "list": "python main.py", "evaluate_only": "python main.py",
     "checkpoint": "python main.py",
 }  # fmt: skip
-OWN = ("seeds", "datasets", "archs", "out", "dry_run", "gpus", "slurm", "grid")
+OWN = ("seeds", "datasets", "archs", "out", "dry_run", "gpus", "jobs", "slurm", "grid")
 PATHS = ("weights", "cache")  # flags with a path
 SWITCH = {"on": True, "true": True, "off": False, "false": False}
 

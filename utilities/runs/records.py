@@ -6,11 +6,11 @@ import functools
 import glob
 import json
 import os
-import subprocess
 from dataclasses import dataclass
 
 import parameters
-from utilities.folders import all_flags, read_config
+from utilities.folders import all_flags, divergence, read_config
+from utilities.folders import commit as commit
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 # flags of where, how fast and what is looked at: the weights do not depend on them, so they tell no runs apart
@@ -55,6 +55,7 @@ class Record:
     columns: frozenset = frozenset()  # of metrics.csv, filled in its last row
     seconds: float = 0.0  # of training and evaluation
     commit: str = ""
+    diverged: str = ""  # why its own numbers ended it, which they would again
 
 
 def read(folder):
@@ -77,13 +78,14 @@ def read(folder):
         record.finished = record.epoch >= flags["n_epochs"]
     except (OSError, ValueError, LookupError, TypeError, csv.Error):
         pass  # none yet, or a damaged one: --resume writes it anew from the checkpoint
+    record.diverged = "" if record.finished else divergence(folder)
     return record
 
 
 def scan(folder):
     """({key: Record}, lines on folders that are left out) of the runs in <save_path>/<dataset>.
 
-    Of several with one key it is the finished one, else the one that is farthest.
+    Of several with one key it is the finished one, else of those that did not diverge the one that is farthest.
     """
     records, problems = {}, []
     for path in sorted(glob.glob(os.path.join(glob.escape(folder), "*", "config.json"))):
@@ -93,19 +95,10 @@ def scan(folder):
             problems.append(f"{problem}; left out")
             continue
         other = records.get(record.key)
-        if other is None or (record.finished, record.epoch) > (other.finished, other.epoch):
+        if other is None or rank(record) > rank(other):
             records[record.key] = record
     return records, problems
 
 
-@functools.cache
-def commit():
-    """The checkout's commit as config.json has it, "" outside a checkout."""
-
-    def git(*words):
-        return subprocess.run(["git", *words], capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return ""
+def rank(record):
+    return record.finished, not record.diverged, record.epoch

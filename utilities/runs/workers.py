@@ -69,15 +69,25 @@ def reason(log, start, status):
     return (errors or lines or [f"ended with status {status}"])[-1].removeprefix("error: ")
 
 
+def diverged(record):
+    """Why a run that has diverged is not started again."""
+    return (
+        f"diverged: {record.diverged}; give a lower --lr, a longer --warmup or another weight, or move its folder away "
+        "to train it once more"
+    )
+
+
 class Queue:
     """Runs that are to be finished. `run()` returns when all are, have failed, or a signal came.
 
-    runs : of plan.py; gpus : [CUDA_VISIBLE_DEVICES of a worker, None: as it is]; done : runs that count as done already
+    runs : of plan.py; places : a worker each, {variable of its environment: value}; done : runs that count as done
+    failed : {run: why} of those that are not tried again
     """
 
-    def __init__(self, runs, gpus, done=()):
-        self.waiting, self.total, self.gpus = list(runs), len(runs) + len(done), gpus
-        self.done, self.failed, self.interrupted = list(done), {}, []
+    def __init__(self, runs, places, done=(), failed=()):
+        self.done, self.failed, self.interrupted = list(done), dict(failed), []
+        self.waiting, self.places = list(runs), places
+        self.total = len(self.waiting) + len(self.done) + len(self.failed)
         self.running = {}  # {run: (process, start)}
         self.elsewhere = set()
         self.seconds = {}  # {(data set, network): [seconds of a finished run]}
@@ -85,7 +95,7 @@ class Queue:
 
     # --- one worker ---
 
-    def work(self, gpu):
+    def work(self, place):
         while self.signal is None:
             with self.lock:
                 run = next((r for r in self.waiting if r not in self.elsewhere), None) or next(iter(self.waiting), None)
@@ -93,14 +103,14 @@ class Queue:
                     return
                 self.waiting.remove(run)
             try:
-                outcome = self.attempt(run, gpu)
+                outcome = self.attempt(run, place)
             except OSError as problem:  # a full disk, a folder that cannot be written: this run fails, others may not
                 outcome = f"{problem.filename}: {problem.strerror}"
             self.count(run, outcome)
             if outcome == "elsewhere":
                 time.sleep(WAIT if all(r in self.elsewhere for r in self.waiting) else 0)
 
-    def attempt(self, run, gpu):
+    def attempt(self, run, place):
         """ "done", "elsewhere", "interrupted", or why it failed."""
         with claim(run) as handle:
             if handle is None:
@@ -108,16 +118,20 @@ class Queue:
             record = run.find()
             if record and record.finished:  # by another queue, meanwhile
                 return "done"
-            status, start = self.train(run, run.command(record), handle, gpu)
+            if record and record.diverged:
+                return diverged(record)
+            status, start = self.train(run, run.command(record), handle, place)
             record = run.find()
             if record and record.finished:
                 self.seconds.setdefault(run.like, []).append(record.seconds)
                 return "done"
+            if record and record.diverged:
+                return diverged(record)
             return "interrupted" if self.signal is not None else reason(run.log, start, status)
 
-    def train(self, run, command, handle, gpu):
+    def train(self, run, command, handle, place):
         """(exit status, where its part of the log begins) of the process that trains the run."""
-        environment = dict(os.environ) if gpu is None else {**os.environ, "CUDA_VISIBLE_DEVICES": gpu}
+        environment = {**os.environ, **place}
         os.makedirs(os.path.dirname(run.log), exist_ok=True)
         with open(run.log, "a", encoding="utf-8") as log:
             start = log.tell()
@@ -159,8 +173,8 @@ class Queue:
         former = {n: signal.signal(n, self.stop) for n in numbers if signal.getsignal(n) != signal.SIG_IGN}  # nohup
         stopping = False
         try:
-            with concurrent.futures.ThreadPoolExecutor(len(self.gpus)) as pool:
-                workers = [pool.submit(self.work, gpu) for gpu in self.gpus]
+            with concurrent.futures.ThreadPoolExecutor(len(self.places)) as pool:
+                workers = [pool.submit(self.work, place) for place in self.places]
                 while not all(worker.done() for worker in workers):
                     if self.signal is not None and not stopping:
                         self.say(f"{signal.Signals(self.signal).name}: what runs finishes its step and saves itself")
@@ -201,7 +215,7 @@ class Queue:
         mean = lambda run: statistics.fmean(self.seconds.get(run.like) or everything)  # noqa: E731
         now = time.monotonic()
         running = sum(max(mean(run) - (now - start), 0) for run, (_, start) in self.running.items())
-        return (running + sum(map(mean, self.waiting))) / len(self.gpus)
+        return (running + sum(map(mean, self.waiting))) / len(self.places)
 
     def say(self, line):
         with self.lock, contextlib.suppress(OSError):  # nobody reads any more: the runs go on

@@ -1,0 +1,65 @@
+"""The study's chosen flags are what its own runs say: the best on validation classes, in the files of its tables."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from utilities import study
+from utilities.runs import plan
+
+RESULTS = Path(__file__).resolve().parents[1] / "criteria" / "study"
+
+
+def runs(*names):
+    """[(Recall@1 on validation classes, {column: text})] of all runs of these tables."""
+    found = []
+    for name in names:
+        with open(RESULTS / f"{name}_runs.csv", encoding="utf-8", newline="") as file:
+            lines = [line for line in csv.DictReader(file) if line["metric"] == "e_recall@1"]
+        assert {(line["split"], line["row"], line["seed"]) for line in lines} == {("val", "last", "0")}
+        found += [(float(line["value"]), line) for line in lines]
+    return found
+
+
+def of(found, base, variant):
+    """Those of a base alone, or of a variant on it."""
+    loss = base if variant is None else f"antico_{variant}"
+    return [
+        (value, line) for value, line in found if line["loss"] == loss and line.get("antico_base") in (base, "", None)
+    ]
+
+
+def has(line, flags):
+    """Whether a line of the table has these flags; a flag that all runs of a table share has no column."""
+    return all(line.get(name) in (None, plan.words_of({name: value})[1]) for name, value in flags.items())
+
+
+@pytest.mark.parametrize("base", study.BEST)
+def test_first_rates_and_flags_are_the_best(base):
+    rates, flags = study.BEST[base]
+    found = of(runs("tune_first"), base, None)
+    assert len(found) == (10 if "all_proxy" in study.TUNED_BASES[base]["w"] else 8)
+    best = {}
+    for value, line in found:
+        best[float(line["lr"])] = max(value, best.get(float(line["lr"]), 0))
+    assert sorted(best, key=best.get, reverse=True)[:2] == rates
+    assert has(max(found, key=lambda each: each[0])[1], flags)
+
+
+@pytest.mark.parametrize("base", study.TUNED)
+def test_tuned_bases_are_the_best_of_both(base):
+    found = of(runs("tune_first", "tune_second"), base, None)
+    assert has(max(found, key=lambda each: each[0])[1], study.TUNED[base])
+
+
+@pytest.mark.parametrize("base, variant", study.CHOSEN)
+def test_chosen_weights_are_the_best(base, variant):
+    found = of(runs("tune_third"), base, variant)
+    assert len(found) >= 2 and has(max(found, key=lambda each: each[0])[1], study.CHOSEN[base, variant])
+    assert len(found) < len(of(runs("tune_first", "tune_second"), base, None))  # the base was tuned harder
+
+
+def test_the_map_compares_what_was_tuned():
+    assert {base for base, _ in study.CHOSEN} == set(study.TUNED) == set(study.BEST) == set(study.TUNED_BASES)
+    assert {variant for _, variant in study.CHOSEN} == {"pair", "batch_proxy", "all_proxy", "class_means"}
