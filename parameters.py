@@ -104,7 +104,7 @@ def add_losses(parser):
     """The names of what is registered in criteria/, and the flags that stand in its constructors."""
     g = parser.add_argument_group("loss")
     flag(g, "loss", "margin", "name of a loss (--list shows them), or pml.<ClassName> of pytorch-metric-learning")
-    mining, base = by_name("batch_mining"), by_name("antico_base")
+    mining, base = criteria.defaults_of("batch_mining"), criteria.defaults_of("antico_base")
     flag(g, "batch_mining", "distance", "miner of the losses that take triplets", by_name=mining)
     flag(g, "antico_base", "proxyanchor", "the loss under antico..., or none: its term alone", by_name=base)
     added = {"batch_mining", "antico_base"}
@@ -113,19 +113,12 @@ def add_losses(parser):
         added.update(one.name for one in new)
         group = parser.add_argument_group(f"{picked_by} {' | '.join(names)}") if new else None
         for _, name, default, kind, choices, help in new:
-            own = by_name(name)
+            own = criteria.defaults_of(name)
             if default is None:  # that of the published command line
                 default = own.pop("antico", None)
             own = {loss: value for loss, value in own.items() if value != default or " over " in loss}
             more = {"choices": choices} if choices else {}
             flag(group, name, default, help, kind=kind, by_name=own, **more)
-
-
-def by_name(name):
-    """{loss: the default that a flag has under this name}; "loss over base" where it is of the base too."""
-    own = {loss: entry.defaults for loss, entry in criteria.CRITERIA.items()}
-    own |= {f"antico_{variant} over {base}": defaults for (variant, base), defaults in criteria.OVER.items()}
-    return {loss: defaults[name] for loss, defaults in own.items() if name in defaults}
 
 
 def add_evaluation(g):

@@ -13,6 +13,8 @@ if [ $# -eq 0 ]; then
         echo "note: $PYTHON has no ruff; the style is not checked"
     fi
     set -- tests
-    "$PYTHON" -c "import xdist" 2>/dev/null && set -- -n 2 --dist loadfile tests # a test has one thread
+    if "$PYTHON" -c "import xdist" 2>/dev/null; then # a test has one thread; the files that take longest come first
+        set -- -n 2 --dist loadfile --no-loadscope-reorder tests/test_{scripts,torchrun,distributed,main,resume}.py tests
+    fi
 fi
 exec "$PYTHON" -m pytest "$@"

@@ -141,6 +141,13 @@ def antico_defaults(variant, base):
     return {**CRITERIA[f"antico_{variant}"].defaults, **OVER.get((variant, base), {})}
 
 
+def defaults_of(name):
+    """{loss: the default that the flag `name` has under it}; "loss over base" where it is of the base too."""
+    own = {loss: entry.defaults for loss, entry in CRITERIA.items()}
+    own |= {f"antico_{variant} over {base}": defaults for (variant, base), defaults in OVER.items()}
+    return {loss: defaults[name] for loss, defaults in own.items() if name in defaults}
+
+
 def is_antico(loss):
     return loss in CRITERIA and loss not in BASES
 
