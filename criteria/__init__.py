@@ -68,7 +68,7 @@ BASES = {
     ),
 }
 
-# `antico` is the published command line. The weights of the three below come from `antico_runs.sh sweep` (README.md).
+# `antico` is the published command line; the names below have defaults of their own, and OVER those over a base
 ANTICO = "criteria.antico:AntiCo"
 OF_ITS_OWN = dict(antico_form="normalized", loss_ac_w_align=1.0, antico_eps=0.5)  # the form whose gradient lives
 CRITERIA = {
@@ -107,8 +107,8 @@ CRITERIA = {
         defaults=dict(antico_type="class_means", antico_base="proxyanchor", antico_w=100.0, **OF_ITS_OWN),
     ),
 }
-# {(variant, base): {flag: its default}}: over a loss as large as these, or one that collapses, the variant's own weight
-# and precision do little. From the study (README.md)
+# {(variant, base): {flag: its default}}, from the study (README.md). The weight goes with the size of the base loss: of
+# proxyanchor and arcface, which the study tuned to a temperature where they are far smaller, it is scaled up
 OVER = {
     ("pair", "proxyanchor"): dict(antico_w=30.0, antico_eps=0.005),
     ("pair", "arcface"): dict(antico_w=30.0, antico_eps=0.005),

@@ -203,6 +203,22 @@ def test_classes_drawn_by_seed_are_one_table(tmp_path):
     assert line["n"] == "2" and "(50 training classes)" in text_of(tmp_path)
 
 
+def test_parts_of_the_classes_and_other_test_images_are_tables_of_their_own(tmp_path):
+    def run(seed, contents, *more):
+        facts = FACTS | dict(n_classes=50, n_images=200 + seed, contents=contents)
+        write(tmp_path, "proxyanchor", seed, [0.1, 0.5], "--train_classes", 50, *more, data=facts)
+
+    run(0, "train 200 (1a), test 7446 (2b)")
+    run(1, "train 201 (3c), test 7446 (2b)")
+    run(2, "train 202 (1a), test 7000 (2b)")  # other images are tested
+    run(3, "train 203 (4d), test 7446 (2b)", "--train_images", 4)
+    runs = collect.collect([str(tmp_path)], "test", "last")
+    sizes = [[run.seed for row in table.rows for run in row.runs] for table in tables.make_tables(runs, "test")]
+    assert sorted(sizes) == [[0, 1], [2], [3]]
+    lines_of(tmp_path)
+    assert "(50 training classes, at most 4 images each)" in text_of(tmp_path)
+
+
 def test_other_data_is_another_table(tmp_path):
     write(tmp_path, "proxyanchor", 0, [0.1, 0.4])
     write(

@@ -31,8 +31,8 @@ def of(found, base, variant):
 
 
 def has(line, flags):
-    """Whether a line of the table has these flags; a flag that all runs of a table share has no column."""
-    return all(line.get(name) in (None, plan.words_of({name: value})[1]) for name, value in flags.items())
+    """Whether a line of the table has these flags."""
+    return all(line[name] == plan.words_of({name: value})[1] for name, value in flags.items())
 
 
 @pytest.mark.parametrize("base", study.BEST)

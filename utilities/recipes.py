@@ -82,7 +82,7 @@ PROXY_BASES = ["proxyanchor", "oproxy", "proxynca", "normalized_softmax", "arcfa
 
 def bases():
     """Every base alone, then with each variant that applies: the proxy variants need proxies. The weights are the
-    defaults of a variant over its base (criteria/__init__.py)."""
+    defaults of a variant over its base; over triplet, npair, oproxy and nir, which the study left out, a start."""
     for base in PAIR_BASES + PROXY_BASES:
         mode = dict(loss_oproxy_mode="anchor") if base == "oproxy" else {}
         yield dict(loss=base, **mode)

@@ -198,56 +198,31 @@ def subsets():
             yield from (chosen(base, variant) | part for variant in (None, "pair", "class_means"))
 
 
+def table(about, rows, flags, *report, seeds=1):
+    return dict(
+        about=about, datasets=["glyphs"], rows=[*rows], flags=flags, seeds=range(seeds), jobs=2,
+        report=[*report, "--columns", *COLUMNS],
+    )  # fmt: skip
+
+
+def tuning(about, rows):
+    return table(f"{about}, on validation classes", rows, STUDY | VALIDATION, "--split", "val")
+
+
 TABLES = {
-    "tune_first": dict(
-        about="the study's learning rates: every base loss alone, on validation classes",
-        datasets=["glyphs"],
-        rows=[*tune_first()],
-        flags=STUDY | VALIDATION,
-        jobs=2,
-        report=["--split", "val", "--columns", *COLUMNS],
+    "tune_first": tuning("the study's learning rates: every base loss alone", tune_first()),
+    "tune_second": tuning("the study's base losses: their other hyperparameters", tune_second()),
+    "tune_third": tuning("the study's weights: AntiCo on the tuned bases", tune_third()),
+    "study": table(
+        "the main comparison: each base loss and each variant on it, all tuned on validation classes",
+        main_comparison(), STUDY, "--tuned", seeds=5,
     ),
-    "tune_second": dict(
-        about="the study's base losses: their other hyperparameters, on validation classes",
-        datasets=["glyphs"],
-        rows=[*tune_second()],
-        flags=STUDY | VALIDATION,
-        jobs=2,
-        report=["--split", "val", "--columns", *COLUMNS],
+    "study_rates": table(
+        "Recall@1 against the learning rate, ProxyAnchor alone and under two variants", rates(), STUDY, "--by", "lr",
+        seeds=3,
     ),
-    "tune_third": dict(
-        about="the study's weights: AntiCo on the tuned bases, on validation classes",
-        datasets=["glyphs"],
-        rows=[*tune_third()],
-        flags=STUDY | VALIDATION,
-        jobs=2,
-        report=["--split", "val", "--columns", *COLUMNS],
+    "study_subsets": table(
+        "few and many classes, few and many images of each, two base losses alone and under two variants",
+        subsets(), STUDY, "--tuned", seeds=3,
     ),
-    "study": dict(
-        about="the main comparison: each base loss and each variant on it, all tuned on validation classes",
-        datasets=["glyphs"],
-        rows=[*main_comparison()],
-        flags=STUDY,
-        seeds=range(5),
-        jobs=2,
-        report=["--tuned", "--columns", *COLUMNS],
-    ),
-    "study_rates": dict(
-        about="Recall@1 against the learning rate, with and without the pair term",
-        datasets=["glyphs"],
-        rows=[*rates()],
-        flags=STUDY,
-        report=["--by", "lr", "--columns", *COLUMNS],
-        seeds=range(3),
-        jobs=2,
-    ),
-    "study_subsets": dict(
-        about="few and many classes, few and many images of each, with and without the pair term",
-        datasets=["glyphs"],
-        rows=[*subsets()],
-        flags=STUDY,
-        seeds=range(3),
-        jobs=2,
-        report=["--tuned", "--columns", *COLUMNS],
-    ),
-}
+}  # fmt: skip

@@ -4,16 +4,13 @@ import re
 
 from utilities.report import rows as row_names
 from utilities.report.collect import ROWS, best_by
+from utilities.report.data import in_words
 from utilities.report.tables import LEVEL
 
 
 def title(table):
     """The data set in words."""
-    dataset, place, n_classes, n_images, skipped = table.data
-    size = f" ({n_images} training images of {n_classes} classes)" if n_images and n_classes else ""
-    size = f" ({n_classes} training classes)" if n_classes and not n_images else size  # images differ from seed to seed
-    broken = f", {skipped} broken images skipped" if skipped else ""
-    return f"{dataset}{' ' + place if place else ''}{size}{broken}"
+    return in_words(table.data)
 
 
 def caption(table, split, which):

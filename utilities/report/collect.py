@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from utilities import folders
 from utilities.collapse import is_collapse
+from utilities.report.data import data_of
 from utilities.trackers import protocol_rows
 
 # what is learned does not depend on these: names, places, seeds, devices, logging, evaluation
@@ -49,13 +50,7 @@ class Run:
 
     @property
     def data(self):
-        """What the runs of one table share: (data set, its size, what was left out of it)."""
-        facts = self.config.get("data") or {}
-        dataset, source = self.setting("dataset"), str(self.setting("source_path") or "")
-        place = os.path.basename(os.path.normpath(source)) if dataset == "folder" else ""  # one's own images
-        skipped = len(self.config.get("skipped_broken") or ())
-        drawn = self.setting("use_tv_split") or self.setting("train_classes")  # by seed, so are the images
-        return dataset, place, facts.get("n_classes"), None if drawn else facts.get("n_images"), skipped
+        return data_of(self.config, folders.all_flags(self.config))
 
     def setting(self, name):
         """A flag's value, whether it acted or not; None where the run has no such flag."""
