@@ -42,3 +42,11 @@ def antico_cases():
 def metrics_case():
     with reference("metrics_reference.npz") as file:
         return {key: file[key] for key in file.files}
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """A report without its pictures."""
+    from utilities.report import figures
+
+    monkeypatch.setattr(figures, "draw_all", lambda tables, split: {"": "not drawn"})

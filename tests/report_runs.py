@@ -1,5 +1,6 @@
 """Folders of runs with known numbers, written by what training itself writes them with."""
 
+import csv
 import json
 import os
 
@@ -7,6 +8,7 @@ import numpy as np
 
 import parameters
 from utilities import folders, trackers
+from utilities.report.__main__ import main
 
 RECIPE = ["--dataset", "glyphs", "--arch", "conv4_normalize", "--embed_dim", "64", "--bs", "96", "--lr", "1e-3",
           "--samples_per_class", "4", "--loss_oproxy_lrmulti", "3"]  # fmt: skip
@@ -64,3 +66,14 @@ def write_spaces(folder, rank, seed=0, dims=64, classes=30, images=12):
     proxies = torch.from_numpy(means.astype(np.float32))
     state.save(os.path.join(folder, "checkpoint.pt"), {"criterion": {"base.proxies": proxies}, "epoch": 1})
     return rows, labels, means
+
+
+def lines_of(place, *more, status=0):
+    """{label: line of X.csv} of the runs under a folder."""
+    assert main([str(place), "--out", str(place / "out" / "t"), *more]) == status
+    with open(place / "out" / "t.csv", encoding="utf-8", newline="") as file:
+        return {line["loss"]: line for line in csv.DictReader(file)}
+
+
+def text_of(place, suffix=".md"):
+    return (place / "out" / f"t{suffix}").read_text(encoding="utf-8")

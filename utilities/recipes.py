@@ -129,7 +129,7 @@ SMALL = dict(not_pretrained=True, input_size=32)  # a network for photographs on
 PAPER = ["cub200", "cars196", "online_products"]
 TABLES = {
     "quickstart": dict(
-        about="six losses of the study by three seeds, no data needed: some 6 minutes on two CPU cores",
+        about="six losses of the study by three seeds, no data needed: some 5 minutes on two CPU cores",
         datasets=["glyphs"],
         rows=[
             *(study.chosen("proxyanchor", variant) for variant in (None, "batch_proxy", "pair", "class_means")),
