@@ -59,8 +59,13 @@ class AntiCo(Criterion):
     raw_embeddings : bool
         True takes the embeddings of `pair` as the network gives them, as published, instead of L2-normalising them
         here. For networks that end in L2-normalisation the value is the same.
+    w_proxies : float
+        Not 0: the base is first put under `all_proxy` with this weight, its own default eps and the same form, scale,
+        gam1 and gam2, so that embeddings and proxies are both kept apart. For `pair` and `class_means` over a loss
+        with proxies.
 
-    `.logs` has the base's logs, `base`, `term`, `coding_rate` (R, nats) and `coding_rate_share` (R / R_max).
+    `.logs` has the base's logs, `base`, `term`, `coding_rate` (R, nats) and `coding_rate_share` (R / R_max), and of the
+    term of w_proxies `proxies_term`, `proxies_coding_rate` and `proxies_coding_rate_share`.
 
     Raises
     ------
@@ -84,6 +89,7 @@ class AntiCo(Criterion):
         eps: float = None,  # --antico_eps: precision; at --antico_scale published it stands where MCR2 has its square
         scale: Scale = "published",  # --antico_scale: d/(n eps), for proxies n/(d eps); or d/(n eps^2) for both
         raw_embeddings=False,
+        w_proxies=0.0,  # --antico_w_proxies: weight of all proxies' rate beside that of pair or class_means
     ):
         super().__init__()
         need_choice(Variant, antico_type=variant)
@@ -105,6 +111,13 @@ class AntiCo(Criterion):
         self.w = own["antico_w"] if w is None else w
         self.gam1, self.gam2, self.eps = gam1, gam2, eps
         self.n_classes, self.embed_dim = base.n_classes, base.embed_dim
+        if w_proxies:
+            if variant not in OF_EMBEDDINGS or not hasattr(base, "proxies"):
+                raise ValueError(
+                    f"--antico_w_proxies {w_proxies:g}: goes with antico_pair and antico_class_means over a loss with "
+                    f"proxies, such as proxyanchor; here it is antico_{variant} over {base.name}"
+                )
+            self.base = AntiCo(base, "all_proxy", form, 1.0, w_proxies, gam1, gam2, scale=scale)
         if variant not in OF_EMBEDDINGS:
             self.needed_dtype(*base.proxies.shape)  # told now, not in the first step
 
@@ -183,7 +196,11 @@ class AntiCo(Criterion):
         else:
             term = -self.gam2 * rate if self.form == "neg" else 1 - rate / largest
         own = dict(base=base, term=term, coding_rate=rate, coding_rate_share=rate / largest)
-        self.log(**{**self.base._logs, **own})  # a base may have names of its own among these, as nir does
+        of_base = self.base._logs
+        if isinstance(self.base, AntiCo):  # of w_proxies
+            own["base"] = of_base["base"]
+            of_base = {f"proxies_{name}" if name in own else name: of_base[name] for name in of_base if name != "base"}
+        self.log(**{**of_base, **own})  # a base may have names of its own among these, as nir does
         return self.align * base + self.w * term
 
     def note(self, rows):

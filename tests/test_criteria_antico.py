@@ -310,6 +310,37 @@ def test_every_form_and_scale_is_its_formula(variant, form, scale):
     assert loss.logs["coding_rate_share"] == pytest.approx(rate / largest, rel=1e-6)
 
 
+@pytest.mark.parametrize("variant", ["pair", "class_means"])
+def test_both_terms_are_the_sum_of_the_two(variant):
+    """--antico_w_proxies: base + w · term of the embeddings + w_proxies · term of all proxies, each as it is alone."""
+    torch.manual_seed(0)
+    loss = select(8, "--loss", f"antico_{variant}", "--antico_base", "proxyanchor", "--antico_w", 3,
+                  "--antico_w_proxies", 7, "--antico_eps", 0.1)  # fmt: skip
+    embeddings, labels = torch.randn(10, loss.embed_dim, dtype=torch.float64, requires_grad=True), torch.arange(10) // 2
+    base = select(8, "--loss", "proxyanchor").double()
+    base.proxies.data = loss.double().proxies.data
+    alone = AntiCo(base, variant, w=3, eps=0.1), AntiCo(base, "all_proxy", align=0, w=7)
+    values = [each(embeddings, labels) for each in alone]
+    together = loss(embeddings, labels)
+    assert close(together, sum(values).detach().numpy())
+    assert loss.logs["base"] == pytest.approx(alone[0].logs["base"])
+    for name in ("term", "coding_rate", "coding_rate_share"):
+        assert loss.logs[name] == pytest.approx(alone[0].logs[name])
+        assert loss.logs[f"proxies_{name}"] == pytest.approx(alone[1].logs[name])
+    gradient = torch.autograd.grad(together, [embeddings, loss.proxies])
+    for ours, theirs in zip(gradient, torch.autograd.grad(sum(values), [embeddings, base.proxies]), strict=True):
+        assert close(ours, theirs.numpy())
+    assert [group["lr"] for group in loss.param_groups(1.0)] == [group["lr"] for group in base.param_groups(1.0)]
+
+
+@pytest.mark.parametrize(
+    "flags", [["antico_batch_proxy"], ["antico_all_proxy"], ["antico_pair"], ["antico_pair", "--antico_base", "none"]]
+)
+def test_both_terms_need_embeddings_and_proxies(flags):
+    with pytest.raises(ValueError, match="--antico_w_proxies 1: goes with .* over a loss with proxies"):
+        select(8, "--antico_w_proxies", 1, "--loss", *flags)
+
+
 @pytest.mark.parametrize("form", ["exp", "neg", "normalized"])
 def test_the_term_alone_needs_no_labels(form):
     torch.manual_seed(0)

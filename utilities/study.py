@@ -5,6 +5,8 @@ tune_first and tune_second, then AntiCo on the tuned base in tune_third, with fe
 main comparison (study), on test classes, with all training classes and five seeds.
 """
 
+import itertools
+
 # letters of 16 pixels, some 300 steps: half a minute a run on one core
 STUDY = dict(input_size=16, n_epochs=3, tau=2, eval_every=3)
 COLUMNS = ["e_recall@1", "mAP@R", "nmi", "coding_rate@share", "effective_rank"]
@@ -183,6 +185,41 @@ def main_comparison():
     yield dict(loss="antico_class_means", antico_base="none", antico_w=1, lr=1e-3)  # the term alone
 
 
+def tune_warmup():
+    """The best of all these with an epoch in which only the last linear layer and the proxies learn."""
+    for base, tried in TUNED_BASES.items():
+        for variant in (None, "pair", "class_means") if "all_proxy" in tried["w"] else (None,):
+            yield chosen(base, variant) | dict(warmup=1)
+
+
+# What the published objective and the proxies' scale do, and both terms together: (variant, its flags, those that are
+# tuned). The pair term together with the proxies' is as it was chosen alone. The form `neg` is not here: where every
+# batch has as many rows, its gradient is that of `normalized` at w / R_max.
+FORMS = {
+    "proxyanchor": [
+        ("batch_proxy", dict(antico_scale="mcr2"), "antico_w", [10, 100]),
+        ("all_proxy", dict(antico_scale="mcr2"), "antico_w", [10, 100]),
+        ("batch_proxy", dict(antico_form="exp"), "antico_w", [100, 1000]),
+        ("pair", dict(antico_form="exp", antico_eps=0.5), "antico_w", [10, 100]),
+        ("pair", dict(antico_w=3, antico_eps=0.005), "antico_w_proxies", [10, 100]),
+    ],
+    "proxynca": [
+        ("batch_proxy", dict(antico_scale="mcr2"), "antico_w", [1, 10]),
+        ("all_proxy", dict(antico_scale="mcr2"), "antico_w", [1, 10]),
+        ("batch_proxy", dict(antico_form="exp"), "antico_w", [10, 100]),
+        ("pair", dict(antico_form="exp", antico_eps=0.5), "antico_w", [1, 10]),
+        ("pair", dict(antico_w=1, antico_eps=0.005), "antico_w_proxies", [1, 10]),
+    ],
+}
+
+
+def tune_forms():
+    for base, kinds in FORMS.items():
+        for variant, flags, weight, values in kinds:
+            for lr, w in itertools.product((3e-4, 1e-3), values):
+                yield over(base, variant) | TUNED[base] | flags | {"lr": lr, weight: w}
+
+
 def rates():
     """Every learning rate, ProxyAnchor alone and under two variants, their other flags as they were tuned."""
     for variant in (None, "pair", "class_means"):
@@ -213,6 +250,8 @@ TABLES = {
     "tune_first": tuning("the study's learning rates: every base loss alone", tune_first()),
     "tune_second": tuning("the study's base losses: their other hyperparameters", tune_second()),
     "tune_third": tuning("the study's weights: AntiCo on the tuned bases", tune_third()),
+    "tune_warmup": tuning("the study's warm-up: what was chosen, with an epoch of it", tune_warmup()),
+    "tune_forms": tuning("the study's forms and scales: their weights and learning rates", tune_forms()),
     "study": table(
         "the main comparison: each base loss and each variant on it, all tuned on validation classes",
         main_comparison(), STUDY, "--tuned", seeds=5,

@@ -46,6 +46,7 @@ def head_of(flags):
     if not is_antico(flags):
         return loss_name(flags, loss)
     kind = flags.get("antico_type") or loss.removeprefix("antico_")
+    kind += " with all_proxy" if flags.get("antico_w_proxies") else ""
     base, form = flags.get("antico_base", "none"), flags.get("antico_form", "normalized")
     text = f"AntiCo {kind} " + ("without a base loss" if base == "none" else f"over {loss_name(flags, base)}")
     if loss != "antico":
