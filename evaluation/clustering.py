@@ -1,12 +1,12 @@
-"""Clustering metrics: k-means with as many clusters as classes, then NMI and F1 against the labels."""
+"""Clustering metrics: k-means with as many clusters as classes, then NMI and F1 against the labels.
+
+scikit-learn is loaded when it is needed: it takes over a second, which runs without these metrics save.
+"""
 
 import warnings
 
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics import normalized_mutual_info_score
-from sklearn.metrics.cluster import pair_confusion_matrix
 
 from evaluation.rows import same_rows, well_scaled
 from evaluation.search import faiss_gpus, have_faiss
@@ -35,6 +35,7 @@ def kmeans(embeddings, n_clusters, seed=0, on_cpu=False, restarts=1):
     points = well_scaled([embeddings])[0][0].cpu().numpy()  # raw squares overflow, or cancel far from the origin
     if not have_faiss():
         from sklearn.cluster import KMeans
+        from sklearn.exceptions import ConvergenceWarning
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # nearly equal points: a collapsed model, not a mistake
@@ -56,6 +57,8 @@ def on_host(labels):
 
 def nmi(labels, clusters):
     """Normalised mutual information, 2 I / (H(labels) + H(clusters)), in 0..1. Source: Manning et al. 2008, 16.3."""
+    from sklearn.metrics import normalized_mutual_info_score
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # scikit-learn before 1.8 takes small classes for a regression
         return float(normalized_mutual_info_score(on_host(labels), on_host(clusters)))
@@ -63,6 +66,8 @@ def nmi(labels, clusters):
 
 def f1(labels, clusters):
     """F1 of "same cluster" as a prediction of "same class" over all pairs of images, in 0..1; 0 without a true pair."""
+    from sklearn.metrics.cluster import pair_confusion_matrix
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # as in nmi
         pairs = pair_confusion_matrix(on_host(labels), on_host(clusters))

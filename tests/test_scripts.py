@@ -38,7 +38,9 @@ def test_a_table_of_true_runs_killed_and_finished(tmp_path):
     """Words with spaces, relative to where the user stands; the run in the middle of which all was killed goes on."""
     image_folder(tmp_path / "my data")
     words = ["grid", "my data", "--datasets", "folder", "--archs", "conv4", "--out", "my results"]
-    words += shlex.split("--grid loss=antico_pair,proxyanchor --n_epochs 3 --bs 16 --embed_dim 8 --kernels 0 --lr 1e-3")
+    words += shlex.split(
+        "--grid loss=antico_pair,proxyanchor --n_epochs 3 --bs 16 --embed_dim 8 --kernels 0 --lr 1e-3 --input_size 32"
+    )
     words += shlex.split("--evaluation_metrics e_recall@1 coding_rate@share --allow_partial")
     line = ["bash", os.path.join(HERE, "antico_runs.sh"), *words]
     environment = {"ANTICO_PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}

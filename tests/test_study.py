@@ -63,3 +63,33 @@ def test_chosen_weights_are_the_best(base, variant):
 def test_the_map_compares_what_was_tuned():
     assert {base for base, _ in study.CHOSEN} == set(study.TUNED) == set(study.BEST) == set(study.TUNED_BASES)
     assert {variant for _, variant in study.CHOSEN} == {"pair", "batch_proxy", "all_proxy", "class_means"}
+
+
+def test_chosen_forms_are_the_best():
+    """Each kind's own runs, told by the variant, its form, scale and the proxies' weight."""
+    found = runs("tune_forms")
+    assert len(found) == len([*study.tune_forms()])
+    for base, kinds in study.FORMS.items():
+        for (variant, flags, weight, values), (lr, w) in zip(kinds, study.FORMS_CHOSEN[base], strict=True):
+            same = [
+                (value, line)
+                for value, line in of(found, base, variant)
+                if has(line, flags) and (weight == "antico_w_proxies") == (float(line["antico_w_proxies"] or 0) > 0)
+            ]
+            assert len(same) == 2 * len(values)
+            assert has(max(same, key=lambda each: each[0])[1], {"lr": lr, weight: w}), (base, variant, flags)
+
+
+def test_a_warm_up_is_no_better_but_where_it_was_looked_at_again():
+    """tune_warmup has what was chosen, with an epoch of warm-up."""
+    before = {}
+    for value, line in runs("tune_first", "tune_second", "tune_third"):
+        key = line.get("antico_base") or line["loss"], line["loss"]
+        before[key] = max(value, before.get(key, 0))
+    found = runs("tune_warmup")
+    assert len(found) == len([*study.tune_warmup()])
+    better = [
+        key for value, line in found if value > before[key := (line["antico_base"] or line["loss"], line["loss"])]
+    ]
+    again = [(base, f"antico_{variant[0]}" if variant else base) for base, *variant in study.WARMER]
+    assert sorted(better) == sorted(again)

@@ -8,7 +8,7 @@ NAMES = {
     "normalized_softmax": "Normalized softmax",
 }  # fmt: skip
 OF_ANTICO = ("antico_", "loss_ac_")  # flags that a base loss does not have
-IN_NAME = {"loss", "antico_type", "antico_base", "antico_form", "loss_oproxy_mode"}
+IN_NAME = {"loss", "antico_type", "antico_base", "antico_form", "antico_scale", "loss_oproxy_mode"}
 
 
 @dataclass
@@ -49,11 +49,13 @@ def head_of(flags):
     kind += " with all_proxy" if flags.get("antico_w_proxies") else ""
     base, form = flags.get("antico_base", "none"), flags.get("antico_form", "normalized")
     text = f"AntiCo {kind} " + ("without a base loss" if base == "none" else f"over {loss_name(flags, base)}")
-    if loss != "antico":
-        return text + ("" if form == "normalized" else f", {form} form")
-    published = (base, flags.get("loss_oproxy_mode"), form) == ("oproxy", "anchor", "exp")
-    published = published and flags.get("antico_scale") == "published"
-    return f"{text}, {form} form" + (", as published" if published else "")
+    if loss == "antico" or form != "normalized":
+        text += f", {form} form"
+    scale = flags.get("antico_scale", "published")
+    if scale != "published":
+        return f"{text}, {scale} scale"
+    published = (loss, base, flags.get("loss_oproxy_mode"), form) == ("antico", "oproxy", "anchor", "exp")
+    return text + (", as published" if published else "")
 
 
 def group(runs, tuned=False):
