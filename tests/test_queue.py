@@ -96,7 +96,7 @@ def children(pid):
 
 def test_a_queue_that_is_killed_alone_leaves_its_run_to_itself(tmp_path):
     """The run goes on without its queue, and no other trains it at the same time."""
-    process = start(tmp_path, seconds=0.4)
+    process = start(tmp_path, seconds=1.5)
     wait_for(lambda: lines_of(tmp_path) >= 1)
     process.kill()
     process.communicate()
@@ -200,10 +200,10 @@ def test_another_flag_is_another_run_and_what_changes_no_number_is_not(tmp_path)
 
 def test_what_a_finished_run_lacks_is_said_and_not_trained_again(tmp_path):
     one = ["grid", "--grid", "loss=proxyanchor", "--n_epochs", "1"]
-    queue(tmp_path, *one, FAKE_COMMIT="0123456789")
+    queue(tmp_path, *one, FAKE_COMMIT="0123456789+")
     status, text = queue(tmp_path, *one, "--evaluation_metrics", "e_recall@1", "f1")
     assert status == 0 and lines_of(tmp_path) == 2
-    assert "without test/f1" in text and "--evaluation_metrics f1" in text and "of commit 01234567, this is" in text
+    assert "without test/f1" in text and "--evaluation_metrics f1" in text and "of commit 01234567+, this is" in text
 
 
 def test_a_damaged_record_is_left_alone_and_said(tmp_path):

@@ -125,6 +125,11 @@ def release():
         HELD.pop().close()
 
 
+def short(commit):
+    """A commit as people write it, with its '+' where it has one."""
+    return commit[:8] + ("+" if commit.endswith("+") else "")
+
+
 @functools.cache
 def commit():
     """The checkout's commit, with '+' behind it where tracked files were changed; "" outside a checkout."""

@@ -34,7 +34,8 @@ class Listing:
         commits = {self.records[run].commit for run in finished} - {records.commit(), ""}
         for commit in sorted(commits):
             names = [run.name for run in finished if self.records[run].commit == commit]
-            lines.append(f"note: {several(names)} of commit {commit[:8]}, this is {records.commit()[:8] or 'none'}")
+            this = records.short(records.commit()) or "none"
+            lines.append(f"note: {several(names)} of commit {records.short(commit)}, this is {this}")
         lacking = {}
         for run in finished:
             for column in run.columns - self.records[run].columns:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import parameters
 from utilities.folders import all_flags, divergence, read_config
 from utilities.folders import commit as commit
+from utilities.folders import short as short
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 # flags of where, how fast and what is looked at: the weights do not depend on them, so they tell no runs apart
