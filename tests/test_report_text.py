@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -267,6 +268,19 @@ def test_damaged_files_are_one_line(tmp_path, capsys, spoil):
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and folder in error
     assert not (tmp_path / "out").exists()
+
+
+def test_the_logs_of_a_queue_stand_beside_its_runs(tmp_path, capsys):
+    """RUNS/* of a shell has them too."""
+    for seed in (0, 1):
+        folder = write(tmp_path / "runs", "proxyanchor", seed, [0.1, 0.4])
+        with open(f"{folder}.log", "w") as file:
+            file.write("epoch ...")
+    given = sorted(str(path) for path in Path(folder).parent.iterdir())
+    assert len(given) == 4 and main([*given, "--out", str(tmp_path / "t")]) == 0
+    with open(tmp_path / "t.csv", newline="") as file:
+        (line,) = csv.DictReader(file)
+    assert line["n"] == "2"
 
 
 def test_other_bad_input_is_one_line(tmp_path, capsys, monkeypatch):

@@ -10,7 +10,7 @@ import platform
 import sys
 import time
 
-from utilities import distributed, folders
+from utilities import folders
 from utilities.files import remove_unfinished, write_whole
 
 PACKAGES = ("torch", "torchvision", "numpy", "faiss-gpu", "faiss-cpu", "scikit-learn", "pillow", "matplotlib")
@@ -72,6 +72,8 @@ def open_folder(opt, config, progress):
         if progress.rows:  # metrics.csv may be lost, or ahead of the checkpoint
             write_rows(folder, progress.rows, opt.storage_metrics[0])
         return folder, config
+
+    from utilities import distributed  # and torch with it, which a report need not wait for
 
     folder, config = distributed.on_first(lambda: prepare(config))
     return folder, Trackers(folder, opt, config) if distributed.rank() == 0 else None

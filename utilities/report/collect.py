@@ -80,6 +80,7 @@ def find_runs(given):
 
     runs = {}
     for top in given:
+        top = str(top).removesuffix(".log") if os.path.isfile(top) else top  # a queue's log of a run: RUNS/* has it too
         if not os.path.isdir(top):
             raise ValueError(f"{top}: {'a file, not a folder of runs' if os.path.exists(top) else 'no such folder'}")
         here = dict(walk(top))
