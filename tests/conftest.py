@@ -50,3 +50,13 @@ def no_figures(monkeypatch):
     from utilities.report import figures
 
     monkeypatch.setattr(figures, "draw_all", lambda tables, split: {"": "not drawn"})
+
+
+@pytest.fixture
+def counts(monkeypatch):
+    """The miniatures' counts as if they were the published ones."""
+    from datasets import cars196, cub200, inshop, online_products
+
+    for module in (cub200, cars196, online_products):
+        monkeypatch.setattr(module, "COUNTS", {"train": (2, 6), "test": (2, 6)})
+    monkeypatch.setattr(inshop, "COUNTS", {"train": (2, 6), "query": (2, 2), "gallery": (2, 4)})

@@ -116,3 +116,14 @@ def options(name, root, *more):
 
 def select(name, root, *more, size=32):
     return datasets.select(options(name, root, "--allow_partial", *more), input_size=size)
+
+
+def splits_of(photos, *more, size=64):
+    """Those of a folder of images."""
+    return datasets.select(options("folder", photos, *more), size)
+
+
+def short_run(dataset, folder):
+    """Flags of a short run on what there is of a data set in a folder."""
+    flags = "--allow_partial --arch conv4_normalize --not_pretrained --n_epochs 1 --bs 4".split()
+    return ["--dataset", dataset, *flags, "--source_path", str(folder), "--save_path", str(folder / "runs")]
