@@ -191,10 +191,13 @@ def test_parts_of_the_classes_and_other_test_images_are_tables_of_their_own(tmp_
     run(1, "train 201 (3c), test 7446 (2b)")
     run(2, "train 202 (1a), test 7000 (2b)")  # other images are tested
     run(3, "train 203 (4d), test 7446 (2b)", "--train_images", 4)
+    lines_of(tmp_path)
     runs = collect.collect([str(tmp_path)], "test", "last")
     sizes = [[run.seed for row in table.rows for run in row.runs] for table in tables.make_tables(runs, "test")]
     assert sorted(sizes) == [[0, 1], [2], [3]]
-    lines_of(tmp_path)
+    with open(tmp_path / "out" / "t_runs.csv", encoding="utf-8", newline="") as file:
+        named = {line["seed"]: line["data set"] for line in csv.DictReader(file)}
+    assert named["0"] == named["1"] and len(set(named.values())) == 3 and named["3"] == "glyphs, 50 classes x 4 images"
     assert "(50 training classes, at most 4 images each)" in text_of(tmp_path)
 
 
@@ -208,7 +211,9 @@ def test_other_data_is_another_table(tmp_path):
     write(tmp_path, "proxyanchor", 4, [0.1, 0.8], skipped_broken=["x.jpg"])
     assert main([str(tmp_path), "--out", str(tmp_path / "out" / "t")]) == 0
     with open(tmp_path / "out" / "t.csv", encoding="utf-8", newline="") as file:
-        values = [(line["n"], float(line["Recall@1"])) for line in csv.DictReader(file)]
+        lines = list(csv.DictReader(file))
+    values = [(line["n"], float(line["Recall@1"])) for line in lines]
+    assert len({line["data set"] for line in lines}) == 5
     assert sorted(values) == [("1", pytest.approx(value)) for value in (40, 50, 60, 70, 80)]
     text = text_of(tmp_path)
     assert text.count("## ") == 5 and "1 broken images skipped" in text and "## folder birds" in text

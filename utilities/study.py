@@ -203,14 +203,14 @@ FORMS = {
         ("batch_proxy", dict(antico_scale="mcr2"), "antico_w", [10, 100]),
         ("all_proxy", dict(antico_scale="mcr2"), "antico_w", [10, 100]),
         ("batch_proxy", dict(antico_form="exp"), "antico_w", [100, 1000]),
-        ("pair", dict(antico_form="exp", antico_eps=0.5), "antico_w", [10, 100, 1000]),
+        ("pair", dict(antico_form="exp", antico_eps=0.5), "antico_w", [10, 100, 1000, 10000]),
         ("pair", dict(antico_w=3, antico_eps=0.005), "antico_w_proxies", [10, 100]),
     ],
     "proxynca": [
         ("batch_proxy", dict(antico_scale="mcr2"), "antico_w", [1, 10]),
         ("all_proxy", dict(antico_scale="mcr2"), "antico_w", [1, 10]),
         ("batch_proxy", dict(antico_form="exp"), "antico_w", [10, 100]),
-        ("pair", dict(antico_form="exp", antico_eps=0.5), "antico_w", [1, 10, 100]),
+        ("pair", dict(antico_form="exp", antico_eps=0.5), "antico_w", [1, 10, 100, 1000]),
         ("pair", dict(antico_w=1, antico_eps=0.005), "antico_w_proxies", [1, 10]),
     ],
 }

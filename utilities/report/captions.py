@@ -9,8 +9,8 @@ from utilities.report.tables import LEVEL
 
 
 def title(table):
-    """The data set in words."""
-    return in_words(table.data)
+    """The data set in words; its name where that says more."""
+    return max(in_words(table.data), table.name, key=len)
 
 
 def caption(table, split, which):

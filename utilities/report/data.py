@@ -35,3 +35,19 @@ def in_words(data):
         size = f" ({data.n_classes} training classes{each})"
     broken = f", {data.skipped} broken images skipped" if data.skipped else ""
     return f"{data.dataset}{' ' + data.place if data.place else ''}{size}{broken}"
+
+
+def names(every):
+    """{Data: name in titles and csv files}: the data set's, and where several have the same, what tells them apart."""
+
+    def short(data):
+        name = f"{data.dataset} {data.place}".strip()
+        each = f" x {data.images_each} images" if data.images_each else ""
+        alone = [(other.dataset, other.place) for other in every].count((data.dataset, data.place)) == 1
+        return name if alone else f"{name}, {data.n_classes} classes{each}"
+
+    found = {data: short(data) for data in every}
+    for longer in (in_words, lambda data: f"{in_words(data)}, tested on {data.tested}"):
+        given = list(found.values())
+        found = {data: longer(data) if given.count(name) > 1 else name for data, name in found.items()}
+    return found

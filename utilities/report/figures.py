@@ -40,7 +40,7 @@ def unit(column):
 
 
 def panel_title(table, tables, more=""):
-    return ", ".join(filter(None, [table.data[0] if len(tables) > 1 else "", more]))
+    return ", ".join(filter(None, [table.name if len(tables) > 1 else "", more]))
 
 
 # --- against epochs ---
@@ -64,10 +64,10 @@ def curves(tables, split):
         for axis, column in zip(line, columns):
             drawn = [draw_curve(axis, *entry, column, split) for entry in entries]
             name = "coding rate / maximum" if column.metric == "coding_rate@share" else column.heading
-            if title:  # of the whole line, above its middle
-                axis.set(ylabel=unit(column), title=title if axis is line[(width - 1) // 2] else "")
+            if of_line := panel_title(table, tables, title):  # above its middle
+                axis.set(ylabel=unit(column), title=of_line if axis is line[(width - 1) // 2] else "")
             else:
-                axis.set(ylabel="%" if column.factor == 100 else "", title=panel_title(table, tables, name))
+                axis.set(ylabel="%" if column.factor == 100 else "", title=name)
             axis.set_xlabel("epoch")
             style.whole_numbers(axis)
             if max(drawn) == 1:
@@ -196,6 +196,6 @@ def against_rate(tables, split):
             if runs:
                 axis.plot(x, y, label=label, **look)
         axis.set(xlabel="coding rate / its maximum, %", ylabel=unit(column))
-        axis.set_title(style.wrapped([table.data[0] if len(tables) > 1 else "", title], len(found)))
+        axis.set_title(style.wrapped([table.name if len(tables) > 1 else "", title], len(found)))
     style.legend(figure, axes)
     return figure

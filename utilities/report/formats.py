@@ -145,14 +145,14 @@ def wide_csv(tables):
     lines = []
     for table in tables:
         for row in table.rows:
-            line = {"data set": table.data[0], "loss": row.label, "n": len(row.runs), "left out": len(row.left)}
+            line = {"data set": table.name, "loss": row.label, "n": len(row.runs), "left out": len(row.left)}
             line |= {name: row_names.text_of(row.flags[name]) for name in by if name in row.flags}
             line |= {"seeds": " ".join(str(run.seed) for run in row.runs), "base": row.base.full if row.base else ""}
             for column, cell in row.cells.items():
                 line |= numbers(column.heading, cell, row.differences.get(column))
             lines.append(line)
         if table.published is not None:
-            lines.append({"data set": table.data[0], "loss": published_label(), "Recall@1": table.published})
+            lines.append({"data set": table.name, "loss": published_label(), "Recall@1": table.published})
     return csv_text(names, lines)
 
 
@@ -179,7 +179,7 @@ def long_csv(tables, split, which):
         for row in table.rows:
             values = {name: row_names.text_of(row.flags[name]) for name in flags if name in row.flags}
             for run in row.runs:
-                line = {"folder": run.folder, "data set": table.data[0], "label": row.full, "seed": run.seed, **values}
+                line = {"folder": run.folder, "data set": table.name, "label": row.full, "seed": run.seed, **values}
                 line |= {"split": split, "row": which, "epoch": int(run.chosen["epoch"])}
                 for column in table.columns:
                     value = run.chosen.get(column.name(split))

@@ -108,7 +108,7 @@ def spectrum(tables, split):
                 axis.fill_between(x, values.min(0), values.max(0), color=look["color"], alpha=0.18, linewidth=0)
         axis.set(yscale="log", xlabel="singular value, largest first", ylabel="share of their sum")
         axis.set_ylim(bottom=max(axis.get_ylim()[0], 1e-6))  # below is the rounding of float32
-        axis.set_title(style.wrapped([table.data[0], name, title], len(found)))
+        axis.set_title(style.wrapped([table.name, name, title], len(found)))
     style.legend(figure, axes)
     return figure
 
@@ -167,7 +167,7 @@ def proxies(tables):
             )
         axis.set(xlabel="cosine similarity of two classes' proxies", ylabel="pairs, %")
         seeds = sorted({entry[2].seed for entry in rows})
-        parts = [table.data[0], f"checkpoint.pt of seed {', '.join(map(str, seeds))}", title]
+        parts = [table.name, f"checkpoint.pt of seed {', '.join(map(str, seeds))}", title]
         axis.set_title(style.wrapped(parts, len(found)))
     style.legend(figure, axes)
     return figure
@@ -190,7 +190,7 @@ def tsne(tables, split):
         for number, value in enumerate(np.unique(labels)):
             look = style.look(number)
             axis.plot(*points[labels == value].T, look["marker"], color=look["color"], markersize=3.2, alpha=0.8)
-        place = f"{table.data[0]}: " if len(tables) > 1 else ""
+        place = f"{table.name}: " if len(tables) > 1 else ""
         axis.set_title("\n".join(textwrap.wrap(f"{place}{label}, seed {runs[0].seed}", 30)), fontsize=9)
         axis.set(xticks=[], yticks=[])
         axis.grid(False)

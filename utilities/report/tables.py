@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from utilities.registry import lookup
 from utilities.report import rows as row_names
+from utilities.report.data import Data, names
 
 LEVEL = 0.05  # of the test and, as 1 - LEVEL, of the confidence interval
 PERCENT = re.compile(r"([ec]_)?(recall@\d+|nmi|f1|mAP(@R|_\w+)|R-precision)|coding_rate@share")
@@ -71,7 +72,8 @@ class Difference:
 class Table:
     """The rows of one data set."""
 
-    data: tuple
+    data: Data
+    name: str  # of the data set, among those of the other tables
     rows: list
     columns: list
     by: list
@@ -184,7 +186,9 @@ def make_tables(runs, split, by=(), wanted=(), tuned=False):
     by = list(dict.fromkeys(by))
     check_by(runs, by)
     metrics, tables = metrics_of(runs, split, wanted), []
-    for data, rows in row_names.group(runs, tuned).items():
+    grouped = row_names.group(runs, tuned)
+    short = names(grouped)
+    for data, rows in grouped.items():
         values = measured([run for row in rows for run in row.all_runs], split)
         columns = [column(metric, values[metric]) for metric in metrics if metric in values]
         for row in rows:
@@ -193,7 +197,7 @@ def make_tables(runs, split, by=(), wanted=(), tuned=False):
         if by:
             rows.sort(key=lambda row: [row_names.sortable(row.flags.get(name)) for name in by])
         compare(rows, columns)
-        tables.append(Table(data, rows, columns, by, published(data, rows, columns, split), tuned))
+        tables.append(Table(data, short[data], rows, columns, by, published(data, rows, columns, split), tuned))
     return tables
 
 
