@@ -173,7 +173,7 @@ def test_what_the_runs_lack_is_said_and_what_is_damaged_named(tmp_path, capsys):
         assert line in text
     write_spaces(folder, 20)
     assert main([folder, "--out", out]) == 0
-    assert f"{out}_tsne.pdf" in capsys.readouterr().out and (tmp_path / "t_proxies.png").exists()
+    assert ", _tsne.pdf" in capsys.readouterr().out and (tmp_path / "t_proxies.png").exists()
     for name in ("embeddings_test.npz", "checkpoint.pt"):
         with open(f"{folder}/{name}", "r+b") as file:
             file.truncate(500)

@@ -210,7 +210,7 @@ FORMS = {
         ("batch_proxy", dict(antico_scale="mcr2"), "antico_w", [1, 10]),
         ("all_proxy", dict(antico_scale="mcr2"), "antico_w", [1, 10]),
         ("batch_proxy", dict(antico_form="exp"), "antico_w", [10, 100]),
-        ("pair", dict(antico_form="exp", antico_eps=0.5), "antico_w", [1, 10, 100, 1000]),
+        ("pair", dict(antico_form="exp", antico_eps=0.5), "antico_w", [1, 10, 100, 1000, 10000]),
         ("pair", dict(antico_w=1, antico_eps=0.005), "antico_w_proxies", [1, 10]),
     ],
 }
@@ -225,8 +225,8 @@ def tune_forms():
 
 # of tune_forms: the best of each kind
 FORMS_CHOSEN = {
-    "proxyanchor": [(3e-4, 10), (1e-3, 10), (3e-4, 100), (1e-3, 100), (1e-3, 10)],
-    "proxynca": [(3e-4, 1), (3e-4, 1), (3e-4, 10), (3e-4, 10), (1e-3, 1)],
+    "proxyanchor": [(3e-4, 10), (1e-3, 10), (3e-4, 100), (1e-3, 1000), (1e-3, 10)],
+    "proxynca": [(3e-4, 1), (3e-4, 1), (3e-4, 10), (1e-3, 1000), (1e-3, 1)],
 }
 
 

@@ -113,7 +113,8 @@ def report(given, argv):
         files.append(path)
     for suffix, why in none.items():
         print(f"no {given.out}{suffix}.png: {why}")
-    print(f"written: {', '.join(files)}")
+    first, *others = files
+    print("written:", ", ".join([first, *(path.removeprefix(given.out) for path in others)]))
 
 
 def main(argv=None):
