@@ -217,14 +217,16 @@ def test_what_the_queue_says_of_failed_runs_is_in_every_text(tmp_path):
     assert not any("ailed:" in text_of(tmp_path, suffix) for suffix in (".md", ".tex", ".html"))
 
 
-def test_latex_compiles_with_booktabs(tmp_path):
-    if not shutil.which("pdflatex") or subprocess.run(["kpsewhich", "booktabs.sty"], capture_output=True).returncode:
-        pytest.skip("pdflatex with booktabs is not installed")
+def test_latex_is_narrow_and_compiles_with_booktabs(tmp_path):
     for seed in (0, 1):
         write(tmp_path, "proxyanchor", seed, [0.1, 0.4 + 0.01 * seed])
         write(tmp_path, "antico_batch_proxy", seed, [0.1, 0.43 + 0.02 * seed])
     write(tmp_path, "antico", 1, [0.1], "--group", "ü%_\\x", epochs=1)
     lines_of(tmp_path)
+    text = text_of(tmp_path, ".tex")  # p, the base and the seeds are too much for a page
+    assert "same flags and seeds (0, 1):" in text and "seeds &" not in text and "p = " not in text and "[" in text
+    if not shutil.which("pdflatex") or subprocess.run(["kpsewhich", "booktabs.sty"], capture_output=True).returncode:
+        pytest.skip("pdflatex with booktabs is not installed")
     document = "\\documentclass{article}\\usepackage{booktabs,graphicx}\\begin{document}\\input{t}\\end{document}"
     (tmp_path / "out" / "main.tex").write_text(document)
     done = subprocess.run(["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main.tex"],

@@ -21,7 +21,7 @@ def mean_text(cell, column, n):
     return f"{cell.mean:.{column.decimals}f}{spread}" + (f" (n = {len(cell.values)})" if len(cell.values) != n else "")
 
 
-def difference_text(difference, column):
+def difference_text(difference, column, with_p=True):
     if difference is None:
         return DASH
     digits = column.decimals + (column.factor == 1)  # one more than the means of what is no percentage
@@ -29,7 +29,7 @@ def difference_text(difference, column):
     if difference.p is None:
         return text if difference.pairs == 1 else f"{text} ({difference.why})"
     p = f"p = {difference.p:.3f}" if difference.p >= 0.001 else "p < 0.001"
-    return f"{text} [{difference.low:.{digits}f}, {difference.high:.{digits}f}] {p}"
+    return f"{text} [{difference.low:.{digits}f}, {difference.high:.{digits}f}]" + (f" {p}" if with_p else "")
 
 
 def count_text(row):
@@ -54,24 +54,32 @@ def published_label():
     return f"published, not run here: ProxyAnchor, {SOURCE}"
 
 
-def differences(table):
-    """The same of the differences to the base: a cell is (text, whether it is significant). None where none has one."""
+def differences(table, narrow=False):
+    """The same of the differences to the base: a cell is (text, whether it is significant). None where none has one.
+
+    narrow: for a printed page, without p, the base, which the row names, and rows that have none.
+    """
     columns = [column for column in table.columns if column.metric != "seconds"]
     if not any(row.base for row in table.compared) or not columns:
         return None
     body = []
     for row in table.compared:
+        if narrow and not row.base:
+            continue
         cells = []
         for column in columns:
             difference = row.differences.get(column)
-            cells.append((difference_text(difference, column), difference is not None and difference.significant))
+            text = difference_text(difference, column, with_p=not narrow)
+            cells.append((text, difference is not None and difference.significant))
         base = "no run of its base with the same flags"
         if row.base:
             base = row.base.full
         elif row.flags.get("antico_base") == "none":
             base = "has none"
-        body.append([(text, False) for text in (row.full, base, pairs_text(row))] + cells)
-    return ["loss", "base", "seeds in common", *(column.heading for column in columns)], body
+        words = (row.full, pairs_text(row)) if narrow else (row.full, base, pairs_text(row))
+        body.append([(text, False) for text in words] + cells)
+    headings = ["loss", "seeds"] if narrow else ["loss", "base", "seeds in common"]
+    return [*headings, *(column.heading for column in columns)], body
 
 
 def pairs_text(row):
@@ -223,10 +231,15 @@ def latex(tables, split, which, failed=()):
         headings, body = means(table)
         parts += [r"\begin{table}", r"\centering\small", rf"\caption{{{tex(' '.join(lines))}}}"]
         parts += tabular(headings, [[(cell, False) for cell in row] for row in body], 1 + len(table.by))
-        compared = differences(table)
+        compared = differences(table, narrow=True)
         if compared:
-            parts += [r"\par\medskip", tex(f"{table.difference}:"), r"\par\smallskip"]
-            parts += tabular(*compared, 3)
+            headings, body = compared
+            seeds = {row[1][0] for row in body}
+            if len(seeds) == 1:  # a column with the same in all
+                headings, body = [headings[0], *headings[2:]], [[row[0], *row[2:]] for row in body]
+            of_seeds = f" ({seeds.pop()})" if len(seeds) == 1 else ""
+            parts += [r"\par\medskip", tex(f"{table.difference}{of_seeds}:"), r"\par\smallskip"]
+            parts += tabular(headings, body, 1 if of_seeds else 2)
         parts += [r"\end{table}"]
         parts += [
             comment(f"left out: {folder}: {reason}; {advice}") for folder, reason, advice in left_lines(table.left)
