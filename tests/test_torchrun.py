@@ -86,7 +86,7 @@ def test_two_processes_then_one_give_the_numbers_of_one(images, whole, tmp_path)
 
 
 def test_sigterm_to_torchrun_saves_and_the_run_can_go_on(images, whole, tmp_path, capsys):
-    begun = torchrun(3, *FLAGS, "--source_path", images, "--save_path", tmp_path, "--n_epochs", 2000)
+    begun = torchrun(2, *FLAGS, "--source_path", images, "--save_path", tmp_path, "--n_epochs", 2000)
     lines = iter(begun.stdout.readline, "")
     assert any(line.startswith("epoch   0/") for line in lines)
     begun.send_signal(signal.SIGTERM)
