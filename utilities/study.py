@@ -226,7 +226,7 @@ def tune_forms():
 # of tune_forms: the best of each kind
 FORMS_CHOSEN = {
     "proxyanchor": [(3e-4, 10), (1e-3, 10), (3e-4, 100), (1e-3, 1000), (1e-3, 10)],
-    "proxynca": [(3e-4, 1), (3e-4, 1), (3e-4, 10), (1e-3, 1000), (1e-3, 1)],
+    "proxynca": [(3e-4, 1), (3e-4, 1), (3e-4, 10), (1e-3, 10000), (1e-3, 1)],
 }
 
 
