@@ -22,7 +22,7 @@ from utilities import interrupts
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SMALL = (
-    "--arch conv4_normalize --embed_dim 16 --bs 32 --samples_per_class 4 --lr 1e-3 --loss antico_pair "
+    "--input_size 16 --arch conv4_normalize --embed_dim 16 --bs 32 --samples_per_class 4 --lr 1e-3 --loss antico_pair "
     "--antico_base margin --batch_mining distance --n_epochs 3 --tau 2 --no_train_metrics "
     "--evaluation_metrics e_recall@1 --checkpoint_minutes 0"
 ).split()  # every step saves

@@ -14,7 +14,7 @@ from utilities import state
 from utilities.report import __main__ as report
 
 BASE = (
-    "--dataset glyphs --arch conv4_normalize --embed_dim 16 --bs 32 --samples_per_class 4 --kernels 0 "
+    "--dataset glyphs --input_size 16 --arch conv4_normalize --embed_dim 16 --bs 32 --samples_per_class 4 --kernels 0 "
     "--lr 1e-3 --data_sampler class_balanced --loss_oproxy_lrmulti 10 --n_epochs 2 --tau 1 "
     "--no_train_metrics --evaluation_metrics e_recall@1 nmi mAP@R coding_rate@share"
 ).split()
