@@ -46,6 +46,16 @@ def test_curves_are_the_means_of_the_same_seeds(tmp_path):
     assert {round(v, 6) for v in y} == {10, 20, 50, 70}
 
 
+def test_a_difference_of_a_rounding_is_not_drawn_as_a_trend(tmp_path):
+    for seed, share in enumerate((0.0707, 0.0709)):
+        write(tmp_path, "proxyanchor", seed, [0.3, 0.3001], columns={SHARE: [0.0708, share]})
+    shown = made(tmp_path)
+    for axis, names in ((figures.curves(shown, "test").axes[0], "y"), (figures.against_rate(shown, "test").axes[0], "xy")):
+        for name in names:
+            low, high = getattr(axis, f"get_{name}lim")()
+            assert high - low == pytest.approx(1) and low < (30 if name == "y" else 7.08) < high
+
+
 def test_many_rows_are_parted_by_what_is_varied_and_a_loss_has_one_look(tmp_path):
     for dims in (8, 16, 32):
         for loss in ("proxyanchor", "antico_batch_proxy", "antico_all_proxy"):

@@ -70,6 +70,7 @@ def curves(tables, split):
                 axis.set(ylabel="%" if column.factor == 100 else "", title=name)
             axis.set_xlabel("epoch")
             style.whole_numbers(axis)
+            style.at_least(axis, "y" if column.factor == 100 else "")
             if max(drawn) == 1:
                 axis.margins(x=0.5)
         for axis in line[len(columns) :]:
@@ -195,6 +196,7 @@ def against_rate(tables, split):
             x, y = [100 * run.chosen[name] for run in runs], [column.value(run, split) for run in runs]
             if runs:
                 axis.plot(x, y, label=label, **look)
+        style.at_least(axis, "xy" if column.factor == 100 else "x")
         axis.set(xlabel="coding rate / its maximum, %", ylabel=unit(column))
         axis.set_title(style.wrapped([table.name if len(tables) > 1 else "", title], len(found)))
     style.legend(figure, axes)

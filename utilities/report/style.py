@@ -91,6 +91,14 @@ def finish(figure):
     return files
 
 
+def at_least(axis, names, span=1.0):
+    """The axes named, "x" or "y", show that much at least: a difference of a hundredth of a percent is no trend."""
+    for name in names:
+        low, high = getattr(axis, f"get_{name}lim")()
+        if high - low < span:
+            getattr(axis, f"set_{name}lim")((low + high - span) / 2, (low + high + span) / 2)
+
+
 def whole_numbers(axis):
     """Epochs are whole, and so are their ticks."""
     axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(nbins=6, integer=True))
