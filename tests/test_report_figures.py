@@ -46,6 +46,23 @@ def test_curves_are_the_means_of_the_same_seeds(tmp_path):
     assert {round(v, 6) for v in y} == {10, 20, 50, 70}
 
 
+def test_many_rows_with_one_flag_varied_at_a_time_are_parted_by_flag(tmp_path):
+    """Each panel has the row in the center; another form is a name, and in a panel of names."""
+    changes = [[], *(["--antico_w", w] for w in (3, 10, 100)), *(["--bs", n] for n in (48, 64)),
+               *(["--antico_eps", e] for e in (0.1, 2)), ["--antico_form", "neg"]]  # fmt: skip
+    for number, change in enumerate(changes):
+        write(tmp_path, "antico_batch_proxy", 0, [0.1, 0.3 + number / 100], *change)
+    figure = figures.curves(made(tmp_path), "test")
+    drawn = {axis.get_title(): {k: round(float(y[-1]), 6) for k, (_, y) in lines(axis).items()} for axis in figure.axes}
+    bs = next(title for title in drawn["bs"] if title not in ("bs 48", "bs 64"))
+    assert drawn == {
+        "antico_w": {"antico_w 30": 30, "antico_w 3": 31, "antico_w 10": 32, "antico_w 100": 33},
+        "bs": {bs: 30, "bs 48": 34, "bs 64": 35},
+        "antico_eps": {"antico_eps 0.5": 30, "antico_eps 0.1": 36, "antico_eps 2": 37},
+        "loss": {"AntiCo batch_proxy over ProxyAnchor": 30, "AntiCo batch_proxy over ProxyAnchor, neg form": 38},
+    }
+
+
 def test_a_difference_of_a_rounding_is_not_drawn_as_a_trend(tmp_path):
     for seed, share in enumerate((0.0707, 0.0709)):
         write(tmp_path, "proxyanchor", seed, [0.3, 0.3001], columns={SHARE: [0.0708, share]})

@@ -31,14 +31,14 @@ def lines_of(table, name=""):
 
 def parts_of(table, name=""):
     """[(title, entries of lines_of), ...], a panel each: one, or with many rows one for each value of what is varied,
-    or for each base loss.
+    each base loss, or each flag where one at a time is varied.
 
     Then a loss, or a variant of AntiCo, has the same look in all, and the title says what differs: embed_dim 64.
     """
     lines, rows = lines_of(table, name), table.rows
     if len(rows) <= MANY:
         return [("", lines)]
-    return parts_by_value(rows, lines) or parts_by_base(rows, lines) or [("", lines)]
+    return parts_by_value(rows, lines) or parts_by_base(rows, lines) or parts_by_flag(rows, lines) or [("", lines)]
 
 
 def parts_by_value(rows, lines):
@@ -66,6 +66,28 @@ def parts_by_base(rows, lines):
         more = label.removeprefix(rows[number].full)
         parts[families[number]].append((looks.index(kinds[number]), kinds[number] + more, runs))
     return [(base, entries) for base, entries in parts.items() if entries]
+
+
+def parts_by_flag(rows, lines):
+    """Each flag's values, among them that of the row in the center; rows of a name of their own are a panel too."""
+    center = row_names.center_of([row for row in rows if row.head == rows[0].head])
+    if not center or len({row_names.family(row) for row in rows}) > 1:
+        return None
+    same = [row for row in rows if row.head == center.head]
+    parts = {}
+    for name in row_names.differing(same):
+        values = sorted((row.flags.get(name) for row in same), key=row_names.sortable)
+        looks = list(dict.fromkeys([center.flags.get(name), *values]))
+        for number, label, runs in lines:
+            row = rows[number]
+            if row is center or row in same and row.flags.get(name) != center.flags.get(name):
+                text = row_names.shown(name, row.flags.get(name)) + label.removeprefix(row.full)
+                parts.setdefault(name, []).append((looks.index(row.flags.get(name)), text, runs))
+    heads = list(dict.fromkeys([center.head, *(row.head for row in rows)]))
+    named = [(heads.index(rows[n].head), rows[n].head, runs) for n, _, runs in lines if rows[n] not in same]
+    if named:
+        parts["loss"] = [(0, center.head, runs) for n, _, runs in lines if rows[n] is center] + named
+    return [*parts.items()]
 
 
 def load_embeddings(folder, split):
