@@ -63,6 +63,20 @@ def test_many_rows_with_one_flag_varied_at_a_time_are_parted_by_flag(tmp_path):
     }
 
 
+def test_many_rows_of_losses_with_values_of_their_own_are_parted_by_loss(tmp_path):
+    for loss, weights in (("antico_pair", (0.1, 1, 0)), ("antico_all_proxy", (10, 30, 100, 300, 1000, 0))):
+        for number, w in enumerate(weights):
+            write(tmp_path, loss, 0, [0.1, 0.3 + number / 100], "--antico_w", w, "--antico_base", "oproxy")
+    figure = figures.curves(made(tmp_path), "test")
+    drawn = {axis.get_title(): sorted(lines(axis)) for axis in figure.axes}
+    assert sorted(map(len, drawn.values())) == [3, 6] and "AntiCo pair over oproxy nca" in drawn
+    colors = {}
+    for axis in figure.axes:
+        for line in axis.get_lines():
+            colors.setdefault(line.get_label(), set()).add((line.get_color(), line.get_marker()))
+    assert len(colors) == 8 and all(len(looks) == 1 for looks in colors.values())  # antico_w 0 looks alike in both
+
+
 def test_a_difference_of_a_rounding_is_not_drawn_as_a_trend(tmp_path):
     for seed, share in enumerate((0.0707, 0.0709)):
         write(tmp_path, "proxyanchor", seed, [0.3, 0.3001], columns={SHARE: [0.0708, share]})

@@ -31,14 +31,15 @@ def lines_of(table, name=""):
 
 def parts_of(table, name=""):
     """[(title, entries of lines_of), ...], a panel each: one, or with many rows one for each value of what is varied,
-    each base loss, or each flag where one at a time is varied.
+    each base loss, each flag where one at a time is varied, or each loss.
 
     Then a loss, or a variant of AntiCo, has the same look in all, and the title says what differs: embed_dim 64.
     """
     lines, rows = lines_of(table, name), table.rows
     if len(rows) <= MANY:
         return [("", lines)]
-    return parts_by_value(rows, lines) or parts_by_base(rows, lines) or parts_by_flag(rows, lines) or [("", lines)]
+    ways = (parts_by_value, parts_by_base, parts_by_flag, parts_by_loss)
+    return next(filter(None, (way(rows, lines) for way in ways)), [("", lines)])
 
 
 def parts_by_value(rows, lines):
@@ -88,6 +89,18 @@ def parts_by_flag(rows, lines):
     if named:
         parts["loss"] = [(0, center.head, runs) for n, _, runs in lines if rows[n] is center] + named
     return [*parts.items()]
+
+
+def parts_by_loss(rows, lines):
+    varied = [row.full.removeprefix(row.head).strip(" ()") for row in rows]
+    counts = [[row.head for row in rows].count(head) for head in {row.head for row in rows}]
+    if min(counts) < 2 or max(counts) > MANY or len(counts) < 2:
+        return None
+    looks, parts = list(dict.fromkeys(varied)), {row.head: [] for row in rows}
+    for number, label, runs in lines:
+        more = label.removeprefix(rows[number].full)
+        parts[rows[number].head].append((looks.index(varied[number]), (varied[number] or "alone") + more, runs))
+    return [(head, entries) for head, entries in parts.items() if entries]
 
 
 def load_embeddings(folder, split):
