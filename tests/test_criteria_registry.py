@@ -83,6 +83,10 @@ def test_every_flag_reaches_its_argument(monkeypatch):
         if "antico_type" in entry.defaults:  # the name fixes it
             given = {flag: value for flag, value in given.items() if flag.name != "antico_type"}
         loss = ["--loss", "margin", "--batch_mining", name] if name in criteria.MINERS else ["--loss", name]
+        if name in ("antico_pair", "antico_class_means"):
+            loss += ["--antico_base", "proxyanchor"]
+        else:  # which have no use for it, and say so
+            given = {flag: value for flag, value in given.items() if flag.name != "antico_w_proxies"}
         opt = parameters.parse([*loss, *(word for flag in given for word in (f"--{flag.name}", given[flag]))])
         called, resolve_name = {}, pkgutil.resolve_name
         make = resolve_name(entry.where)
