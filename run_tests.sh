@@ -14,7 +14,8 @@ if [ $# -eq 0 ]; then
     fi
     set -- tests
     if "$PYTHON" -c "import xdist" 2>/dev/null; then # a test has one thread; the files that take longest come first
-        set -- -n 2 --dist loadfile --no-loadscope-reorder tests/test_{scripts,torchrun,distributed,main,resume}.py tests
+        longest=(tests/test_{scripts,torchrun,distributed,main,report_page,benchmarks,resume}.py)
+        set -- -n 2 --dist loadfile --no-loadscope-reorder "${longest[@]}" tests
     fi
 fi
 exec "$PYTHON" -m pytest "$@"
