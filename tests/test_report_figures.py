@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+import criteria
+import parameters
 from tests.report_runs import write, write_spaces
+from utilities.recipes import PROXY_BASES
 from utilities.report import collect, figures, spaces, style, tables
 from utilities.report.__main__ import main
 
@@ -84,6 +87,15 @@ def test_a_difference_of_a_rounding_is_not_drawn_as_a_trend(tmp_path):
     curves, rate = figures.curves(shown, "test").axes[0], figures.against_rate(shown, "test").axes[0]
     for (low, high), value in ((curves.get_ylim(), 30), (rate.get_ylim(), 30), (rate.get_xlim(), 7.08)):
         assert high - low > 0.999 and low < value < high
+
+
+def test_every_loss_with_proxies_is_looked_into():
+    """Told by its flags alone, without torch."""
+    for name in criteria.BASES:
+        opt = parameters.parse(["--loss", name])
+        learned = criteria.acting_flags(opt)
+        with_proxies = name in PROXY_BASES
+        assert spaces.has_proxies(learned) == with_proxies, name
 
 
 def test_many_rows_are_parted_by_what_is_varied_and_a_loss_has_one_look(tmp_path):

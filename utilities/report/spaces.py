@@ -163,8 +163,8 @@ def load_proxies(folder):
 
 
 def has_proxies(flags):
-    """Whether the loss has some: a checkpoint is large, and is not opened in vain."""
-    return any(name.startswith(("loss_oproxy_", "loss_proxynca_", "loss_nir_")) for name in flags)
+    """Whether the loss may have some, as it has a rate for them: a checkpoint is large, and is not opened in vain."""
+    return any(name.endswith("lrmulti") for name in flags)
 
 
 def similarities(proxies):
