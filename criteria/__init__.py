@@ -213,7 +213,7 @@ def select_miner(opt):
 
 
 def select(opt, n_classes):
-    """The criterion that --loss names, for n_classes training classes: (embeddings (B, d), labels (B,)) → scalar loss.
+    """The criterion that --loss names, for n_classes training classes: embeddings (B, d), labels (B,) → scalar.
 
     Raises ValueError, one line that names the flag, for an unknown name or a combination that makes no sense.
     """

@@ -73,8 +73,8 @@ class AntiCo(Criterion):
         If variant, form or scale is unknown, eps, gam1 or gam2 is not positive, or a proxy variant gets a base without
         proxies. While training (`NonFinite`), if raw embeddings are too long for a coding rate in float64.
 
-    Source: Jiang et al., Anti-Collapse Loss for Deep Metric Learning, IEEE TMM 2024, arXiv 2407.03106; MCR²: Yu et al.,
-    NeurIPS 2020, eq. 1 and 8.
+    Source: Jiang et al., Anti-Collapse Loss for Deep Metric Learning, IEEE TMM 2024, arXiv 2407.03106; MCR²: Yu et
+    al., NeurIPS 2020, eq. 1 and 8.
     """
 
     def __init__(

@@ -192,7 +192,7 @@ def pair_masks(labels):
 
 
 def log1p_sum_exp(logits, mask, dim):
-    """log(1 + Σ exp(logits)) over the entries of `mask` along `dim`: stable; 0 with gradient 0 where there are none."""
+    """log(1 + Σ exp(logits)) over the entries of `mask` along `dim`: stable; 0, gradient 0, where there are none."""
     return nn.functional.softplus(torch.logsumexp(logits.masked_fill(~mask, lowest(logits)), dim))
 
 

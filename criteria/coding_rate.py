@@ -18,7 +18,7 @@ def default_scale(n, d, eps=0.5):
 
 
 class HalfLogDet(torch.autograd.Function):
-    """1/2 logdet(I + s ZᵀZ) and its gradient s Z (I + s ZᵀZ)⁻¹, which costs one product where autograd would take two.
+    """1/2 logdet(I + s ZᵀZ) and its gradient s Z (I + s ZᵀZ)⁻¹, for one product where autograd takes two.
 
     NaN where the trace of s ZᵀZ is so large that the identity is lost in its rounding.
     """
@@ -54,7 +54,7 @@ LARGEST = 1e14  # and float64 products by 1/100
 
 
 def needed_dtype(Z, s):
-    """float32, or float64 where s ‖Z‖² is above LARGE; ValueError where it is above LARGEST. Waits for Z's device."""
+    """float32, or float64 where s ‖Z‖² is above LARGE; ValueError above LARGEST. Waits for Z's device."""
     trace = float(s) * float(torch.linalg.vector_norm(Z)) ** 2
     if trace > LARGEST:
         raise ValueError(

@@ -9,8 +9,8 @@ from criteria.base import Criterion, distances, need_range
 class Margin(Criterion):
     """Positive pairs nearer than beta - margin, negative pairs farther than beta + margin, on Euclidean distances.
 
-    Over the mined triplets (a, p, n): Σ [D_ap - beta + margin]₊ + Σ [beta - D_an + margin]₊, divided by the number of
-    terms that are not zero (0 where all are).
+    Over the mined triplets (a, p, n): Σ [D_ap - beta + margin]₊ + Σ [beta - D_an + margin]₊, divided by the
+    number of terms that are not zero (0 where all are).
 
     Parameters
     ----------

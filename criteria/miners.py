@@ -1,8 +1,8 @@
 """Batch miners: which triplets of a batch a loss is computed on. They choose indices: nothing is differentiated.
 
-Each is a function (embeddings (B, d), labels (B,), its own parameters) → index tensors (anchors, positives, negatives),
-all of length T, with no loop over the batch. Distances are Euclidean, of L2-normalised embeddings. Images without a
-positive or without a negative are no anchors; a batch without any gives T = 0.
+Each is a function (embeddings (B, d), labels (B,), its own parameters) → index tensors (anchors, positives,
+negatives), all of length T, with no loop over the batch. Distances are Euclidean, of L2-normalised embeddings. Images
+without a positive or without a negative are no anchors; a batch without any gives T = 0.
 """
 
 import torch

@@ -108,7 +108,7 @@ class NIR(Criterion):
 
 
 def make_flow(d, conditioning, blocks, depth, width, dropout, clamp, start):
-    """A FrEIA network (B, d) → (z (B, d), log|det ∂z/∂x| (B,)), with one condition (B, d) a block that takes one."""
+    """A FrEIA network (B, d) → (z (B, d), log|det ∂z/∂x| (B,)), one condition (B, d) a block that takes one."""
     try:
         from FrEIA.framework import SequenceINN
         from FrEIA.modules import GLOWCouplingBlock, PermuteRandom

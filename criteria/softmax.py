@@ -38,8 +38,8 @@ class NormalizedSoftmax(ProxyCriterion):
 class ArcFace(ProxyCriterion):
     """Cross-entropy of scale · cos θ, where the own class has cos(θ + margin).
 
-    Beyond θ = π - margin, where cos(θ + margin) would rise again, the own class has cos θ - margin · sin(margin), as
-    in the authors' code.
+    Beyond θ = π - margin, where cos(θ + margin) would rise again, the own class has cos θ - margin · sin(margin),
+    as in the authors' code.
 
     Source: Deng et al., ArcFace, CVPR 2019, eq. 3 (margin 0.5, scale 64).
     """

@@ -25,9 +25,9 @@ ABOUT = "1,218 letters of five scripts in several faces, embedded, no download"
 RECIPE = 1  # to be raised when what is rendered changes: the cache is named by it
 SIZE, FONT_SIZE, BASELINE = 64, 36, 45  # pixels
 MIN_FACES = 12
-# letters whose renderings differ by less are one class, see `lookalikes`. Most pairs of one shape lie below, é and è at
-# 0.03. No value parts all: Ŏ and Ǒ (0.009, other marks) are merged; è and ѐ (0.012), Γ and Г (0.026) are not, but their
-# identical renderings are dropped
+# letters whose renderings differ by less are one class, see `lookalikes`. Most pairs of one shape lie below, é and è
+# at 0.03. No value parts all: Ŏ and Ǒ (0.009, other marks) are merged; è and ѐ (0.012), Γ and Г (0.026) are not,
+# but their identical renderings are dropped
 SAME = 0.01
 SLANTS = {"Sans": "Oblique", "SansMono": "Oblique", "Serif": "Italic"}
 FACES = [
@@ -101,8 +101,8 @@ def letter_image(letter, font):
 def lookalikes(ink, codes, faces):
     """Class of each image: the smallest code point among the letters that look like its letter.
 
-    Two letters look the same if |a - b|² / (|a|² + |b|²) of their renderings a and b, as the median over the faces that
-    have both, is below SAME. The relation is made transitive.
+    Two letters look the same if |a - b|² / (|a|² + |b|²) of their renderings a and b, as the median over the faces
+    that have both, is below SAME. The relation is made transitive.
     """
     from scipy.sparse.csgraph import connected_components  # comes with scikit-learn
 

@@ -66,9 +66,10 @@ def singular_values(embeddings):
 def rho_spectrum(embeddings, k=1):
     """Divergence between the singular values (of sum 1) and the uniform distribution, in nats; 0 is spread evenly.
 
-    k ≥ 1: KL(uniform ‖ spectrum) without the k − 1 largest values; k ≤ −1: KL(spectrum ‖ uniform) without the |k| − 1
-    largest; 0: all values, where the published code has the distribution itself instead of a number: here as 1.
-    ValueError if no value is left. Source: Roth et al., Revisiting Training Strategies, ICML 2020, sec. 5.
+    k ≥ 1: KL(uniform ‖ spectrum) without the k − 1 largest values; k ≤ −1: KL(spectrum ‖ uniform) without
+    the |k| − 1 largest; 0: all values, where the published code has the distribution itself instead of a
+    number: here as 1. ValueError if no value is left.
+    Source: Roth et al., Revisiting Training Strategies, ICML 2020, sec. 5.
     """
     return rho_of(singular_values(embeddings), k)
 
@@ -106,7 +107,7 @@ def uniformity(embeddings, t=2.0):
     rows = unit(embeddings)
     if len(rows) < 2:
         raise ValueError("evaluation: uniformity needs two images")
-    rows = rows - rows.mean(0)  # about their centre |x|² - 2 x·y + |y|² has no terms that cancel where all lie together
+    rows = rows - rows.mean(0)  # about the centre no terms of |x|² - 2 x·y + |y|² cancel where all lie together
     squared = rows.square().sum(1)
     block = max(1, PAIR_BYTES // (16 * len(rows)))
     total = 0.0

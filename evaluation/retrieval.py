@@ -93,7 +93,7 @@ def recall_of(first, k):
 
 
 def map_at_r(embeddings, labels, **search):
-    """mAP@R: mean over images of 1/R Σ_{i ≤ R} precision(i) · [the i-th neighbour matches], R = others of the class.
+    """mAP@R: mean over images of 1/R Σ_{i ≤ R} precision(i) · [the i-th neighbour matches], R: others of its class.
 
     Images that are alone in their class (R = 0) are left out; 0 where all are.
     Source: Musgrave et al., A Metric Learning Reality Check, ECCV 2020.

@@ -230,7 +230,7 @@ def rounding_of(dtype, p, q):
     return ROUNDING * torch.finfo(dtype).eps * p * (p + 2 * q)
 
 
-# --- back-ends: functions of scaled queries (b, d) and k to |p|² - 2 q·p (b, k), ascending, and the points' numbers ---
+# --- back-ends: functions of scaled queries (b, d) and k to |p|² - 2 q·p (b, k), rising, and the points' numbers ---
 
 
 def torch_index(points, block):

@@ -60,7 +60,7 @@ def test_every_form_and_scale_is_its_formula(variant, form, scale):
 
 @pytest.mark.parametrize("variant", ["pair", "class_means"])
 def test_both_terms_are_the_sum_of_the_two(variant):
-    """--antico_w_proxies: base + w · term of the embeddings + w_proxies · term of all proxies, each as it is alone."""
+    """--antico_w_proxies: base + w · term of embeddings + w_proxies · term of all proxies, each as alone."""
     torch.manual_seed(0)
     loss = select(8, "--loss", f"antico_{variant}", "--antico_base", "proxyanchor", "--antico_w", 3,
                   "--antico_w_proxies", 7, "--antico_eps", 0.1)  # fmt: skip

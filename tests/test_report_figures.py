@@ -64,6 +64,14 @@ def test_many_rows_with_one_flag_varied_at_a_time_are_parted_by_flag(tmp_path):
         "antico_eps": {"antico_eps 0.5": 30, "antico_eps 0.1": 36, "antico_eps 2": 37},
         "loss": {"AntiCo batch_proxy over ProxyAnchor": 30, "AntiCo batch_proxy over ProxyAnchor, neg form": 38},
     }
+    # two rows of one name keep what tells them apart, and a collapsed run says so there too
+    write(tmp_path, "antico_batch_proxy", 0, [0.1, 0.5], "--antico_form", "neg", "--antico_w", 3)
+    write(tmp_path, "antico_batch_proxy", 0, [0.1, 0.6], "--antico_form", "exp", columns={SHARE: [0.7, 0.01]})
+    panels = dict(spaces.parts_of(made(tmp_path)[0]))
+    labels = [label for _, label, _ in panels["loss"]]
+    assert len({number for number, _, _ in panels["loss"]}) == len(set(labels)) == 4
+    assert any("exp form" in label and label.endswith(" (collapsed)") for label in labels)
+    assert sum("neg form (" in label for label in labels) == 2
 
 
 def test_many_rows_of_losses_with_values_of_their_own_are_parted_by_loss(tmp_path):

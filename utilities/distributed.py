@@ -130,7 +130,7 @@ class Gather(torch.autograd.Function):
 
 
 def gather(x):
-    """(n, ...) of each process → (world · n, ...) on all, in order of rank; differentiable, with the factor above."""
+    """(n, ...) of each process → (world · n, ...) on all, by rank; differentiable, with the factor above."""
     return x if world() == 1 else Gather.apply(x)
 
 

@@ -110,7 +110,7 @@ def placed(name, places):
 
 
 def wanted(archive, folder, places, limit):
-    """{target path: (size, () → open file)} of what `places` wants; all else is judged too. The last of a name wins."""
+    """{target path: (size, () → open file)} of what `places` wants; all else is judged too. A name's last wins."""
     total, files = 0, {}
     is_zip = isinstance(archive, zipfile.ZipFile)
     for info, opener in zip_entries(archive) if is_zip else tar_entries(archive):

@@ -81,13 +81,18 @@ def parts_by_flag(rows, lines):
         looks = list(dict.fromkeys([center.flags.get(name), *values]))
         for number, label, runs in lines:
             row = rows[number]
-            if row is center or row in same and row.flags.get(name) != center.flags.get(name):
+            changed = row.head == center.head and row.flags.get(name) != center.flags.get(name)
+            if row is center or changed:
                 text = row_names.shown(name, row.flags.get(name)) + label.removeprefix(row.full)
                 parts.setdefault(name, []).append((looks.index(row.flags.get(name)), text, runs))
-    heads = list(dict.fromkeys([center.head, *(row.head for row in rows)]))
-    named = [(heads.index(rows[n].head), rows[n].head, runs) for n, _, runs in lines if rows[n] not in same]
-    if named:
-        parts["loss"] = [(0, center.head, runs) for n, _, runs in lines if rows[n] is center] + named
+    others = [row for row in rows if row is center or row.head != center.head]
+    heads = [row.head for row in others]
+    if len(others) > 1:
+        names = {id(row): row.head if heads.count(row.head) == 1 else row.full for row in others}
+        parts["loss"] = [
+            (list(names).index(id(rows[n])), names[id(rows[n])] + label.removeprefix(rows[n].full), runs)
+            for n, label, runs in lines if id(rows[n]) in names
+        ]  # fmt: skip
     return [*parts.items()]
 
 
