@@ -2,8 +2,8 @@
 
     python -m datasets.prepare cub200 --archive CUB_200_2011.tgz --source_path DIR [--verify]
 
-Archives are unpacked safely (nothing leaves DIR, and nothing is written of one with a wrong checksum; a plain .tar has
-none), then classes and images are counted. It can be interrupted and repeated: what has been unpacked is not written
+Archives are unpacked safely (nothing leaves DIR, and nothing stays of one with a wrong checksum; a plain .tar has
+none), then classes and images are counted. It can be interrupted and repeated; files that are there are not written
 again. --verify decodes every image and lists the broken ones; without --archive it checks what is there. Exit status:
 0 all is well, 1 broken images, 2 anything else, 130 interrupted.
 """
@@ -92,7 +92,7 @@ def main(argv=None):
         print(f"error: {problem}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        print("\nstopped; give the same command again", file=sys.stderr)
         return 130
 
 
