@@ -16,7 +16,7 @@ from architectures.conv4 import conv4
 from utilities import batchnorm, distributed, optimizers, state
 from utilities.profile import Profile
 
-BS, CLASSES, STEPS = 24, 6, 20
+BS, CLASSES, STEPS = 24, 6, 10
 CPU = torch.device("cpu")
 # name: (flags, frozen BatchNorm, epochs of warm-up)
 CASES = {

@@ -1,4 +1,4 @@
-"""Two and three processes against one: gradients, 20 steps of training, BatchNorm, the evaluation's shards."""
+"""Two and three processes against one: gradients, 10 steps of training, BatchNorm, the evaluation's shards."""
 
 import logging
 
@@ -40,7 +40,7 @@ def error(ours, theirs):
 
 @pytest.mark.parametrize("case", ranks.CASES)
 @pytest.mark.parametrize("world", [2, 3])
-def test_twenty_steps_are_those_of_one_process(one, several, world, case):
+def test_ten_steps_are_those_of_one_process(one, several, world, case):
     expected = one["train"][case]
     assert abs(expected["losses"][-1] - expected["losses"][0]) > 1e-3  # it learns
     for result in (r["train"][case] for r in several[world]):

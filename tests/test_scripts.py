@@ -80,15 +80,12 @@ def test_a_prepared_interpreter_that_lacks_packages_is_refused(script, tmp_path)
     assert done.returncode == 2 and "ANTICO_PYTHON" in done.stderr
 
 
-def test_run_tests_uses_the_prepared_interpreter():
-    done = bash(
-        os.path.join(HERE, "run_tests.sh"),
-        "tests/test_parameters.py",
-        "-k",
-        "help_explains",
-        ANTICO_PYTHON=sys.executable,
-    )
-    assert done.returncode == 0 and "1 passed" in done.stdout
+def test_run_tests_hands_its_words_to_pytest_of_the_prepared_interpreter(tmp_path):
+    prepared = tmp_path / "python"
+    prepared.write_text(f'#!/bin/sh\necho "given: $*"\nexec {sys.executable} "$@"\n')
+    prepared.chmod(0o755)
+    done = bash(os.path.join(HERE, "run_tests.sh"), "--version", ANTICO_PYTHON=str(prepared))
+    assert done.returncode == 0 and "given: -m pytest --version\npytest " in done.stdout
 
 
 def test_environment_is_made_once_and_named_by_the_requirements(tmp_path):
