@@ -7,7 +7,7 @@ import os
 
 import criteria
 from utilities.command_line import LARGE, Formatter, OneLineParser, flag
-from utilities.resumed import flags_of_run
+from utilities.flags import flags_of_run
 
 BESIDE, MILLION = os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 10**6
 USAGE = "python main.py [--flag value ...]"

@@ -45,12 +45,6 @@ def test_housekeeping_flags_tell_no_rows_apart(tmp_path):
 
 
 def test_every_flag_is_training_or_housekeeping():
-    """A new flag that --resume may change is one that no row is told by."""
-    try:
-        from utilities.resumed import MAY_CHANGE
-    except ImportError:
-        from parameters import MAY_CHANGE
-    assert MAY_CHANGE - {"n_epochs"} <= collect.HOUSEKEEPING
     opt = parameters.parse(["--loss", "proxyanchor"])
     acting = collect.acting_flags({"without_effect": {}}, {**vars(opt), "loss": "proxyanchor"})
     assert {"lr", "arch", "bs", "use_tv_split", "amp", "loss_oproxy_lrmulti"} <= set(acting)

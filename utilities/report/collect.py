@@ -1,11 +1,8 @@
 """Runs as their folders tell them: config.json and metrics.csv, the flags that acted, and whether the numbers count."""
 
-import argparse
 import contextlib
 import csv
 import datetime
-import functools
-import io
 import math
 import os
 import re
@@ -14,16 +11,13 @@ from dataclasses import dataclass, field
 
 from utilities import folders
 from utilities.collapse import is_collapse
+from utilities.flags import MAY_CHANGE, acting
 from utilities.report.data import data_of
 from utilities.trackers import protocol_rows
 
-# what is learned does not depend on these: names, places, seeds, devices, logging, evaluation
-HOUSEKEEPING = {
-    "seed", "dataset", "source_path", "cache", "allow_partial", "skip_broken", "kernels", "gpu", "grad_cache",
-    "checkpoint_minutes", "resume", "list", "profile", "no_train_metrics", "no_test_metrics", "evaluation_metrics",
-    "evaltypes", "storage_metrics", "store_improvements", "search", "kmeans_restarts", "evaluate_only", "checkpoint",
-    "save_embeddings", "evaluate_on_cpu", "eval_every", "save_path", "savename", "group", "project", "tensorboard",
-    "log_online", "wandb_key", "data_ssl_set", "internal_split", "completed",
+# these tell no rows apart: the data do so otherwise, see data.py
+NO_ROW = (MAY_CHANGE - {"n_epochs"}) | {
+    "seed", "dataset", "allow_partial", "skip_broken", "evaluate_only", "checkpoint", "data_ssl_set", "internal_split",
 }  # fmt: skip
 ROWS = {
     "last": "last epoch",
@@ -156,34 +150,14 @@ def acting_flags(config, every):
 
     `every` : all flags of the run, as read. What the run itself noted as without effect does not act either.
     """
-    full = {**defaults_of(every["loss"], every.get("antico_base")), **every}
-    idle = without_effect(full) | set(config.get("without_effect", ())) | HOUSEKEEPING
-    size = (config.get("data") or {}).get("input_size")  # the network's own where the flag was not given
-    full["input_size"] = size or full.get("input_size")
-    return {name: frozen(value) for name, value in full.items() if name not in idle and value is not None}
-
-
-@functools.cache
-def defaults_of(loss, base):
-    """The flags' defaults for a loss, as the command line has them now; {} for a loss that it does not know."""
-    import parameters
-
     try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            opt = parameters.parse(["--loss", loss, *(["--antico_base", base] if base else [])])
-    except SystemExit:
-        return {}
-    return {name: value for name, value in vars(opt).items() if name != "given"}
-
-
-def without_effect(flags):
-    """Names of the flags that do nothing, as the command line knows it; none for a loss that it no longer has."""
-    import parameters
-
-    try:
-        return set(parameters.without_effect(argparse.Namespace(**flags)))
-    except KeyError:
-        return set()
+        chosen = acting(every)
+    except ValueError:  # a loss that there is no longer
+        chosen = dict(every)
+    # the network's own size where the flag was not given
+    chosen["input_size"] = (config.get("data") or {}).get("input_size") or every.get("input_size")
+    idle = NO_ROW | set(config.get("without_effect", ()))
+    return {name: frozen(value) for name, value in chosen.items() if name not in idle and value is not None}
 
 
 def frozen(value):

@@ -3,6 +3,7 @@
 import os
 import shlex
 
+from utilities import folders
 from utilities.runs import records, workers
 
 
@@ -31,11 +32,11 @@ class Listing:
         """Lines on what the user should know of the finished runs and of what was left out."""
         lines = [f"note: {problem}" for problem in self.problems]
         finished = [run for run in self.runs if self.state(run) == "done"]
-        commits = {self.records[run].commit for run in finished} - {records.commit(), ""}
+        commits = {self.records[run].commit for run in finished} - {folders.commit(), ""}
         for commit in sorted(commits):
             names = [run.name for run in finished if self.records[run].commit == commit]
-            this = records.short(records.commit()) or "none"
-            lines.append(f"note: {several(names)} of commit {records.short(commit)}, this is {this}")
+            this = folders.short(folders.commit()) or "none"
+            lines.append(f"note: {several(names)} of commit {folders.short(commit)}, this is {this}")
         lacking = {}
         for run in finished:
             for column in run.columns - self.records[run].columns:

@@ -4,6 +4,7 @@ import argparse
 import os
 
 from utilities import recipes
+from utilities.flags import defaults
 from utilities.registry import lookup
 from utilities.runs import plan, records
 
@@ -80,8 +81,8 @@ def check(name, given):
 
 def check_data(name, given, datasets):
     """ValueError, one line, if the folder of the data sets is not there."""
-    if set(datasets) != {"glyphs"} and not os.path.isdir(given.data or records.defaults()["source_path"]):
-        where = given.data or f"{records.defaults()['source_path']} (the default)"
+    if set(datasets) != {"glyphs"} and not os.path.isdir(given.data or defaults()["source_path"]):
+        where = given.data or f"{defaults()['source_path']} (the default)"
         raise ValueError(
             f"{where}: no such folder; give the one that holds {', '.join(datasets)}: {SCRIPT} {name} DATA, "
             "or --datasets glyphs, which needs no data"

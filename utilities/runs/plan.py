@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import parameters
 from utilities import recipes
+from utilities.flags import HOUSEKEEPING, defaults
 from utilities.registry import lookup
 from utilities.runs import records
 
@@ -78,7 +79,7 @@ class Run:
         """The words that start it, or go on with the run of a Record."""
         if record is None:
             return PROGRAM + words_of({**self.flags, "group": self.group})
-        own = records.HOUSEKEEPING - {"save_path"} | {"source_path"}
+        own = HOUSEKEEPING - {"save_path"} | {"source_path"}
         return PROGRAM + words_of({"resume": record.folder, **{n: v for n, v in self.flags.items() if n in own}})
 
 
@@ -98,14 +99,14 @@ def check_name(prefix, name):
     """ValueError, one line, if main.py has no such flag, or the queue gives it itself."""
     if name in OTHERWISE:
         raise ValueError(f"{prefix}{name}: give {OTHERWISE[name]} instead")
-    if name not in records.defaults():
-        near = difflib.get_close_matches(name, [*records.defaults(), *OWN], 1, 0.6)
+    if name not in defaults():
+        near = difflib.get_close_matches(name, [*defaults(), *OWN], 1, 0.6)
         raise ValueError(f"{prefix}{name}: unknown" + (f" (did you mean {prefix}{near[0]}?)" if near else ""))
 
 
 def flag_value(name, values):
     """The value of a flag of main.py from its words. Raises ValueError, one line, for a wrong switch."""
-    default = records.defaults()[name]
+    default = defaults()[name]
     if isinstance(default, bool):
         if len(values) > 1 or (values and values[0] not in SWITCH):
             raise ValueError(f"--{name} {' '.join(values)}: is a switch, on or off")
@@ -140,7 +141,7 @@ def grid_rows(words):
         if not equals or not values:
             raise ValueError(f"--grid {word}: write FLAG=VALUE,VALUE, e.g. antico_w=10,100")
         check_name("--grid ", name)
-        several = isinstance(records.defaults()[name], list)
+        several = isinstance(defaults()[name], list)
         axes.append([(name, flag_value(name, v.split() if several else [v])) for v in values.split(",")])
     repeated = {axis[0][0] for axis in axes if sum(axis[0][0] == other[0][0] for other in axes) > 1}
     if repeated:
@@ -192,7 +193,7 @@ def make(place, recipe, chosen, prefix, kind):
     opt = parameters.parse(words_of(every))
     idle = parameters.without_effect(opt)
     flags = {name: value for name, value in every.items() if name not in idle}
-    group = group_name(recipe, opt, [n for n in chosen if n in flags and n not in records.HOUSEKEEPING], prefix)
+    group = group_name(recipe, opt, [n for n in chosen if n in flags and n not in HOUSEKEEPING], prefix)
     return kind(place["dataset"], flags, opt, group)
 
 

@@ -1,32 +1,15 @@
 """What makes two runs the same one, and how far a run is on disk. Without torch, which takes seconds."""
 
-import argparse
 import csv
-import functools
 import glob
 import json
 import os
 from dataclasses import dataclass
 
-import parameters
+from utilities.flags import HOUSEKEEPING, acting, defaults
 from utilities.folders import all_flags, divergence, read_config
-from utilities.folders import commit as commit
-from utilities.folders import short as short
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-# flags of where, how fast and what is looked at: the weights do not depend on them, so they tell no runs apart
-HOUSEKEEPING = {
-    "resume", "list", "kernels", "gpu", "cache", "save_path", "savename", "group", "project", "checkpoint_minutes",
-    "grad_cache", "profile", "no_train_metrics", "no_test_metrics", "evaluation_metrics", "evaltypes", "eval_every",
-    "storage_metrics", "store_improvements", "save_embeddings", "evaluate_on_cpu", "tensorboard", "log_online",
-    "wandb_key", "completed",
-}  # fmt: skip
-
-
-@functools.cache
-def defaults():
-    """{flag: its default}."""
-    return {name: value for name, value in vars(parameters.parse([])).items() if name != "given"}
 
 
 def key(flags):
@@ -34,15 +17,14 @@ def key(flags):
 
     flags : {name: value}, all of a run's; one that is missing, as in older runs, counts as its default.
     """
-    every = {**defaults(), **{name: value for name, value in flags.items() if name != "given"}}
-    idle = parameters.without_effect(argparse.Namespace(**every))
-    # what is counted on reading is the same data wherever it lies; the rest is known by its place
-    if every["dataset"] != "folder" and not every["allow_partial"] and not every["skip_broken"]:
-        idle.add("source_path")
-    acting = {name: value for name, value in every.items() if name not in idle | HOUSEKEEPING}
-    if "source_path" in acting:
-        acting["source_path"] = os.path.realpath(acting["source_path"])
-    return json.dumps(acting, sort_keys=True)
+    tell_apart = {name: value for name, value in acting(flags).items() if name not in HOUSEKEEPING | {"given"}}
+    if "source_path" in tell_apart:
+        # what is counted on reading is the same data wherever it lies; the rest is known by its place
+        if tell_apart["dataset"] == "folder" or tell_apart["allow_partial"] or tell_apart["skip_broken"]:
+            tell_apart["source_path"] = os.path.realpath(tell_apart["source_path"])
+        else:
+            del tell_apart["source_path"]
+    return json.dumps(tell_apart, sort_keys=True)
 
 
 @dataclass

@@ -1,16 +1,22 @@
-"""The flags that --resume and --evaluate_only take from an earlier run. Without torch, which takes seconds."""
+"""The flags of a run as its config.json has them: which act, which may change, which are taken over.
 
+Without torch, which takes seconds.
+"""
+
+import argparse
+import functools
 import os
 
 from utilities.folders import all_flags, find, read_config, run_name
 
-# flags that may differ from those of the run that --resume goes on with: what is learned does not depend on them
-MAY_CHANGE = {
-    "resume", "list", "n_epochs", "kernels", "gpu", "source_path", "cache", "save_path", "savename", "group", "project",
-    "checkpoint_minutes", "grad_cache", "profile", "no_train_metrics", "no_test_metrics", "evaluation_metrics",
-    "evaltypes", "storage_metrics", "store_improvements", "search", "kmeans_restarts", "save_embeddings",
-    "evaluate_on_cpu", "eval_every", "tensorboard", "log_online", "wandb_key", "completed",
+# of where, how fast and what is looked at: what is learned does not depend on them, so they tell no runs apart
+HOUSEKEEPING = {
+    "resume", "list", "kernels", "gpu", "cache", "save_path", "savename", "group", "project", "checkpoint_minutes",
+    "grad_cache", "profile", "no_train_metrics", "no_test_metrics", "evaluation_metrics", "evaltypes", "eval_every",
+    "storage_metrics", "store_improvements", "save_embeddings", "evaluate_on_cpu", "tensorboard", "log_online",
+    "wandb_key", "completed",
 }  # fmt: skip
+MAY_CHANGE = HOUSEKEEPING | {"n_epochs", "source_path", "search", "kmeans_restarts"}  # of a run that goes on
 OF_THIS_EVALUATION = {
     "evaluate_only", "checkpoint", "save_embeddings", "resume", "list", "gpu", "evaluate_on_cpu", "search", "profile",
 }  # fmt: skip
@@ -52,3 +58,24 @@ def flags_of_run(given, defaults):
 
 def shown(value):
     return " ".join(map(str, value)) if isinstance(value, list) else value
+
+
+@functools.cache
+def defaults(loss=None, base=None):
+    """{flag: its default}; for a loss, and AntiCo's base, the defaults that go with them."""
+    import parameters
+
+    words = [word for name, value in (("loss", loss), ("antico_base", base)) if value for word in (f"--{name}", value)]
+    return {name: value for name, value in vars(parameters.parse(words)).items() if name != "given"}
+
+
+def acting(flags):
+    """{name: value} of those that act in a run of these flags; one that is missing, as in older runs, has its default.
+
+    Raises ValueError, one line, for a loss that there is no longer.
+    """
+    import parameters
+
+    every = {**defaults(flags.get("loss"), flags.get("antico_base")), **flags}
+    idle = parameters.without_effect(argparse.Namespace(**every))
+    return {name: value for name, value in every.items() if name not in idle}
