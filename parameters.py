@@ -29,7 +29,7 @@ pooling of _double (average + maximum), _lp2, _lp3 (generalised mean); else aver
 
 
 def build_parser():
-    parser = OneLineParser("main.py", USAGE, EXAMPLES, formatter_class=Formatter, allow_abbrev=False)
+    parser = OneLineParser("python main.py", USAGE, EXAMPLES, formatter_class=Formatter, allow_abbrev=False)
     flag(parser, "list", False, "print the losses, miners, backbones, data sets and metrics, and stop")
     add_data(parser.add_argument_group("data"))
     add_network(parser.add_argument_group("network", SUFFIXES))
@@ -196,7 +196,7 @@ def check_loss(opt):
     try:
         criteria.acting_flags(opt)
     except ValueError as problem:
-        OneLineParser("main.py").error(str(problem))
+        OneLineParser("python main.py").error(str(problem))
 
 
 def note(opt):

@@ -15,6 +15,7 @@ import tempfile
 import time
 
 from utilities import interrupts
+from utilities.command_line import one_line_errors
 from utilities.files import write_whole
 from utilities.folders import all_flags, read_config
 
@@ -154,23 +155,20 @@ def table(out, paths, failed=()):
     print(f"{texts['md']}\nwritten: {', '.join(f'{out}.{suffix}' for suffix in texts)}")
 
 
+@one_line_errors
 def main(words):
-    try:
-        if len(words) > 2 and words[0] == "--table":
-            end = words.index("--failed") if "--failed" in words else len(words)
-            table(words[1], words[2:end], words[end + 1 :])
-        elif len(words) > 1 and words[0].endswith(".json"):
-            interrupts.end_at_once()
-            record = measure(words[1:])
-            write_whole(words[0], lambda file: json.dump(record, file, indent=2))
-            print(f"{record['ms']:.1f} ms a step, {record['mib']:.0f} MiB; written: {words[0]}")
-        else:
-            print(__doc__)
-        return 0
-    except (ValueError, OSError) as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        return 2
+    if len(words) > 2 and words[0] == "--table":
+        end = words.index("--failed") if "--failed" in words else len(words)
+        table(words[1], words[2:end], words[end + 1 :])
+    elif len(words) > 1 and words[0].endswith(".json"):
+        interrupts.end_at_once()
+        record = measure(words[1:])
+        write_whole(words[0], lambda file: json.dump(record, file, indent=2))
+        print(f"{record['ms']:.1f} ms a step, {record['mib']:.0f} MiB; written: {words[0]}")
+    else:
+        print(__doc__)
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -18,6 +18,7 @@ from datasets import DATASETS
 from datasets.loading import decode
 from datasets.loading.layout import rows_on_disk, shortfall
 from datasets.loading.unpack import inside, unpack
+from utilities.command_line import OneLineParser, one_line_errors
 from utilities.files import write_whole
 
 MODULES = {name: entry.module for name, entry in DATASETS.items() if entry.module}
@@ -73,10 +74,10 @@ def prepare(name, archives, source_path, verify=False, allow_partial=False, work
     return 1 if problems else 0
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(
-        prog="python -m datasets.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+@one_line_errors
+def main(argv):
+    form = argparse.RawDescriptionHelpFormatter
+    parser = OneLineParser("python -m datasets.prepare", description=__doc__, formatter_class=form)
     add = parser.add_argument
     add("name", choices=list(MODULES))
     add("--archive", nargs="+", default=[], metavar="FILE", help="downloaded archives, and files like cars_annos.mat")
@@ -88,9 +89,6 @@ def main(argv=None):
     try:
         workers = max(args.kernels, 0)
         return prepare(args.name, args.archive, args.source_path, args.verify, args.allow_partial, workers)
-    except (ValueError, OSError) as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("\nstopped; give the same command again", file=sys.stderr)
         return 130

@@ -20,11 +20,18 @@ import sys
 import numpy as np
 
 import evaluation
+from utilities.command_line import OneLineParser, one_line_errors
 from utilities.files import write_whole
 
 DEFAULT = "e_recall@1 e_recall@2 e_recall@4 e_recall@8 mAP@R R-precision nmi f1 coding_rate@share".split()
 ARRAYS = ("embeddings", "labels", "query_embeddings", "query_labels")
 PICTURES = ("panel", "spectrum", "tsne")
+# what errors name by main.py's flags
+OTHERWISE = {
+    "--evaluation_metrics:": "evaluation:",
+    "--evaluation_metrics": "--metrics",
+    "--kmeans_restarts": "--restarts",
+}
 SIDE = 160  # pixels of an image in a panel
 
 
@@ -170,14 +177,8 @@ def write_picture(figure, path):
 
 
 def parse(argv):
-    class OneLine(argparse.ArgumentParser):
-        def error(self, message):
-            self.exit(2, f"error: {message} (python -m evaluation --help)\n")
-
-    parser = OneLine(
-        prog="python -m evaluation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
+    form = argparse.RawDescriptionHelpFormatter
+    add = (parser := OneLineParser("python -m evaluation", description=__doc__, formatter_class=form)).add_argument
     add("files", nargs="+", metavar="FILE", help="npz of embeddings (n, d) and labels (n,)")
     add("--metrics", nargs="+", help=f"by name, see main.py --list; {' '.join(DEFAULT)} unless a picture is asked for")
     add("--json", action="store_true", help="print one JSON object and nothing else")
@@ -215,7 +216,8 @@ def measure(path, arrays, given):
     return values
 
 
-def main(argv=None):
+@one_line_errors
+def main(argv):
     given = parse(argv)
     wanted = [picture for picture in PICTURES if getattr(given, picture)]
     given.metrics = given.metrics or ([] if wanted else DEFAULT)
@@ -226,20 +228,20 @@ def main(argv=None):
         for picture in wanted:
             draw = {"panel": draw_panel, "spectrum": draw_spectrum, "tsne": draw_tsne}[picture]
             write_picture(draw(files, given), getattr(given, picture))
-    except (ValueError, OSError) as problem:
-        line = f"{problem.filename}: {problem.strerror}" if isinstance(problem, OSError) else str(problem)
-        line = line.replace("--evaluation_metrics:", "evaluation:").replace("--evaluation_metrics", "--metrics")
-        print(f"error: {line.replace('--kmeans_restarts', '--restarts')}", file=sys.stderr)
-        return 2
+    except ValueError as problem:
+        line = str(problem)
+        for flag, here in OTHERWISE.items():
+            line = line.replace(flag, here)
+        raise ValueError(line) from problem
     if given.json:
         print(json.dumps(values if len(files) > 1 else values.get(given.files[0], {})))
         return 0
     mark = " (approximate search)" if given.search == "ivf" else ""
     for path, its_own in values.items():
-        print(
-            *([f"{path}:"] if len(files) > 1 else []), *(f"{n:24s} {v:.6f}{mark}" for n, v in its_own.items()), sep="\n"
-        )
-    print(*(f"written: {getattr(given, picture)}" for picture in wanted), sep="\n", end="\n" if wanted else "")
+        lines = [f"{path}:"] * (len(files) > 1) + [f"{name:24s} {value:.6f}{mark}" for name, value in its_own.items()]
+        print(*lines, sep="\n")
+    for picture in wanted:
+        print(f"written: {getattr(given, picture)}")
     return 0
 
 

@@ -1,8 +1,10 @@
-"""How main.py's flags are read and explained: errors in one line, the type from the default. Without torch."""
+"""How flags are read and explained, and bad input told: in one line. Without torch, which takes seconds."""
 
 import argparse
+import functools
 import math
 import os
+import sys
 
 LARGE = 1e30  # of rates, weights, factors: their products still fit float32
 
@@ -10,7 +12,39 @@ LARGE = 1e30  # of rates, weights, factors: their products still fit float32
 class OneLineParser(argparse.ArgumentParser):
     def error(self, message):
         first = os.environ.get("RANK", "0") == "0"  # all processes of a torchrun have the same command line
-        self.exit(2, f"error: {message} (python main.py --help lists every flag)\n" if first else None)
+        self.exit(2, f"error: {message} ({self.prog} --help lists every flag)\n" if first else None)
+
+
+def line_of(problem):
+    """An exception in words: of what the system says, the file and the reason."""
+    if isinstance(problem, OSError) and problem.filename and problem.strerror:
+        return f"{problem.filename}: {problem.strerror}"
+    return str(problem).strip() or type(problem).__name__
+
+
+def silence():
+    """Nothing more to standard output, or Python's own last flush would complain of a closed pipe."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def one_line_errors(main):
+    """Decorator of a command: (words of its command line, sys.argv's without any) → exit status, which for bad input is
+    2, after one line."""
+
+    @functools.wraps(main)
+    def guarded(words=None):
+        try:
+            status = main(sys.argv[1:] if words is None else [str(word) for word in words])
+            sys.stdout.flush()
+            return status
+        except BrokenPipeError:
+            silence()
+            return 1
+        except (ValueError, OSError) as problem:
+            print(f"error: {line_of(problem)}", file=sys.stderr)
+            return 2
+
+    return guarded
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -1,7 +1,6 @@
 """Known errors as one line and an exit status: 2 for bad input, 1 for a run that could not go on. The rest are bugs."""
 
 import contextlib
-import os
 import shlex
 import signal
 import sys
@@ -9,7 +8,7 @@ import time
 
 import torch
 
-from utilities import distributed, folders
+from utilities import command_line, distributed, folders
 from utilities.distributed import STANDARD_OUTPUT
 from utilities.interrupts import Interrupted
 
@@ -101,7 +100,7 @@ def of_the_machine(problem, after):
         advice = "lower --bs, embed it in parts with --grad_cache CHUNK, or give --amp bf16"
         return Stop(f"error: memory ran out; {advice}. {after}", 1)
     if isinstance(problem, BrokenPipeError):
-        silence()
+        command_line.silence()
         return Stop(f"error: nobody reads the output any more (a closed pipe). {after}", 128 + signal.SIGPIPE)
     worker_gone = "DataLoader worker" in text and ("killed by" in text or "exited" in text)
     if worker_gone or isinstance(problem, (ConnectionError, EOFError)):  # raised by torch, or met in a fetch
@@ -120,18 +119,11 @@ def is_of_another_process(problem):
     return distributed.world() > 1 and isinstance(problem, RuntimeError) and any(word in str(problem) for word in words)
 
 
-def silence():
-    """Nothing more to standard output, or Python's own last flush would complain."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def line_of(problem):
     if isinstance(problem, OSError) and problem.filename == STANDARD_OUTPUT:
-        silence()
-    if isinstance(problem, OSError) and problem.filename and problem.strerror:
-        return f"{problem.filename}: {problem.strerror}"
+        command_line.silence()
     advice = getattr(problem, "advice", "")  # a broken image has some
-    return (str(problem).strip() or type(problem).__name__) + (f"; {advice}" if advice else "")
+    return command_line.line_of(problem) + (f"; {advice}" if advice else "")
 
 
 def report(stop):

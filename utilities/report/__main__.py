@@ -4,11 +4,11 @@ Each of RUNS is a run's folder (config.json, metrics.csv) or holds such folders.
 acts on training; runs that differ in the seed alone make one row. utilities/report/README.md says what counts.
 """
 
-import argparse
 import os
 import shlex
 import sys
 
+from utilities.command_line import OneLineParser, one_line_errors
 from utilities.files import write_whole
 from utilities.report import formats
 from utilities.report.collect import ROWS, collect
@@ -24,37 +24,19 @@ TITLES = {
 }  # fmt: skip
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        self.exit(2, f"error: {message} (python -m utilities.report --help)\n")
-
-
 def parse(argv):
-    parser = Parser(prog="python -m utilities.report", description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("runs", nargs="+", metavar="RUNS", help="folders of runs, or folders that hold such")
-    parser.add_argument(
-        "--out", required=True, metavar="X", help="writes X.md X.csv X.tex X_runs.csv, X.png X.pdf and further figures"
-    )
-    parser.add_argument(
-        "--html", nargs="?", const=True, metavar="FILE", help="also one page with all of it, X.html unless named"
-    )
-    parser.add_argument("--split", default="test", choices=["test", "val", "train"], help="whose metrics are shown")
-    parser.add_argument("--row", default="last", choices=list(ROWS), help="epoch whose metrics are shown")
-    parser.add_argument(
-        "--by", nargs="+", default=[], metavar="FLAG", help="flags with a column of their own, by which rows are sorted"
-    )
-    parser.add_argument(
-        "--columns", nargs="+", default=[], metavar="METRIC", help="metrics to show; all that were measured without it"
-    )
-    parser.add_argument(
-        "--count_collapsed", action="store_true", help="collapsed runs count in the means; else they are listed below"
-    )
-    parser.add_argument(
-        "--tuned", action="store_true", help="each row has flags tuned for it: compare it with the one row of its base"
-    )
-    parser.add_argument(
-        "--failed", nargs="+", default=[], metavar="LINE", help="lines on runs that failed, put below the tables"
-    )
+    parser = OneLineParser("python -m utilities.report", description=__doc__.splitlines()[0], allow_abbrev=False)
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUNS", help="folders of runs, or folders that hold such")
+    add("--out", required=True, metavar="X", help="writes X.md X.csv X.tex X_runs.csv, X.png X.pdf, further figures")
+    add("--html", nargs="?", const=True, metavar="FILE", help="also one page with all of it, X.html unless named")
+    add("--split", default="test", choices=["test", "val", "train"], help="whose metrics are shown")
+    add("--row", default="last", choices=list(ROWS), help="epoch whose metrics are shown")
+    add("--by", nargs="+", default=[], metavar="FLAG", help="flags with a column of their own, which sort the rows")
+    add("--columns", nargs="+", default=[], metavar="METRIC", help="metrics to show; all without it")
+    add("--count_collapsed", action="store_true", help="collapsed runs count in the means; else they are listed below")
+    add("--tuned", action="store_true", help="each row has flags tuned for it: compare it with its base's one row")
+    add("--failed", nargs="+", default=[], metavar="LINE", help="lines on runs that failed, put below the tables")
     return parser.parse_args(argv)
 
 
@@ -117,21 +99,10 @@ def report(given, argv):
     print("written:", ", ".join([first, *(path.removeprefix(given.out) for path in others)]))
 
 
-def main(argv=None):
-    argv = sys.argv[1:] if argv is None else [str(word) for word in argv]
-    given = parse(argv)
-    try:
-        report(given, argv)
-        sys.stdout.flush()
-        return 0
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python's own last flush would complain
-        return 1
-    except (ValueError, OSError) as problem:
-        path = getattr(problem, "filename", None)
-        line = f"{path}: {problem.strerror}" if path else " ".join(str(problem).split("\n"))
-        print(f"error: {line}", file=sys.stderr)
-        return 2
+@one_line_errors
+def main(argv):
+    report(parse(argv), argv)
+    return 0
 
 
 if __name__ == "__main__":

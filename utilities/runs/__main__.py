@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 from utilities import recipes
+from utilities.command_line import one_line_errors
 from utilities.runs import costs, options, plan, records, slurm, workers
 from utilities.runs.listing import Listing, without_effect
 
@@ -73,6 +74,7 @@ def run_all(listing, places):
     return queue
 
 
+@one_line_errors
 def main(words):
     if not words or words[0] in ("-h", "--help"):
         print(options.usage())
@@ -106,17 +108,6 @@ def main(words):
     return status or int(bool(failed))
 
 
-def started_in():
-    """To the folder that the user stands in, which antico_runs.sh has left."""
-    if os.environ.get("ANTICO_STARTED_IN"):
-        os.chdir(os.environ["ANTICO_STARTED_IN"])
-
-
 if __name__ == "__main__":
-    try:
-        started_in()
-        sys.exit(main(sys.argv[1:]))
-    except (ValueError, OSError) as problem:
-        line = f"{problem.filename}: {problem.strerror}" if getattr(problem, "filename", None) else problem
-        print(f"error: {line}", file=sys.stderr)
-        sys.exit(2)
+    os.chdir(os.environ.get("ANTICO_STARTED_IN") or ".")  # where the user stands, which antico_runs.sh has left
+    sys.exit(main())
