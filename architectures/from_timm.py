@@ -1,12 +1,12 @@
 """Every network of timm as timm.<name>, e.g. timm.vit_small_patch16_224 or timm.vit_base_patch16_clip_224.openai."""
 
 import contextlib
-import difflib
 
 from torch import nn
 
 from architectures.embedding import features_of_one, refused
 from architectures.weights import WAY_OUT, first_line
+from utilities.registry import near
 
 SECONDS = 10  # to wait for an answer; huggingface_hub's own limit for a file's header
 
@@ -35,12 +35,10 @@ def check_name(arch, name):
     base, _, tag = name.partition(".")
     tagged = timm.list_models(pretrained=True)
     if not timm.is_model(base):
-        near = difflib.get_close_matches(name, timm.list_models() + tagged, 3, 0.5)
-        hint = f" (did you mean timm.{' or timm.'.join(near)}?)" if near else ""
+        hint = near(f"timm.{name}", [f"timm.{known}" for known in timm.list_models() + tagged], 3, 0.6)
         raise ValueError(f"--arch {arch}: timm {timm.__version__} has no network {name}{hint}")
     if tag and name not in tagged:
-        near = difflib.get_close_matches(name, [other for other in tagged if other.partition(".")[0] == base], 3, 0)
-        hint = f"; it has timm.{', timm.'.join(near)}" if near else ""
+        hint = near(f"timm.{name}", [f"timm.{other}" for other in tagged if other.partition(".")[0] == base], 3, 0)
         raise ValueError(f"--arch {arch}: timm {timm.__version__} has no weights {tag} of {base}{hint}")
 
 

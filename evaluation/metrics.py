@@ -3,7 +3,6 @@
 To add one: a function in the file of its family, and a line in METRICS.
 """
 
-import difflib
 import re
 from functools import cached_property
 from typing import Callable, NamedTuple
@@ -11,6 +10,7 @@ from typing import Callable, NamedTuple
 import torch
 
 from evaluation import clustering, collapse, retrieval
+from utilities.registry import near
 
 LARGEST = 1 << 62  # of the numbers in names: no data set has as many images
 
@@ -74,9 +74,8 @@ def find(name):
     metric = METRICS.get(row)
     if metric and row.endswith("K") == (k is not None) and (k is None or k > 0 or metric.signed):
         return metric, k if k is None else max(-LARGEST, min(k, LARGEST))
-    near = difflib.get_close_matches(re.sub(r"\d+", "K", name), METRICS, 1, 0.4)
     number = re.search(r"[1-9]\d*", name)
-    hint = f" (did you mean {near[0].replace('K', number[0] if number else 'K')}?)" if near else ""
+    hint = near(name, [row.replace("K", number[0] if number else "K") for row in METRICS])
     raise ValueError(f"--evaluation_metrics {name}: unknown{hint}; known: {', '.join(METRICS)}, K from 1 up")
 
 

@@ -105,7 +105,7 @@ def test_no_name_of_timm_ends_like_a_suffix():
         ("timm.vit_small_patch16_224_frosen", "has no network vit_small_patch16_224_frosen .did you mean"),
         (
             "timm.vit_small_patch16_224.dyno",
-            "has no weights dyno of vit_small_patch16_224; it has timm.vit_small_patch16_224.dino",
+            "has no weights dyno of vit_small_patch16_224 .did you mean timm.vit_small_patch16_224.dino",
         ),
         ("timm.", "has no network "),
         ("timm.test_vit_double", "gives tokens, not a feature map"),

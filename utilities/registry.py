@@ -10,11 +10,15 @@ from typing import Any, NamedTuple
 
 def lookup(flag, name, known):
     """known[name]. Raises ValueError, one line, that names the flag, a near name and all known ones."""
-    if name in known:
-        return known[name]
-    near = difflib.get_close_matches(name, known, 1, 0.4)
-    hint = f" (did you mean {near[0]}?)" if near else ""
-    raise ValueError(f"{flag} {name}: unknown{hint}; known: {', '.join(known)}")
+    if name not in known:
+        raise ValueError(f"{flag} {name}: unknown{near(name, known)}; known: {', '.join(known)}")
+    return known[name]
+
+
+def near(name, known, most=1, cutoff=0.4):
+    """Names of `known` that are like `name`, as a question: " (did you mean a or b?)"; empty where there are none."""
+    similar = difflib.get_close_matches(name, known, most, cutoff)
+    return f" (did you mean {' or '.join(similar)}?)" if similar else ""
 
 
 def listing(parts):

@@ -36,76 +36,73 @@ def parts_of(table, name=""):
     Then a loss, or a variant of AntiCo, has the same look in all, and the title says what differs: embed_dim 64.
     """
     lines, rows = lines_of(table, name), table.rows
-    if len(rows) <= MANY:
+    ways = (by_value, by_base, by_flag, by_loss) if len(rows) > MANY else ()
+    places = next(filter(None, (way(rows) for way in ways)), None)
+    if places is None:
         return [("", lines)]
-    ways = (parts_by_value, parts_by_base, parts_by_flag, parts_by_loss)
-    return next(filter(None, (way(rows, lines) for way in ways)), [("", lines)])
-
-
-def parts_by_value(rows, lines):
-    varied = {number: row.full.removeprefix(row.head).strip(" ()") for number, row in enumerate(rows)}
-    members = {value: [n for n in varied if varied[n] == value] for value in varied.values()}
-    losses = {tuple(sorted(rows[n].head for n in numbers)) for numbers in members.values()}
-    if len(losses) > 1 or not all(1 < len(numbers) <= MANY for numbers in members.values()):
-        return None
-    heads = list(dict.fromkeys(row.head for row in rows))
-    parts = {value: [] for value in members}
+    parts = {panel: [] for of_row in places for panel, _, _ in of_row}
     for number, label, runs in lines:
-        head = rows[number].head
-        parts[varied[number]].append((heads.index(head), head + label.removeprefix(rows[number].full), runs))
-    return [(value, entries) for value, entries in parts.items() if entries]
+        for panel, look, words in places[number]:
+            parts[panel].append((look, words + label.removeprefix(rows[number].full), runs))
+    return [(panel, entries) for panel, entries in parts.items() if entries]
 
 
-def parts_by_base(rows, lines):
-    families = [row_names.family(row) for row in rows]
-    kinds = [row.head.removesuffix(f" over {base}") for row, base in zip(rows, families)]
+# ways to part rows: for each row its places [(panel, number of its look there, its label there), ...]; None where it
+# does not fit
+
+
+def varied(rows):
+    """What tells each row from others of its loss."""
+    return [row.full.removeprefix(row.head).strip(" ()") for row in rows]
+
+
+def by_value(rows):
+    values, heads = varied(rows), list(dict.fromkeys(row.head for row in rows))
+    members = {value: sorted(row.head for row, its in zip(rows, values) if its == value) for value in values}
+    if len(set(map(tuple, members.values()))) > 1 or not all(1 < len(m) <= MANY for m in members.values()):
+        return None
+    return [[(value, heads.index(row.head), row.head)] for row, value in zip(rows, values)]
+
+
+def by_base(rows):
+    bases = [row_names.family(row) for row in rows]
+    kinds = [row.head.removesuffix(f" over {base}") for row, base in zip(rows, bases)]
     kinds = [kind if row_names.is_antico(row.flags) else "base loss alone" for row, kind in zip(rows, kinds)]
-    if len(set(families)) < 2 or len(set(zip(families, kinds))) < len(rows):  # a look would not tell two rows apart
+    if len(set(bases)) < 2 or len(set(zip(bases, kinds))) < len(rows):  # a look would not tell two rows apart
         return None
-    looks, parts = list(dict.fromkeys(kinds)), {base: [] for base in families}
-    for number, label, runs in lines:
-        more = label.removeprefix(rows[number].full)
-        parts[families[number]].append((looks.index(kinds[number]), kinds[number] + more, runs))
-    return [(base, entries) for base, entries in parts.items() if entries]
+    looks = list(dict.fromkeys(kinds))
+    return [[(base, looks.index(kind), kind)] for base, kind in zip(bases, kinds)]
 
 
-def parts_by_flag(rows, lines):
+def by_flag(rows):
     """Each flag's values, among them that of the row in the center; rows of a name of their own are a panel too."""
     center = row_names.center_of([row for row in rows if row.head == rows[0].head])
     if not center or len({row_names.family(row) for row in rows}) > 1:
         return None
     same = [row for row in rows if row.head == center.head]
-    parts = {}
+    others = [row for row in rows if row is center or row.head != center.head]
+    heads = [row.head for row in others]
+    places = [[] for _ in rows]
     for name in row_names.differing(same):
         values = sorted((row.flags.get(name) for row in same), key=row_names.sortable)
         looks = list(dict.fromkeys([center.flags.get(name), *values]))
-        for number, label, runs in lines:
-            row = rows[number]
-            changed = row.head == center.head and row.flags.get(name) != center.flags.get(name)
-            if row is center or changed:
-                text = row_names.shown(name, row.flags.get(name)) + label.removeprefix(row.full)
-                parts.setdefault(name, []).append((looks.index(row.flags.get(name)), text, runs))
-    others = [row for row in rows if row is center or row.head != center.head]
-    heads = [row.head for row in others]
-    if len(others) > 1:
-        names = {id(row): row.head if heads.count(row.head) == 1 else row.full for row in others}
-        parts["loss"] = [
-            (list(names).index(id(rows[n])), names[id(rows[n])] + label.removeprefix(rows[n].full), runs)
-            for n, label, runs in lines if id(rows[n]) in names
-        ]  # fmt: skip
-    return [*parts.items()]
+        for row, place in zip(rows, places):
+            value = row.flags.get(name)
+            if row is center or (row.head == center.head and value != center.flags.get(name)):
+                place.append((name, looks.index(value), row_names.shown(name, value)))
+    for number, row in enumerate(others if len(others) > 1 else ()):
+        words = row.head if heads.count(row.head) == 1 else row.full
+        places[next(n for n, other in enumerate(rows) if other is row)].append(("loss", number, words))
+    return places
 
 
-def parts_by_loss(rows, lines):
-    varied = [row.full.removeprefix(row.head).strip(" ()") for row in rows]
-    counts = [[row.head for row in rows].count(head) for head in {row.head for row in rows}]
+def by_loss(rows):
+    heads, values = [row.head for row in rows], varied(rows)
+    counts = [heads.count(head) for head in set(heads)]
     if min(counts) < 2 or max(counts) > MANY or len(counts) < 2:
         return None
-    looks, parts = list(dict.fromkeys(varied)), {row.head: [] for row in rows}
-    for number, label, runs in lines:
-        more = label.removeprefix(rows[number].full)
-        parts[rows[number].head].append((looks.index(varied[number]), (varied[number] or "alone") + more, runs))
-    return [(head, entries) for head, entries in parts.items() if entries]
+    looks = list(dict.fromkeys(values))
+    return [[(head, looks.index(value), value or "alone")] for head, value in zip(heads, values)]
 
 
 def load_embeddings(folder, split):

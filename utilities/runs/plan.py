@@ -1,7 +1,6 @@
 """From the words of a command line to the list of runs."""
 
 import argparse
-import difflib
 import functools
 import hashlib
 import itertools
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 import parameters
 from utilities import recipes
 from utilities.flags import HOUSEKEEPING, defaults
-from utilities.registry import lookup
+from utilities.registry import lookup, near
 from utilities.runs import records
 
 PROGRAM = [sys.executable, os.path.join(records.ROOT, "main.py")]
@@ -100,8 +99,8 @@ def check_name(prefix, name):
     if name in OTHERWISE:
         raise ValueError(f"{prefix}{name}: give {OTHERWISE[name]} instead")
     if name not in defaults():
-        near = difflib.get_close_matches(name, [*defaults(), *OWN], 1, 0.6)
-        raise ValueError(f"{prefix}{name}: unknown" + (f" (did you mean {prefix}{near[0]}?)" if near else ""))
+        known = [prefix + flag for flag in (*defaults(), *OWN)]
+        raise ValueError(f"{prefix}{name}: unknown{near(prefix + name, known, cutoff=0.7)}")
 
 
 def flag_value(name, values):
