@@ -68,8 +68,8 @@ def nearest_neighbours(queries, gallery, k, exclude_self=False, backend="auto", 
     rows, or the back-end is unknown or not installed; Unmeasurable, one too, if the rows are not finite.
     """
     search = Search(queries, gallery, k, exclude_self, backend, on_cpu)
-    found = torch.cat([search.nearest(rows, k) for rows in search.blocks()])
-    return found.to(queries.device) if torch.is_tensor(queries) else found
+    neighbours = torch.cat([search.nearest(rows, k) for rows in search.blocks()])
+    return neighbours.to(queries.device) if torch.is_tensor(queries) else neighbours
 
 
 class Search:
@@ -210,8 +210,8 @@ class Search:
         ahead = pad(distances.diff(dim=1) > 0, (1, 0)).flatten().cumsum(0)  # points of one distance have one number
         ahead += torch.arange(len(points), device=self.device).repeat_interleave(points.shape[1])
         rows = (ahead[owner] * len(self.by_point) + rows).sort().values % len(self.by_point)
-        found = copies.sum(1)
-        return rows[(found.cumsum(0) - found)[:, None] + torch.arange(k, device=self.device)]
+        counts = copies.sum(1)
+        return rows[(counts.cumsum(0) - counts)[:, None] + torch.arange(k, device=self.device)]
 
 
 def check_rows(queries, gallery, k, exclude_self):

@@ -115,14 +115,14 @@ def subset_of_classes(train, n_classes=None, n_images=None, seed=0):
     Of one seed, the images of a smaller subset are among those of a larger one. Raises ValueError, one line, for more
     classes than there are.
     """
-    there = len(train.class_names)
-    if n_classes is not None and n_classes > there:
-        raise ValueError(f"--train_classes {n_classes}: the training split has {there}")
+    n_present = len(train.class_names)
+    if n_classes is not None and n_classes > n_present:
+        raise ValueError(f"--train_classes {n_classes}: the training split has {n_present}")
     generator = torch.Generator().manual_seed(seed)
-    kept_classes = torch.randperm(there, generator=generator)[:n_classes]
+    kept_classes = torch.randperm(n_present, generator=generator)[:n_classes]
     order = torch.randperm(len(train), generator=generator)
     order = order[torch.sort(train.labels[order], stable=True).indices]  # class after class, shuffled within
-    counts = train.labels.bincount(minlength=there)
+    counts = train.labels.bincount(minlength=n_present)
     place = torch.arange(len(train)) - (counts.cumsum(0) - counts)[train.labels[order]]  # within its class
     kept = torch.isin(train.labels[order], kept_classes)
     if n_images is not None:

@@ -60,8 +60,8 @@ def caption(table, split, which):
 def centers(table):
     """Sentences on the rows of which others change one flag."""
     heads = dict.fromkeys(row.head for row in table.rows)
-    found = [row_names.center_of([row for row in table.rows if row.head == head]) for head in heads]
-    return [f"brackets with one flag: all others as in {row.full}" for row in found if row]
+    centers_of = [row_names.center_of([row for row in table.rows if row.head == head]) for head in heads]
+    return [f"brackets with one flag: all others as in {row.full}" for row in centers_of if row]
 
 
 def seeds_of(table):

@@ -46,8 +46,8 @@ def names(every):
         alone = [(other.dataset, other.place) for other in every].count((data.dataset, data.place)) == 1
         return name if alone else f"{name}, {data.n_classes} classes{each}"
 
-    found = {data: short(data) for data in every}
+    named = {data: short(data) for data in every}
     for longer in (in_words, lambda data: f"{in_words(data)}, tested on {data.tested}"):
-        given = list(found.values())
-        found = {data: longer(data) if given.count(name) > 1 else name for data, name in found.items()}
-    return found
+        given = list(named.values())
+        named = {data: longer(data) if given.count(name) > 1 else name for data, name in named.items()}
+    return named

@@ -121,11 +121,11 @@ def is_number(value):
 def against_hyperparameter(tables, split):
     """The first metric against each numeric flag that is varied alone: the mean a line, each run a point; a base
     without the flag a level line."""
-    found = [(table, *sweep) for table in tables if first_metric(table) for sweep in sweeps(table)]
-    if not found:
+    panels = [(table, *sweep) for table in tables if first_metric(table) for sweep in sweeps(table)]
+    if not panels:
         return "no numeric flag alone tells rows of a loss apart"
-    figure, axes = style.grid(len(found))
-    for axis, (table, name, families) in zip(axes, found):
+    figure, axes = style.grid(len(panels))
+    for axis, (table, name, families) in zip(axes, panels):
         column = first_metric(table)
         values = sorted({row.flags[name] for rows in families for row in rows})
         for rows in families:
@@ -174,7 +174,7 @@ def set_scale(axis, values):
 
 def against_rate(tables, split):
     """The first metric against the coding rate's share, one point a run; hollow: a collapsed one, in no mean."""
-    name, found = f"{split}/coding_rate@share", []
+    name, panels = f"{split}/coding_rate@share", []
     for table in tables:
         column = first_metric(table)
         if not column or column.metric == "coding_rate@share":
@@ -186,11 +186,11 @@ def against_rate(tables, split):
         for title, lines in spaces.parts_of(table):
             points = [(number, label, [run for run in runs if shows(run)]) for number, label, runs in lines]
             if any(runs for _, _, runs in points):
-                found.append((table, column, title, points))
-    if not found:
+                panels.append((table, column, title, points))
+    if not panels:
         return f"no run measured coding_rate@share and {heading('e_recall@1')} on the {split} split"
-    figure, axes = style.grid(len(found))
-    for axis, (table, column, title, points) in zip(axes, found):
+    figure, axes = style.grid(len(panels))
+    for axis, (table, column, title, points) in zip(axes, panels):
         for number, label, runs in points:
             look = style.look(number, "(collapsed)" in label) | {"linestyle": "none", "markersize": 7}
             x, y = [100 * run.chosen[name] for run in runs], [column.value(run, split) for run in runs]
@@ -198,6 +198,6 @@ def against_rate(tables, split):
                 axis.plot(x, y, label=label, **look)
         style.at_least(axis, "xy" if column.factor == 100 else "x")
         axis.set(xlabel="coding rate / its maximum, %", ylabel=unit(column))
-        axis.set_title(style.wrapped([table.name if len(tables) > 1 else "", title], len(found)))
+        axis.set_title(style.wrapped([table.name if len(tables) > 1 else "", title], len(panels)))
     style.legend(figure, axes)
     return figure

@@ -18,13 +18,13 @@ def inline(data):
 
 def pictures_of(folder):
     """[(name, data address)] of the PICTURES in a run's folder, which python -m evaluation draws."""
-    found = []
+    pictures = []
     for name in PICTURES:
         with contextlib.suppress(FileNotFoundError), open(os.path.join(folder, name), "rb") as file:
             data = file.read(LARGEST + 1)
             if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) <= LARGEST:
-                found.append((name, inline(data)))
-    return found
+                pictures.append((name, inline(data)))
+    return pictures
 
 
 def describe_run(run, label):

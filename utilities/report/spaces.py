@@ -20,13 +20,13 @@ class Unreadable(ValueError):
 
 def lines_of(table, name=""):
     """[(number, label, runs)] a row: those that count, and apart those that collapsed; with `name`, that left it."""
-    found = []
+    lines = []
     for number, row in enumerate(table.rows):
         for kind in ("", "collapsed"):
             runs = [run for run in row.all_runs if run.kind == kind and os.path.exists(os.path.join(run.folder, name))]
             if runs:
-                found.append((number, row.full + (" (collapsed)" if kind else ""), runs))
-    return found
+                lines.append((number, row.full + (" (collapsed)" if kind else ""), runs))
+    return lines
 
 
 def parts_of(table, name=""):
@@ -131,11 +131,11 @@ def singular_values(embeddings):
 def spectrum(tables, split):
     """Singular values of the embeddings that runs left: a row's mean over its seeds, their range as a band."""
     name = f"embeddings_{split}.npz"
-    found = [(table, *part) for table in tables for part in parts_of(table, name) if part[1]]
-    if not found:
+    panels = [(table, *part) for table in tables for part in parts_of(table, name) if part[1]]
+    if not panels:
         return f"no run left {name} (--save_embeddings)"
-    figure, axes = style.grid(len(found))
-    for axis, (table, title, lines) in zip(axes, found):
+    figure, axes = style.grid(len(panels))
+    for axis, (table, title, lines) in zip(axes, panels):
         for number, label, runs in lines:
             values = [singular_values(load_embeddings(run.folder, split)[0]) for run in runs]
             values = np.stack([v[: min(map(len, values))] for v in values])
@@ -145,7 +145,7 @@ def spectrum(tables, split):
                 axis.fill_between(x, values.min(0), values.max(0), color=look["color"], alpha=0.18, linewidth=0)
         axis.set(yscale="log", xlabel="singular value, largest first", ylabel="share of their sum")
         axis.set_ylim(bottom=max(axis.get_ylim()[0], 1e-6))  # below is the rounding of float32
-        axis.set_title(style.wrapped([table.name, name, title], len(found)))
+        axis.set_title(style.wrapped([table.name, name, title], len(panels)))
     style.legend(figure, axes)
     return figure
 
@@ -178,17 +178,17 @@ def similarities(proxies):
 
 def proxies(tables):
     """How similar the class proxies are: the distribution of the cosines between them, of each row's first run."""
-    found = []
+    panels = []
     for table in tables:
         for title, lines in parts_of(table, "checkpoint.pt"):
             rows = [(number, label, runs[0]) for number, label, runs in lines if has_proxies(runs[0].flags)]
             rows = [(number, label, run, load_proxies(run.folder)) for number, label, run in rows]
             rows = [entry for entry in rows if entry[3] is not None and len(entry[3]) > 1]
-            found += [(table, title, rows)] if rows else []
-    if not found:
+            panels += [(table, title, rows)] if rows else []
+    if not panels:
         return "no run's checkpoint.pt has proxies"
-    figure, axes = style.grid(len(found))
-    for axis, (table, title, rows) in zip(axes, found):
+    figure, axes = style.grid(len(panels))
+    for axis, (table, title, rows) in zip(axes, panels):
         values = {entry[:2]: similarities(entry[3]) for entry in rows}
         low, high = min(v.min() for v in values.values()), max(v.max() for v in values.values())
         bins = min(max(int(min(map(len, values.values())) ** 0.5), 8), 60)  # of few pairs each bin needs some
@@ -205,7 +205,7 @@ def proxies(tables):
         axis.set(xlabel="cosine similarity of two classes' proxies", ylabel="pairs, %")
         seeds = sorted({entry[2].seed for entry in rows})
         parts = [table.name, f"checkpoint.pt of seed {', '.join(map(str, seeds))}", title]
-        axis.set_title(style.wrapped(parts, len(found)))
+        axis.set_title(style.wrapped(parts, len(panels)))
     style.legend(figure, axes)
     return figure
 
@@ -214,15 +214,15 @@ def tsne(tables, split):
     """t-SNE (van der Maaten and Hinton, JMLR 2008) of the same classes in each row's first run, side by side."""
     name = f"embeddings_{split}.npz"
     every_row = [(table, *entry) for table in tables for entry in lines_of(table, name)]
-    found = every_row[:PANELS]
-    if not found:
+    panels = every_row[:PANELS]
+    if not panels:
         return f"no run left {name} (--save_embeddings)"
-    across = min(len(found), 3)
-    figure, axes = style.panels(-(-len(found) // across), across, 2.6)
+    across = min(len(panels), 3)
+    figure, axes = style.panels(-(-len(panels) // across), across, 2.6)
     axes = [axis for line in axes for axis in line]
-    for axis in axes[len(found) :]:
+    for axis in axes[len(panels) :]:
         axis.set_visible(False)
-    for axis, (table, _, label, runs) in zip(axes, found):
+    for axis, (table, _, label, runs) in zip(axes, panels):
         points, labels = flat(*load_embeddings(runs[0].folder, split))
         for number, value in enumerate(np.unique(labels)):
             look = style.look(number)
@@ -232,7 +232,7 @@ def tsne(tables, split):
         axis.set(xticks=[], yticks=[])
         axis.grid(False)
         axis.spines[["top", "right"]].set_visible(True)
-    more = f", the first {len(found)} of {len(every_row)} rows" if len(every_row) > len(found) else ""
+    more = f", the first {len(panels)} of {len(every_row)} rows" if len(every_row) > len(panels) else ""
     figure.suptitle(f"{name} of one run each{more}", fontsize=9)
     return figure
 

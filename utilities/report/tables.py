@@ -148,12 +148,12 @@ def decimals(values):
 def measured(runs, split):
     """{metric: [values]} of the shown epochs on a split; of all epochs where no run has a shown one."""
     shown = [run.chosen for run in runs if run.chosen] or [row for run in runs for row in run.rows]
-    found = {}
+    values = {}
     for row in shown:
         for name, value in row.items():
             if value is not None and math.isfinite(value) and (name == "seconds" or name.startswith(f"{split}/")):
-                found.setdefault(name.removeprefix(f"{split}/"), []).append(value)
-    return found
+                values.setdefault(name.removeprefix(f"{split}/"), []).append(value)
+    return values
 
 
 def metrics_of(runs, split, wanted):

@@ -11,11 +11,11 @@ class Listing:
     """The runs of a table with what is on disk of each."""
 
     def __init__(self, runs):
-        self.runs, self.problems, found = runs, [], {}
+        self.runs, self.problems, scanned = runs, [], {}
         for folder in dict.fromkeys(run.folder for run in runs):
-            found[folder], problems = records.scan(folder)
+            scanned[folder], problems = records.scan(folder)
             self.problems += problems
-        self.records = {run: run.find(found[run.folder]) for run in runs}
+        self.records = {run: run.find(scanned[run.folder]) for run in runs}
 
     def state(self, run):
         record = self.records[run]
