@@ -19,94 +19,60 @@ class Entry(NamedTuple):
 MINERS = {
     "all": Entry("criteria.miners:every", "every triplet of the batch"),
     "random": Entry("criteria.miners:random", "every positive pair with a random negative"),
-    "semihard": Entry(
-        "criteria.miners:semihard", "negatives a little farther than the positive (Schroff et al., CVPR 2015)"
-    ),
-    "softhard": Entry(
-        "criteria.miners:softhard",
-        "positives and negatives that are on the wrong side of some other (Roth & Brattoli, 2019)",
-    ),
+    "semihard": Entry("criteria.miners:semihard",
+        "negatives a little farther than the positive (Schroff et al., CVPR 2015)"),
+    "softhard": Entry("criteria.miners:softhard",
+        "positives and negatives that are on the wrong side of some other (Roth & Brattoli, 2019)"),
     "distance": Entry("criteria.miners:distance_weighted", "negatives uniform in distance (Wu et al., ICCV 2017)"),
-    "rho_distance": Entry(
-        "criteria.miners:rho_distance", "the same, some negatives replaced by positives (Roth et al., ICML 2020)"
-    ),
-}
+    "rho_distance": Entry("criteria.miners:rho_distance",
+        "the same, some negatives replaced by positives (Roth et al., ICML 2020)"),
+}  # fmt: skip
 
+ALL_PAIRS = dict(batch_mining="all")
 # the losses that AntiCo can stand on
 BASES = {
-    "contrastive": Entry(
-        "criteria.contrastive:Contrastive",
-        "contrastive loss (Hadsell et al., CVPR 2006)",
-        defaults={"batch_mining": "all"},
-    ),
-    "triplet": Entry(
-        "criteria.triplet:Triplet", "triplet loss (Schroff et al., CVPR 2015)", defaults={"batch_mining": "all"}
-    ),
+    "contrastive": Entry("criteria.contrastive:Contrastive", "contrastive loss (Hadsell et al., CVPR 2006)",
+        defaults=ALL_PAIRS),
+    "triplet": Entry("criteria.triplet:Triplet", "triplet loss (Schroff et al., CVPR 2015)", defaults=ALL_PAIRS),
     "margin": Entry("criteria.margin:Margin", "margin loss with a learned boundary (Wu et al., ICCV 2017)"),
     "npair": Entry("criteria.npair:NPair", "N-pair loss (Sohn, NeurIPS 2016)"),
-    "multisimilarity": Entry(
-        "criteria.multisimilarity:MultiSimilarity", "multi-similarity loss (Wang et al., CVPR 2019)"
-    ),
+    "multisimilarity": Entry("criteria.multisimilarity:MultiSimilarity",
+        "multi-similarity loss (Wang et al., CVPR 2019)"),
     "proxynca": Entry("criteria.proxynca:ProxyNCA", "Proxy-NCA (Movshovitz-Attias et al., ICCV 2017)"),
-    "proxyanchor": Entry(
-        "criteria.oproxy:OProxy",
+    "proxyanchor": Entry("criteria.oproxy:OProxy",
         "Proxy-Anchor, each class of the batch counted once (Kim et al., CVPR 2020)",
-        dict(mode="anchor", published=False),
-    ),
-    "oproxy": Entry(
-        "criteria.oproxy:OProxy",
+        dict(mode="anchor", published=False)),
+    "oproxy": Entry("criteria.oproxy:OProxy",
         "--loss_oproxy_mode anchor, Proxy-Anchor counting each sample, or nca, smooth Proxy-NCA, both as published "
-        "(Roth et al., CVPR 2022)",
-    ),
+        "(Roth et al., CVPR 2022)"),
     "normalized_softmax": Entry("criteria.softmax:NormalizedSoftmax", "normalized softmax (Zhai & Wu, BMVC 2019)"),
     "arcface": Entry("criteria.softmax:ArcFace", "ArcFace (Deng et al., CVPR 2019)"),
-    "nir": Entry(
-        "criteria.nir:NIR",
+    "nir": Entry("criteria.nir:NIR",
         "Proxy-Anchor with non-isotropy regularisation (Roth et al., CVPR 2022); needs FrEIA",
         # its rate for the proxies is a flag of its own
-        dict(base=Entry("criteria.oproxy:OProxy", "its proxy part", dict(mode="anchor", lr_multi=0.0))),
-    ),
-}
+        dict(base=Entry("criteria.oproxy:OProxy", "its proxy part", dict(mode="anchor", lr_multi=0.0)))),
+}  # fmt: skip
 
 # `antico` is the published command line; the names below have defaults of their own, and OVER those over a base
 ANTICO = "criteria.antico:AntiCo"
 OF_ITS_OWN = dict(antico_form="normalized", loss_ac_w_align=1.0, antico_eps=0.5)  # the form whose gradient lives
 CRITERIA = {
     **BASES,
-    "antico": Entry(
-        ANTICO,
+    "antico": Entry(ANTICO,
         "Anti-Collapse loss as published, --antico_type picks the variant (Jiang et al., TMM 2024)",
         dict(raw_embeddings=True),
-        dict(
-            antico_base="oproxy",
-            loss_oproxy_mode="anchor",
-            antico_form="exp",
-            loss_ac_w_align=0.01,
-            antico_w=1.0,
-            antico_eps=0.5,
-        ),
-    ),
-    "antico_pair": Entry(
-        ANTICO,
-        "the coding rate of the batch's embeddings (Jiang et al., TMM 2024)",
-        defaults=dict(antico_type="pair", antico_base="multisimilarity", antico_w=0.1, **OF_ITS_OWN),
-    ),
-    "antico_batch_proxy": Entry(
-        ANTICO,
-        "the coding rate of the batch's classes' proxies (Jiang et al., TMM 2024)",
-        defaults=dict(antico_type="batch_proxy", antico_base="proxyanchor", antico_w=30.0, **OF_ITS_OWN),
-    ),
-    "antico_all_proxy": Entry(
-        ANTICO,
-        "the coding rate of all proxies (Jiang et al., TMM 2024)",
-        defaults=dict(antico_type="all_proxy", antico_base="proxyanchor", antico_w=100.0, **OF_ITS_OWN),
-    ),
-    "antico_class_means": Entry(
-        ANTICO,
+        dict(antico_base="oproxy", loss_oproxy_mode="anchor", antico_form="exp", loss_ac_w_align=0.01, antico_w=1.0,
+             antico_eps=0.5)),
+    "antico_pair": Entry(ANTICO, "the coding rate of the batch's embeddings (Jiang et al., TMM 2024)",
+        defaults=dict(antico_type="pair", antico_base="multisimilarity", antico_w=0.1, **OF_ITS_OWN)),
+    "antico_batch_proxy": Entry(ANTICO, "the coding rate of the batch's classes' proxies (Jiang et al., TMM 2024)",
+        defaults=dict(antico_type="batch_proxy", antico_base="proxyanchor", antico_w=30.0, **OF_ITS_OWN)),
+    "antico_all_proxy": Entry(ANTICO, "the coding rate of all proxies (Jiang et al., TMM 2024)",
+        defaults=dict(antico_type="all_proxy", antico_base="proxyanchor", antico_w=100.0, **OF_ITS_OWN)),
+    "antico_class_means": Entry(ANTICO,
         "the coding rate of the means of the batch's classes (ours; criteria/README.md)",
-        defaults=dict(antico_type="class_means", antico_base="proxyanchor", antico_w=100.0, **OF_ITS_OWN),
-    ),
-}
+        defaults=dict(antico_type="class_means", antico_base="proxyanchor", antico_w=100.0, **OF_ITS_OWN)),
+}  # fmt: skip
 # {(variant, base): {flag: its default}}, from the study (README.md). The weight goes with the size of the base loss: of
 # proxyanchor and arcface, which the study tuned to a temperature where they are far smaller, it is scaled up
 OVER = {
