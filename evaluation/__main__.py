@@ -169,7 +169,7 @@ def name_of(paths):
 def write_picture(figure, path):
     from utilities.report import style
 
-    data = style.finish(figure)[path.rpartition(".")[2].lower()]
+    ((_, data),) = style.finish(figure, [path.rpartition(".")[2].lower()]).items()
     write_whole(path, lambda file: file.write(data), "wb")
 
 

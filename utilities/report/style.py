@@ -79,13 +79,13 @@ def legend(figure, axes):
     )  # fmt: skip
 
 
-def finish(figure):
+def finish(figure, suffixes=("png", "pdf")):
     """{suffix: bytes} of a figure as PNG and PDF."""
-    files = {}
+    files, how = {}, {"png": {"dpi": 200}, "pdf": {"metadata": {"CreationDate": None}}}
     with matplotlib.rc_context(SETTINGS):
-        for suffix, more in (("png", {"dpi": 200}), ("pdf", {"metadata": {"CreationDate": None}})):
+        for suffix in suffixes:
             buffer = io.BytesIO()
-            figure.savefig(buffer, format=suffix, facecolor="white", **more)
+            figure.savefig(buffer, format=suffix, facecolor="white", **how[suffix])
             files[suffix] = buffer.getvalue()
     plt.close(figure)
     return files

@@ -62,9 +62,11 @@ def places(name, given):
 def run_all(listing, places):
     """The Queue after all runs of the listing that are not done were tried."""
     datasets = dict.fromkeys(run.dataset for run in listing.runs)
-    print(f"{len(listing.runs)} runs; made for {'; '.join(f'{name}: {recipes.MADE_FOR[name]}' for name in datasets)}")
     states = {run: listing.state(run) for run in listing.runs}
     done = [run for run, state in states.items() if state == "done"]
+    runs = "1 run" if len(states) == 1 else f"{len(states)} runs"
+    already = f", {len(done)} of them done" if done else ""
+    print(f"{runs}{already}; made for {'; '.join(f'{name}: {recipes.MADE_FOR[name]}' for name in datasets)}")
     left = [run for run, state in states.items() if state not in ("done", "diverged")]
     failed = {run: workers.diverged(listing.records[run]) for run, state in states.items() if state == "diverged"}
     queue = workers.Queue(left, places, done, failed)
