@@ -28,8 +28,8 @@ def silence():
 
 
 def one_line_errors(main):
-    """Decorator of a command: (words of its command line, sys.argv's without any) → exit status, which for bad input is
-    2, after one line."""
+    """Decorator of a command, which takes the words of its command line (without any, sys.argv's) and returns its exit
+    status: for bad input it is 2, after one line."""
 
     @functools.wraps(main)
     def guarded(words=None):
