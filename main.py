@@ -179,9 +179,10 @@ def train_epoch(run, epoch):
 
 
 def make_net(run, warming_up):
-    """The network as it trains: made anew when what learns changes, since DistributedDataParallel looks only once."""
+    """The network as it trains: made anew when what learns changes, since DistributedDataParallel looks only once, and
+    compiled when all of it learns: torch 2.11 keeps what it compiled before, in which the backbone has no gradient."""
     run.model.warm_up(warming_up)
-    run.net = distributed.replicate(run.compiled, run.device)
+    run.net = distributed.replicate(run.model if warming_up else run.compiled, run.device)
 
 
 # --- fit ---

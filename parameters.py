@@ -92,7 +92,7 @@ def add_training(g):
 
 def add_device(g):
     flag(g, "gpu", [0], "index of the GPU (one); the CPU if there is none; torchrun gives each its own", 0, 1023)
-    flag(g, "compile", "auto", "torch.compile the network; auto: on a GPU", choices=["auto", "on", "off"])
+    flag(g, "compile", "auto", "torch.compile, after the warm-up; auto: on a GPU", choices=["auto", "on", "off"])
     precisions = ["auto", "bf16", "fp16", "none"]
     flag(g, "amp", "auto", "mixed precision; auto: bf16 (else fp16) on a GPU; the loss is float32", choices=precisions)
     flag(g, "use_float16", False, "the same as --amp fp16; without a GPU it runs in float32 and says so")
@@ -251,12 +251,11 @@ def contradictions(opt):
 
 
 def of_training(opt):
-    if opt.bs % opt.samples_per_class:
-        lower = opt.bs - opt.bs % opt.samples_per_class
-        yield (
-            f"--bs {opt.bs} --samples_per_class {opt.samples_per_class}: {opt.bs} is not divisible by "
-            f"{opt.samples_per_class}; {lower or opt.samples_per_class} or {lower + opt.samples_per_class} would be"
-        )
+    each = opt.samples_per_class
+    if opt.bs % each:
+        lower = opt.bs - opt.bs % each
+        words = f"{opt.bs} is not divisible by {each}; {lower or each} or {lower + each} would be"
+        yield f"--bs {opt.bs} --samples_per_class {each}: {words}"
     if opt.lr > 0 and opt.gamma > 1 and math.log(opt.lr) + len(opt.tau) * math.log(opt.gamma) > math.log(LARGE):
         yield f"--gamma {opt.gamma:g}: the learning rate would grow beyond {LARGE:g}; it falls with a factor below 1"
     if opt.not_pretrained and opt.weights:
@@ -273,9 +272,9 @@ def of_data(opt):
         yield f"--use_tv_split --tv_split_perc {share:g}: the share must lie between 0 and 1, e.g. --tv_split_perc 0.8"
     if opt.tv_split_by_samples and not opt.use_tv_split:
         yield "--tv_split_by_samples: needs --use_tv_split --tv_split_perc SHARE"
-    if opt.dataset == "glyphs" and (opt.gpu_augment or opt.cache):
-        name = "gpu_augment" if opt.gpu_augment else "cache"
-        yield f"--dataset glyphs --{name}: is for data sets of image files; glyphs is in memory already"
+    for name in ("gpu_augment", "cache"):
+        if opt.dataset == "glyphs" and getattr(opt, name):
+            yield f"--dataset glyphs --{name}: is for data sets of image files; glyphs is in memory already"
 
 
 def of_loss(opt):

@@ -166,7 +166,7 @@ class Distances(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x):
-        distance = squared_distances(x).sqrt_()
+        distance = squared_distances(x).sqrt()  # not in place: compiled by torch 2.11 it would have no gradient
         ctx.save_for_backward(x, distance)
         return distance
 

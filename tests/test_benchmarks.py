@@ -134,7 +134,7 @@ def test_rows_notice_what_is_wrong(broken, word, capsys, monkeypatch):
     assert "FAILED" in capsys.readouterr().out
 
 
-def test_the_network_is_compiled_once_and_once_more_after_the_warm_up(tmp_path, monkeypatch):
+def test_the_network_is_compiled_once_after_the_warm_up(tmp_path, monkeypatch):
     """Neither the evaluation nor an epoch's end compiles it again: batches have one size."""
     from torch._dynamo.testing import CompileCounter
 
@@ -154,8 +154,7 @@ def test_the_network_is_compiled_once_and_once_more_after_the_warm_up(tmp_path, 
         tmp_path / "runs",
     ]
     assert main.main([str(flag) for flag in flags]) == 0
-    assert len(seen) == 6 and seen[:2] == [seen[0]] * 2 and seen[2:] == [seen[2]] * 4
-    assert 0 < seen[0] and seen[2] == 2 * seen[0]
+    assert len(seen) == 6 and seen[:2] == [0, 0] and seen[2:] == [seen[2]] * 4 and seen[2] > 0
 
 
 def test_cost_is_measured_and_its_table_says_of_what(tmp_path, capsys):

@@ -144,11 +144,19 @@ def test_grad_cache_in_half_precision(dtype):
 
 
 def test_a_compiled_network_learns_the_same_and_is_compiled_once():
-    """With the compiler's cheapest back-end; tests/test_main.py has the real one."""
+    """After a warm-up too, in which the backbone has no gradient. With the compiler's cheapest back-end.
+
+    tests/test_main.py has the real one.
+    """
     torch._dynamo.reset()
     compiled, plain = make(), make()
-    compiled.compiled, compiled.warming_up = torch.compile(compiled.model, backend="aot_eager"), None
-    main.make_net(compiled, warming_up=False)
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        assert steps(compiled, 0, 4) == pytest.approx(steps(plain, 0, 4), rel=1e-4)
+    compiled.compiled = torch.compile(compiled.model, backend="aot_eager")
+    start = weights(compiled)
+    for warming_up, first in ((True, 0), (False, 2)):
+        for run in (compiled, plain):
+            main.make_net(run, warming_up)
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            assert steps(compiled, first, 2) == pytest.approx(steps(plain, first, 2), rel=1e-4)
+        learned = {name for name, value in weights(compiled).items() if not torch.equal(value, start[name])}
+        assert learned == (set(start) if not warming_up else {"last_linear.weight", "last_linear.bias"})
     assert isinstance(compiled.net, torch._dynamo.OptimizedModule) and compiled.net._orig_mod is compiled.model

@@ -80,6 +80,17 @@ def half(bench):
     return learned(run(bench, "fp16", *GLYPHS, "--n_epochs", 2, "--amp", "fp16")[0])
 
 
+@row("after --warmup the backbone learns, compiled too")
+def warm_up(bench):
+    learned(run(bench, "warmed", *GLYPHS, "--n_epochs", 2, "--warmup", 1)[0])
+    folder = os.path.join(bench.folder, "glyphs", "warmed")
+    before, after = (state.load(os.path.join(folder, name))["model"] for name in (state.BEFORE, state.LAST))
+    layers = [name for name in after if name.startswith("features") and name.endswith("weight")]
+    same = [name for name in layers if torch.equal(before[name], after[name])]
+    expect(layers and not same, f"after the warm-up these did not learn: {', '.join(same)}")
+    return f"{len(layers)} of {len(layers)} layers learned"
+
+
 @row("stopped in mid-epoch by SIGTERM, then --resume")
 def resume(bench):
     flags = [*GLYPHS, "--n_epochs", 2, "--amp", "none", "--compile", "off"]
