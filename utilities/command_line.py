@@ -14,6 +14,12 @@ class OneLineParser(argparse.ArgumentParser):
         first = os.environ.get("RANK", "0") == "0"  # all processes of a torchrun have the same command line
         self.exit(2, f"error: {message} ({self.prog} --help lists every flag)\n" if first else None)
 
+    def print_help(self, file=None):
+        try:
+            super().print_help(file)
+        except BrokenPipeError:  # at which argparse looks from Python 3.11 on
+            silence()
+
 
 def line_of(problem):
     """An exception in words: of what the system says, the file and the reason."""
