@@ -75,10 +75,10 @@ def save(path, state):
     """Write `state` (tensors, numbers, strings, lists, dicts) so that `load` reads it without unpickling code."""
     buffer = io.BytesIO()  # torch's own writer gives another error than OSError on a full disk
     torch.save(state, buffer)
-    whole = buffer.getbuffer()
-    whole[-2:] = (len(MARK) + 32).to_bytes(2, "little")  # the comment's length ends a zip file's last record
-    digest = hashlib.sha256(whole).digest()
-    write_whole(path, lambda file: file.writelines([whole, MARK, digest]), "wb")
+    with buffer.getbuffer() as whole:
+        whole[-2:] = (len(MARK) + 32).to_bytes(2, "little")  # the comment's length ends a zip file's last record
+        digest = hashlib.sha256(whole).digest()
+        write_whole(path, lambda file: file.writelines([whole, MARK, digest]), "wb")
 
 
 def load(path):
