@@ -4,6 +4,7 @@ import contextlib
 import functools
 import os
 import time
+import warnings
 
 import torch
 
@@ -83,6 +84,7 @@ class Profile:
 
     def start(self):
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's library writes lines of its own to stderr
+        warnings.filterwarnings("ignore", message="Warning: Profiler clears events")  # torch 2.11's, of cycles
         activities = [torch.profiler.ProfilerActivity.CPU]
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # the steps before are not the first phase's
