@@ -53,10 +53,8 @@ def panel(queries, neighbours, right, names, title):
     for column, axis in enumerate(axes[0]):
         axis.set_title(str(column) if column else "query", fontsize=9)
     for axis in (axis for line in axes for axis in line):
-        axis.set(xticks=[], yticks=[])
-        axis.grid(False)
-        axis.spines[["top", "right"]].set_visible(True)
-    figure.suptitle(title, fontsize=10)
+        style.bare(axis)
+    figure.suptitle(textwrap.fill(title, 90), fontsize=10)  # a run may have a long name
     return figure
 
 
@@ -108,11 +106,7 @@ def flat_points(embeddings, labels, seed=0):
 
 def tsne(spaces):
     """A figure of {name: Flat} side by side."""
-    across = min(len(spaces), 3)
-    figure, axes = style.panels(-(-len(spaces) // across), across, style.WIDTH / across)
-    axes = [axis for line in axes for axis in line]
-    for axis in axes[len(spaces) :]:
-        axis.set_visible(False)
+    figure, axes = style.squares(len(spaces))
     for axis, (name, flat) in zip(axes, spaces.items()):
         axis.plot(*flat.points[~np.isin(flat.labels, flat.classes)].T, ".", color="0.8", markersize=3)
         for number, value in enumerate(flat.classes):
@@ -121,8 +115,5 @@ def tsne(spaces):
             axis.plot(*flat.points[flat.labels == value].T, linestyle="", markersize=6, **mark)
         images = f"{len(flat.points):,} of {flat.n_images:,} images"
         title = f"{name}: t-SNE of {images}, {len(flat.classes)} of {flat.n_classes:,} classes in colour"
-        axis.set(xticks=[], yticks=[])
-        axis.set_title("\n".join(textwrap.wrap(title, 96 // across)), fontsize=9)
-        axis.grid(False)
-        axis.spines[["top", "right"]].set_visible(True)
+        axis.set_title("\n".join(textwrap.wrap(title, 96 // min(len(spaces), 3))), fontsize=9)
     return figure

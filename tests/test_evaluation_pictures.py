@@ -78,7 +78,8 @@ def test_right_and_wrong_are_those_of_the_metrics(apart):
 def test_a_panel_marks_each_neighbour():
     right = np.array([[True, False, True], [False, False, True]])
     images = np.arange(8, dtype=np.uint8)[:, None, None, None] * np.ones((1, 5, 5, 3), np.uint8)
-    figure = pictures.panel(images[:2], images[2:].reshape(2, 3, 5, 5, 3), right, ["a", "b"], "title")
+    figure = pictures.panel(images[:2], images[2:].reshape(2, 3, 5, 5, 3), right, ["a", "b"], "x" * 200)
+    assert max(map(len, figure.get_suptitle().split("\n"))) <= 90  # the figure is no wider
     axes = np.array(figure.axes).reshape(2, 4)
     for i in range(2):
         assert axes[i, 0].get_images()[0].get_array()[0, 0, 0] == i and not axes[i, 0].texts

@@ -217,21 +217,15 @@ def tsne(tables, split):
     panels = every_row[:PANELS]
     if not panels:
         return f"no run left {name} (--save_embeddings)"
-    across = min(len(panels), 3)
-    figure, axes = style.panels(-(-len(panels) // across), across, 2.6)
-    axes = [axis for line in axes for axis in line]
-    for axis in axes[len(panels) :]:
-        axis.set_visible(False)
+    figure, axes = style.squares(len(panels), 2.6)
     for axis, (table, _, label, runs) in zip(axes, panels):
         points, labels = flat(*load_embeddings(runs[0].folder, split))
         for number, value in enumerate(np.unique(labels)):
             look = style.look(number)
             axis.plot(*points[labels == value].T, look["marker"], color=look["color"], markersize=3.2, alpha=0.8)
         place = f"{table.name}: " if len(tables) > 1 else ""
-        axis.set_title("\n".join(textwrap.wrap(f"{place}{label}, seed {runs[0].seed}", 30)), fontsize=9)
-        axis.set(xticks=[], yticks=[])
-        axis.grid(False)
-        axis.spines[["top", "right"]].set_visible(True)
+        words = f"{place}{label}, seed\u00a0{runs[0].seed}"  # in one line
+        axis.set_title("\n".join(textwrap.wrap(words, 30)), fontsize=9)
     more = f", the first {len(panels)} of {len(every_row)} rows" if len(every_row) > len(panels) else ""
     figure.suptitle(f"{name} of one run each{more}", fontsize=9)
     return figure

@@ -50,6 +50,25 @@ def grid(number):
     return figure, axes[:number]
 
 
+def squares(number, height=None):
+    """The same for pictures: at most three beside each other, in frames without ticks; without a height, as high as
+    wide."""
+    across = min(number, 3)
+    figure, lines = panels(-(-number // across), across, height or WIDTH / across)
+    axes = [axis for line in lines for axis in line]
+    for axis in axes:
+        axis.set_visible(axis in axes[:number])
+        bare(axis)
+    return figure, axes[:number]
+
+
+def bare(axis):
+    """A frame without ticks."""
+    axis.set(xticks=[], yticks=[])
+    axis.grid(False)
+    axis.spines[["top", "right"]].set_visible(True)
+
+
 def wrapped(parts, number):
     """The title of one of `number` panels of a grid, in lines that fit; the last part on lines of its own."""
     if number <= 2:
