@@ -169,7 +169,8 @@ def name_of(paths):
 def write_picture(figure, path):
     from utilities.report import style
 
-    ((_, data),) = style.finish(figure, [path.rpartition(".")[2].lower()]).items()
+    suffix = path.rpartition(".")[2].lower()
+    data = style.finish(figure, [suffix])[suffix]
     write_whole(path, lambda file: file.write(data), "wb")
 
 

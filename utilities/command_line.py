@@ -4,6 +4,7 @@ import argparse
 import functools
 import math
 import os
+import signal
 import sys
 
 LARGE = 1e30  # of rates, weights, factors: their products still fit float32
@@ -45,7 +46,7 @@ def one_line_errors(main):
             return status
         except BrokenPipeError:
             silence()
-            return 1
+            return 128 + signal.SIGPIPE  # as main.py's
         except (ValueError, OSError) as problem:
             print(f"error: {line_of(problem)}", file=sys.stderr)
             return 2

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 # it may unpack to 20 times its size and 64 MiB: photographs hardly shrink, lists of text do
 RATIO, SLACK = 20, 64 << 20
+TOO_LARGE = f"unpacks to more than {RATIO} times its size; refused"
 BLOCK = 1 << 20
 OPENERS = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
 DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, struct.error,
@@ -38,13 +39,10 @@ class Limited:
 
     def read(self, size):
         data = self.file.read(size)
-        self.count(len(data))
-        return data
-
-    def count(self, size):
-        self.left -= size
+        self.left -= len(data)
         if self.left < 0:
-            raise BadArchive(f"unpacks to more than {RATIO} times its size; refused")
+            raise BadArchive(TOO_LARGE)
+        return data
 
 
 def entries(path):
@@ -53,11 +51,11 @@ def entries(path):
         start, limit = file.read(2), RATIO * os.path.getsize(path) + SLACK
     if start == b"PK":
         with zipfile.ZipFile(path) as archive:
-            total = Limited(None, limit)
+            if sum(file.file_size for file in archive.infolist()) > limit:
+                raise BadArchive(TOO_LARGE)
             for file in archive.infolist():
                 if file.flag_bits & 1:
                     raise BadArchive(f"has the encrypted file {file.filename!r}; refused")
-                total.count(file.file_size)
                 info, link = tarfile.TarInfo(file.orig_filename), stat.S_ISLNK(file.external_attr >> 16)
                 info.type = tarfile.SYMTYPE if link else tarfile.REGTYPE
                 if not file.is_dir():
@@ -84,21 +82,22 @@ def inside(folder, info):
         raise BadArchive(f"entry {problem}; refused") from problem
 
 
-def target_of(info, folder, places):
-    """The path of an entry in `folder`, None where `places` does not want it. Every name is judged, wanted or not.
+def placed(name, places):
+    """Where an entry goes: places = {start of a name ending in /, or a file's own name: place}; None if nowhere."""
+    for start, place in places.items():
+        if name.startswith(start) and start.endswith("/"):
+            return place + name[len(start) :]
+        if name.split("/")[-1] == start:
+            return place
+    return None
 
-    places : {start of a name ending in /, or a file's own name: its place}
-    """
+
+def target_of(info, folder, places):
+    """The path of an entry in `folder`, None where `places` does not want it. Every name is judged, wanted or not."""
     name = posixpath.normpath(info.name.replace("\\", "/"))
     if name.startswith("/") or name[1:2] == ":":
         raise BadArchive(f"entry {info.name!r} is outside the destination; refused")
-    place = None
-    for start, goes_to in places.items():
-        if name.startswith(start) and start.endswith("/"):
-            place = goes_to + name[len(start) :]
-        elif name.split("/")[-1] == start:
-            place = goes_to
-    place = None if LITTER.search(name) else place
+    place = None if LITTER.search(name) else placed(name, places)
     info.name = place or name
     target = inside(folder, info)
     return target if place and info.isreg() else None

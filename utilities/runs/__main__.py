@@ -78,6 +78,7 @@ def run_all(listing, places):
 
 @one_line_errors
 def main(words):
+    os.chdir(os.environ.get("ANTICO_STARTED_IN") or ".")  # where the user stands, which antico_runs.sh has left
     if not words or words[0] in ("-h", "--help"):
         print(options.usage())
         return 0
@@ -111,5 +112,4 @@ def main(words):
 
 
 if __name__ == "__main__":
-    os.chdir(os.environ.get("ANTICO_STARTED_IN") or ".")  # where the user stands, which antico_runs.sh has left
     sys.exit(main())
