@@ -14,7 +14,7 @@ if [ $# -eq 0 ]; then
     fi
     set -- tests
     if "$PYTHON" -c "import xdist" 2>/dev/null; then # a test has one thread; the files that take longest come first
-        longest=(tests/test_{scripts,torchrun,distributed,main,report_page,benchmarks,resume}.py)
+        longest=(tests/test_{scripts,torchrun,distributed,main,benchmarks,resume}.py)
         set -- -n 2 --dist loadfile --no-loadscope-reorder "${longest[@]}" tests
     fi
 fi

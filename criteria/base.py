@@ -1,58 +1,47 @@
 """What every criterion has: checked input, full precision, logs, and its own parameter groups."""
 
-import math
-from typing import get_args
-
 import torch
 from torch import nn
 from torch.nn.functional import normalize
 
+from criteria.rate import full_precision
 
-class NonFinite(ValueError):
+
+class NonFinite(FloatingPointError, ValueError):
     """Embeddings with NaN or infinity: training diverged, or the input was broken."""
 
 
 class Criterion(nn.Module):
     """Base class of the losses: subclasses write `loss(embeddings, labels)` and, where they learn, `param_groups(lr)`.
 
-    Calling a criterion with embeddings (B, d) and labels (B,) of classes 0..C-1 gives a scalar. It is computed in
-    float32, or float64 where they or its own parameters are, whatever the autocast state: a temperature of 64 turns
-    bf16's last digit into a factor of 1.3.
-    A batch of one class, or one without any positive pair, gives a finite loss (0 where nothing is to be compared).
+    Calling a criterion with embeddings (B, d) and labels (B,) of classes 0..C-1 gives a scalar, finite for a batch of
+    one class and one without positive pairs too. It is computed in float32, or float64 where they or its own parameters
+    are, whatever the autocast state: a temperature of 64 turns bf16's last digit into a factor of 1.3.
 
-    Raises
-    ------
-    ValueError
-        Naming the loss: for a wrong shape, an empty batch, labels outside 0..C-1 or embeddings that are not finite
-        (`NonFinite`). On a GPU the last two are looked at in the first call and every 100th after it, since looking
-        waits for the device; a compiled criterion does not look.
+    Raises ValueError that names the loss for a wrong shape, an empty batch, labels outside 0..C-1 or embeddings that
+    are not finite (`NonFinite`). On a GPU the last two are looked at in the first call and every 100th after it, since
+    looking waits for the device; a compiled criterion does not look.
     """
 
-    name = "criterion"
-    n_classes = None  # labels are checked against it where it is known (`select` sets it)
-    embed_dim = None  # likewise; losses with proxies set it
+    name = ""  # in the registry, which sets it: AntiCo's defaults go by it
+    n_classes = embed_dim = None  # labels and embeddings are checked against them where they are known
 
     def __init__(self):
         super().__init__()
-        self._logs, self.calls = {}, 0
+        self.terms, self.calls = {}, 0
+
+    def log(self, **values):
+        # a new dict each time: what the old one held would be a condition on which a compiled loss is compiled again
+        self.terms = {name: v.detach() if torch.is_tensor(v) else v for name, v in values.items()}
 
     @property
     def logs(self):
-        """{name: float} of the last call. Kept on the device until read, so that a training step waits for nothing."""
-        return {name: float(value) for name, value in self._logs.items()}
-
-    @property
-    def terms(self):
-        """{name: number or 0-dimensional tensor} of the last call, on its device: reading it waits for nothing."""
-        return self._logs
+        """{name: float} of the last call. They stay on the device, as `terms`, until read: a step waits for nothing."""
+        return {name: float(value) for name, value in self.terms.items()}
 
     def note(self, rows):
         """A line on what the last of the rows of metrics.csv shows to be wrong with the loss, "" where nothing is."""
         return ""
-
-    def log(self, **values):
-        # a new dict each time: what the old one held would be a condition on which a compiled loss is compiled again
-        self._logs = {name: v.detach() if torch.is_tensor(v) else v for name, v in values.items()}
 
     def param_groups(self, lr):
         """The optimizer's groups for the criterion's own parameters, given the network's learning rate."""
@@ -67,18 +56,11 @@ class Criterion(nn.Module):
             return self.loss(embeddings.to(dtype), labels.long())  # as an index uint8 would be a mask
 
     def check(self, embeddings, labels):
-        if embeddings.ndim != 2 or labels.ndim != 1 or len(embeddings) != len(labels) or len(labels) == 0:
-            raise ValueError(
-                f"{self.name}: expects embeddings (B, d) and labels (B,) with B > 0, "
-                f"got {tuple(embeddings.shape)} and {tuple(labels.shape)}"
-            )
-        if labels.is_floating_point():
-            raise ValueError(f"{self.name}: labels must be integers, got {labels.dtype}")
-        if self.embed_dim not in (None, embeddings.shape[1]):
-            raise ValueError(
-                f"{self.name}: expects embeddings of {self.embed_dim} dimensions (--embed_dim), "
-                f"got {embeddings.shape[1]}"
-            )
+        shapes = embeddings.ndim == 2 and labels.shape == embeddings.shape[:1] and len(labels) > 0
+        if not shapes or labels.is_floating_point() or self.embed_dim not in (None, embeddings.shape[1]):
+            d, got = self.embed_dim or "d", f"{tuple(embeddings.shape)} and {labels.dtype} {tuple(labels.shape)}"
+            wanted = f"embeddings (B, {d}) and integer labels (B,) with B > 0"
+            raise ValueError(f"{self._get_name()}: takes {wanted}, got {got}")
         if torch.compiler.is_compiling():
             return
         self.calls += 1
@@ -89,26 +71,26 @@ class Criterion(nn.Module):
         finite = full_precision(embeddings.detach()).square().sum(1).isfinite()
         if not finite.all():
             what = "a squared length beyond float32" if embeddings.isfinite().all() else "NaN or infinity in them"
-            raise NonFinite(f"{self.name}: {int((~finite).sum())} of {len(finite)} embeddings have {what}")
+            raise NonFinite(f"{self._get_name()}: {int((~finite).sum())} of {len(finite)} embeddings have {what}")
         if self.n_classes:
             low, high = int(labels.min()), int(labels.max())
             if low < 0 or high >= self.n_classes:
-                raise ValueError(f"{self.name}: labels must be in 0..{self.n_classes - 1}, got {low}..{high}")
+                raise ValueError(f"{self._get_name()}: labels must be in 0..{self.n_classes - 1}, got {low}..{high}")
 
 
 class ProxyCriterion(Criterion):
     """Base class of the losses with one learnable vector a class: write `proxy_loss(embeddings, proxies, labels)`.
 
-    There rows of both are L2-normalised. `.proxies` (C, d) are the parameters, not normalised; they have no weight
-    decay and learn at `lr_multi` times the network's rate. They start as normal numbers of standard deviation `std`, by
-    default Kaiming's for fan-out C, as Proxy-Anchor's authors have it.
+    There rows of both are L2-normalised. `.proxies` (C, d) are not; they have no weight decay, learn at `lr_multi`
+    times the network's rate, and start as normal numbers of deviation `std`, by default Kaiming's for fan-out C.
     """
 
-    def __init__(self, n_classes, embed_dim, lr_multi=2000.0, std=None):
+    std = None
+
+    def __init__(self, n_classes, embed_dim, lr_multi=2000.0):
         super().__init__()
         self.n_classes, self.embed_dim, self.lr_multi = n_classes, embed_dim, lr_multi
-        std = (2 / n_classes) ** 0.5 if std is None else std
-        self.proxies = nn.Parameter(std * torch.randn(n_classes, embed_dim))
+        self.proxies = nn.Parameter((self.std or (2 / n_classes) ** 0.5) * torch.randn(n_classes, embed_dim))
 
     def param_groups(self, lr):
         return [{"params": [self.proxies], "lr": lr * self.lr_multi, "weight_decay": 0.0}]
@@ -118,38 +100,26 @@ class ProxyCriterion(Criterion):
         return self.proxy_loss(normalize(embeddings, dim=1), proxies, labels)
 
 
-def full_precision(x):
-    """x in float32, or in float64 where it is."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def need_positive(**flags):
-    """ValueError, one line, for a factor or temperature that leaves no gradient, divides by 0 or overflows float32."""
-    for flag, value in flags.items():
-        if not 1e-9 <= value <= 1e9:
-            raise ValueError(f"--{flag} {value:g}: must be positive, from 1e-9 to 1e9")
-
-
-def need_range(low=0, high=math.inf, **flags):
-    """ValueError, one line that names the flag, for a number outside [low, high]."""
-    for flag, value in flags.items():
+def need(owner, low=1e-9, high=1e9, **arguments):
+    """ValueError, one line, for an argument outside [low, high]; by default a factor that leaves no gradient, divides
+    by 0 or overflows float32."""
+    for name, value in arguments.items():
         if not low <= value <= high:
-            bounds = f"be from {low:g} to {high:g}" if math.isfinite(high) else f"not be below {low:g}"
-            raise ValueError(f"--{flag} {value:g}: must {bounds}")
+            bounds = "positive" if low == 1e-9 else f"from {low:g} to {high:g}"
+            raise ValueError(f"{owner._get_name()}: {name} must be {bounds}, got {value:g}")
 
 
-def need_choice(choices, **flags):
-    """ValueError, one line that names the flag, for a word that is not among those of a Literal."""
-    for flag, value in flags.items():
-        if value not in get_args(choices):
-            raise ValueError(f"--{flag} {value}: must be one of {', '.join(get_args(choices))}")
+def need_choice(owner, *choices, **arguments):
+    """ValueError, one line, for an argument that is none of the choices."""
+    for name, value in arguments.items():
+        if value not in choices:
+            raise ValueError(f"{owner._get_name()}: {name} must be one of {', '.join(choices)}, got {value}")
 
 
 def squared_distances(x):
     """Squared Euclidean distances (B, B) of the rows of x (B, d), of length 1 or 0, right down to a distance of 1e-6.
 
-    |x|² + |y|² - 2 xy in float64: in float32 its rounding is that of a distance of 3e-4, where a collapsing model is.
-    What lies within float64's rounding counts as 0.
+    In float64, whose rounding counts as 0: float32's is that of a distance of 3e-4, where a collapsing model is.
     """
     wide = x.detach().double()
     products = wide @ wide.T
@@ -159,10 +129,8 @@ def squared_distances(x):
 
 
 class Distances(torch.autograd.Function):
-    """Euclidean distances (B, B) of the rows of x (B, d); coincident rows have distance 0 with gradient 0.
-
-    torch.cdist loses the gradient near collapse, and autograd through float64 takes twice its time.
-    """
+    """Euclidean distances (B, B) of the rows of x (B, d); coincident rows have distance 0 with gradient 0. torch.cdist
+    loses the gradient near collapse, and autograd through float64 takes twice the time."""
 
     @staticmethod
     def forward(ctx, x):
@@ -189,11 +157,6 @@ def pair_masks(labels):
     """(B, B) masks of the positive pairs (same class, not the same image) and of the negative pairs."""
     same = labels[:, None] == labels[None, :]
     return same.clone().fill_diagonal_(False), ~same
-
-
-def log1p_sum_exp(logits, mask, dim):
-    """log(1 + Σ exp(logits)) over the entries of `mask` along `dim`: stable; 0, gradient 0, where there are none."""
-    return nn.functional.softplus(torch.logsumexp(logits.masked_fill(~mask, lowest(logits)), dim))
 
 
 def lowest(x):

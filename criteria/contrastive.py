@@ -1,5 +1,3 @@
-"""The contrastive loss: pairs of a class together, others a margin apart."""
-
 import torch
 
 from criteria.base import Criterion, distances, mean_of_positive, pair_masks
@@ -7,29 +5,16 @@ from criteria.miners import every
 
 
 class Contrastive(Criterion):
-    """Mean of [D - pos_margin]₊ over positive pairs + mean of [neg_margin - D]₊ over negative pairs, where not 0.
+    """Contrastive loss (Hadsell et al., Dimensionality Reduction by Learning an Invariant Mapping, CVPR 2006, eq. 4).
 
-    D are Euclidean distances of L2-normalised embeddings. As in the Reality Check and pytorch-metric-learning the
-    hinges are not squared (Hadsell et al. square them) and each mean is over the terms above 0.
-
-    Parameters
-    ----------
-    miner : function (embeddings, labels) → (anchors, positives, negatives), optional
-        Takes the pairs of its triplets instead of all pairs of the batch; `miners.every` means all pairs, each once.
-    pos_margin, neg_margin : float
-        Euclidean distances of unit vectors, 0 to 2.
-
-    Source: Hadsell et al., Dimensionality Reduction by Learning an Invariant Mapping, CVPR 2006, eq. 4.
+    Mean of [D - pos_margin]₊ over positive pairs + mean of [neg_margin - D]₊ over negative pairs, where not 0. D are
+    Euclidean distances of L2-normalised embeddings, and so are the margins, 0 to 2. As in the Reality Check and
+    pytorch-metric-learning the hinges are not squared (Hadsell et al. square them) and each mean is over the terms
+    above 0. A miner (embeddings, labels) → (anchors, positives, negatives) takes the pairs of its triplets instead of
+    all pairs of the batch; `miners.every` means all pairs, each once.
     """
 
-    name = "contrastive"
-
-    def __init__(
-        self,
-        miner=None,  # --batch_mining: takes the pairs of its triplets
-        pos_margin=0.0,  # --loss_contrastive_pos_margin: positive pairs nearer than this cost nothing
-        neg_margin=1.0,  # --loss_contrastive_neg_margin: negative pairs farther than this cost nothing
-    ):
+    def __init__(self, miner=None, pos_margin=0.0, neg_margin=1.0):
         super().__init__()
         self.miner = None if miner is every else miner
         self.pos_margin, self.neg_margin = pos_margin, neg_margin

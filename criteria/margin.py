@@ -1,37 +1,20 @@
-"""The margin loss: pairs on either side of a learnable boundary."""
-
 import torch
 from torch import nn
 
-from criteria.base import Criterion, distances, need_range
+from criteria.base import Criterion, distances
 
 
 class Margin(Criterion):
-    """Positive pairs nearer than beta - margin, negative pairs farther than beta + margin, on Euclidean distances.
+    """Margin loss with a learned boundary (Wu et al., Sampling Matters, ICCV 2017, eq. 5-6).
 
-    Over the mined triplets (a, p, n): Σ [D_ap - beta + margin]₊ + Σ [beta - D_an + margin]₊, divided by the
-    number of terms that are not zero (0 where all are).
-
-    Parameters
-    ----------
-    miner : function (embeddings, labels) → (anchors, positives, negatives)
-    margin, beta : float
-        Euclidean distances of unit vectors; beta is learned, with a learning rate of its own (`beta_lr`).
-
-    Source: Wu et al., Sampling Matters in Deep Embedding Learning, ICCV 2017, eq. 5-6.
+    Positive pairs nearer than beta - margin, negative pairs farther than beta + margin. Over the triplets (a, p, n) of
+    the miner (embeddings, labels) → index tensors: Σ [D_ap - beta + margin]₊ + Σ [beta - D_an + margin]₊, divided by
+    the number of terms that are not zero (0 where all are). D are Euclidean distances of L2-normalised embeddings, and
+    so are margin and beta, which is learned at a rate of its own, `beta_lr`.
     """
 
-    name = "margin"
-
-    def __init__(
-        self,
-        miner,  # --batch_mining: takes its triplets
-        margin=0.2,  # --loss_margin_margin: margin around the boundary, Euclidean distance
-        beta=1.2,  # --loss_margin_beta: initial boundary, Euclidean distance
-        beta_lr=5e-4,  # --loss_margin_beta_lr: learning rate of the boundary
-    ):
+    def __init__(self, miner, margin=0.2, beta=1.2, beta_lr=5e-4):
         super().__init__()
-        need_range(loss_margin_beta_lr=beta_lr)
         self.miner, self.margin, self.beta_lr = miner, margin, beta_lr
         self.beta = nn.Parameter(torch.tensor(float(beta)))
 

@@ -1,14 +1,14 @@
-"""Batch miners: which triplets of a batch a loss is computed on. They choose indices: nothing is differentiated.
+"""Batch miners: (embeddings (B, d), labels (B,), own parameters) → index tensors (anchors, positives, negatives), (T,).
 
-Each is a function (embeddings (B, d), labels (B,), its own parameters) → index tensors (anchors, positives,
-negatives), all of length T, with no loop over the batch. Distances are Euclidean, of L2-normalised embeddings. Images
-without a positive or without a negative are no anchors; a batch without any gives T = 0.
+Nothing is differentiated. Distances are Euclidean, of L2-normalised embeddings. Images without a positive or without a
+negative are no anchors; a batch without any gives T = 0.
 """
 
 import torch
 from torch.nn.functional import normalize
 
-from criteria.base import full_precision, lowest, need_range, pair_masks, squared_distances
+from criteria.base import lowest, pair_masks, squared_distances
+from criteria.rate import full_precision
 
 
 def geometry(embeddings, labels):
@@ -41,23 +41,15 @@ def every(embeddings, labels):
 
 @torch.no_grad()
 def random(embeddings, labels):
-    """Every positive pair, each with a negative drawn uniformly."""
+    """Each positive pair with a negative drawn uniformly."""
     _, positive, negative = geometry(embeddings, labels)
     anchors, positives = positive.nonzero(as_tuple=True)
     return anchors, positives, draw_from(negative[anchors], negative[anchors])
 
 
 @torch.no_grad()
-def semihard(
-    embeddings,
-    labels,
-    margin=0.2,  # --miner_semihard_margin: semihard negatives are farther than the positive by less than this
-):
-    """Every positive pair, each with a negative drawn from those farther than the positive by less than `margin`.
-
-    Where there is none, from all negatives. Source: Schroff et al., FaceNet, CVPR 2015, section 3.2.
-    """
-    need_range(high=2, miner_semihard_margin=margin)
+def semihard(embeddings, labels, margin=0.2):
+    """Each positive pair with a negative farther by less than `margin`, else any (Schroff et al., CVPR 2015, 3.2)."""
     squared, positive, negative = geometry(embeddings, labels)
     distance = squared.sqrt_()
     anchors, positives = positive.nonzero(as_tuple=True)
@@ -68,10 +60,9 @@ def semihard(
 
 @torch.no_grad()
 def softhard(embeddings, labels):
-    """One triplet an anchor: a positive beyond the nearest negative, a negative nearer than the farthest positive.
+    """A positive beyond the nearest negative, a negative nearer than the farthest positive (Roth & Brattoli, 2019).
 
-    Each drawn uniformly; where there is none, from all. Source: Roth & Brattoli, Easily Scalable Deep Metric Learning
-    Baselines, 2019; Roth et al., Revisiting Training Strategies, ICML 2020.
+    One triplet an anchor, each drawn uniformly; where there is none, from all.
     """
     distance, positive, negative = geometry(embeddings, labels)
     anchors = positive.any(1).nonzero().squeeze(1)
@@ -82,33 +73,16 @@ def softhard(embeddings, labels):
     return anchors, positives, draw_from(negative & (distance < farthest_positive), negative)
 
 
-def need_cutoffs(miner, lower, upper):
-    need_range(high=2, **{f"miner_{miner}_lower_cutoff": lower, f"miner_{miner}_upper_cutoff": upper})
-    if lower >= upper:
-        raise ValueError(
-            f"--miner_{miner}_lower_cutoff {lower:g}: must be below --miner_{miner}_upper_cutoff {upper:g}"
-        )
-
-
 @torch.no_grad()
-def distance_weighted(
-    embeddings,
-    labels,
-    lower_cutoff=0.5,  # --miner_distance_lower_cutoff: distances below count as this
-    upper_cutoff=1.4,  # --miner_distance_upper_cutoff: no negative farther is mined; as published: 2 (paper: 1.4)
-):
-    """Every positive pair, each with a negative drawn so that its distance to the anchor is about uniform.
+def distance_weighted(embeddings, labels, lower_cutoff=0.5, upper_cutoff=1.4):
+    """Each positive pair with a negative drawn about uniformly in distance (Wu et al., ICCV 2017, eq. 3-4).
 
     On the unit sphere distances of random points have density q(t) ∝ t^(d-2) (1 - t²/4)^((d-3)/2); a negative at
     distance t is drawn with probability ∝ 1 / q(max(t, lower_cutoff)), and not at all from upper_cutoff on. An anchor
-    without a negative in reach draws from all its negatives alike.
-
-    The upper cutoff of 1.4 is the paper's authors'. The published code reads it and has its use commented out: 2 does
-    the same here. At a random start in 512 dimensions two thirds of the negatives lie beyond 1.4.
-
-    Source: Wu et al., Sampling Matters in Deep Embedding Learning, ICCV 2017, eq. 3-4.
+    without a negative in reach draws from all its negatives alike. The upper cutoff of 1.4 is the authors'; the
+    published code reads it and does without, as 2 does here: at a random start in 512 dimensions two thirds of the
+    negatives lie beyond 1.4.
     """
-    need_cutoffs("distance", lower_cutoff, upper_cutoff)
     d = embeddings.shape[1]
     squared, positive, negative = geometry(embeddings, labels)
     quarter = squared.clamp(max(lower_cutoff**2, 1e-8), 4 - 1e-3).div_(4)  # t²/4; the density's constants fall out
@@ -120,21 +94,11 @@ def distance_weighted(
 
 
 @torch.no_grad()
-def rho_distance(
-    embeddings,
-    labels,
-    lower_cutoff=0.5,  # --miner_rho_distance_lower_cutoff: as of distance
-    upper_cutoff=1.4,  # --miner_rho_distance_upper_cutoff: as of distance
-    cp=0.2,  # --miner_rho_distance_cp: share of triplets (anchor, positive, ...) made (anchor, anchor, positive)
-):
-    """Distance-weighted triplets (a, p, n), of which a share cp is replaced by (a, a, p).
+def rho_distance(embeddings, labels, lower_cutoff=0.5, upper_cutoff=1.4, cp=0.2):
+    """Distance-weighted triplets (a, p, n), a share cp of them made (a, a, p) (Roth et al., ICML 2020, section 5).
 
-    The positive in the negative's place is pushed away from its anchor, which keeps the loss from packing classes too
-    densely (rho regularisation).
-    Source: Roth et al., Revisiting Training Strategies and Generalization Performance in DML, ICML 2020, section 5.
+    The positive in the negative's place is pushed away from its anchor: classes are packed less densely.
     """
-    need_cutoffs("rho_distance", lower_cutoff, upper_cutoff)
-    need_range(high=1, miner_rho_distance_cp=cp)
     anchors, positives, negatives = distance_weighted(embeddings, labels, lower_cutoff, upper_cutoff)
     switched = torch.rand(len(anchors), device=anchors.device) < cp
     return anchors, torch.where(switched, anchors, positives), torch.where(switched, positives, negatives)

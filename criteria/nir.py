@@ -1,74 +1,46 @@
-"""Non-isotropy regularisation: a proxy loss, and a normalizing flow that must tell the samples of a proxy apart."""
-
-from typing import Literal
+import itertools
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from criteria.base import Criterion, need_choice, need_range
+from criteria.base import Criterion, need_choice
 
-Form = Literal["exp", "nll"]
-Conditioning = Literal["dense", "start", "mid", "end", "dense_embed", "dense_embed_multi", "dense_embed_multi_stacked"]
-Start = Literal["none", "xavier"]
+BLOCKS = ("dense", "start", "mid", "end", "dense_embed", "dense_embed_multi", "dense_embed_multi_stacked")
 
 
 class NIR(Criterion):
-    """w_align · base + mean over the pairs (x, p) of sample and own proxy of f(1/2 ‖z‖² - log|det ∂z/∂x|).
+    """Proxy-Anchor with non-isotropy regularisation (Roth et al., CVPR 2022); needs FrEIA.
 
+    w_align · base + mean over the pairs (x, p) of sample and own proxy of f(1/2 ‖z‖² - log|det ∂z/∂x|), where
     z = flow(x | p): affine coupling blocks (Glow), each after a fixed random permutation, whose subnetworks see the
-    proxy. f is exp as in the authors' code (`form="exp"`), or nothing (`form="nll"`, the paper's likelihood).
+    proxy. f is exp as in the authors' code (form exp), or nothing (nll, the paper's likelihood). The base is the
+    ProxyCriterion whose proxies are the flow's conditions; proxies and flow learn at their `lr_multi` times the
+    network's rate.
 
     Parameters
     ----------
-    base : ProxyCriterion
-        Proxy-Anchor in the paper; its proxies are the flow's conditions.
-    noise : float
-        Uniform noise in [0, noise) is added to the flow's embeddings, which are then L2-normalised again.
-    conditioning : str
-        Which blocks see the proxy: `dense` all, `start`, `mid`, `end` one of them; `dense_embed` all see a learned
-        embedding of it, `dense_embed_multi` one embedding a block, `dense_embed_multi_stacked` each of the one before.
-
-    Needs FrEIA (pip install FrEIA). Source: Roth et al., Non-isotropy Regularization for Proxy-based Deep Metric
-    Learning, CVPR 2022.
+    noise : uniform noise in [0, noise) on the flow's embeddings, which are then L2-normalised again
+    conditioning : which blocks see the proxy: `dense` all, `start`, `mid`, `end` one of them; `dense_embed` all see a
+        learned embedding of it, `dense_embed_multi` one embedding a block, `..._stacked` each of the one before
+    blocks, depth, width, dropout : coupling blocks; layers of their subnetworks, the layers' width and dropout
+    clamp, start : bound on a block's log-scale; initialisation of the subnetworks, none (PyTorch's) or xavier
     """
 
-    name = "nir"
-
-    def __init__(
-        self,
-        base,
-        w_align=0.01,  # --loss_nir_w_align: weight of the proxy loss, which has --loss_oproxy_{pos,neg}_{alpha,delta}
-        form: Form = "exp",  # --loss_nir_form: exp of each pair's negative log-likelihood (code), or it itself (paper)
-        proxy_lr_multi=4000.0,  # --loss_nir_proxy_lrmulti: the proxies' learning rate is this times --lr
-        flow_lr_multi=50.0,  # --loss_nir_lrmulti: the flow's learning rate is this times --lr
-        noise=0.0,  # --loss_nir_noise: uniform noise up to this on the flow's embeddings
-        conditioning: Conditioning = "dense",  # --loss_nir_nf_cond_mode: which of the blocks see the proxy, and how
-        blocks=5,  # --loss_nir_nf_cblocks: coupling blocks of the flow
-        depth=8,  # --loss_nir_nf_fc_depth: layers of a block's subnetwork
-        width=128,  # --loss_nir_nf_fc_width: width of these layers
-        dropout=0.0,  # --loss_nir_nf_fc_dropout: dropout in the subnetworks
-        clamp=2.0,  # --loss_nir_nf_clamp_alpha: bound on the log-scale of a block
-        start: Start = "none",  # --loss_nir_nf_fc_init: initialisation of the subnetworks; none: PyTorch's
-    ):
+    def __init__(self, base, w_align=0.01, form="exp", proxy_lr_multi=4000.0, flow_lr_multi=50.0, noise=0.0,
+                 conditioning="dense", blocks=5, depth=8, width=128, dropout=0.0, clamp=2.0, start="none"):  # fmt: skip
         super().__init__()
-        need_choice(Form, loss_nir_form=form)
-        need_choice(Conditioning, loss_nir_nf_cond_mode=conditioning)
-        need_choice(Start, loss_nir_nf_fc_init=start)
-        need_range(loss_nir_proxy_lrmulti=proxy_lr_multi, loss_nir_lrmulti=flow_lr_multi)
-        need_range(loss_nir_noise=noise, loss_nir_nf_clamp_alpha=clamp)
-        need_range(1, 10**4, loss_nir_nf_cblocks=blocks, loss_nir_nf_fc_depth=depth, loss_nir_nf_fc_width=width)
-        need_range(high=1, loss_nir_nf_fc_dropout=dropout)
+        need_choice(self, "exp", "nll", form=form)
+        need_choice(self, *BLOCKS, conditioning=conditioning)
+        need_choice(self, "none", "xavier", start=start)
         self.base, self.n_classes, self.embed_dim = base, base.n_classes, base.embed_dim
         self.w_align, self.proxy_lr_multi, self.flow_lr_multi = w_align, proxy_lr_multi, flow_lr_multi
         self.noise, self.form, self.conditioning = noise, form, conditioning
-        d = base.embed_dim
+        d, n = base.embed_dim, {"dense_embed": 1, "dense_embed_multi": blocks, "dense_embed_multi_stacked": blocks}
         self.flow = make_flow(d, conditioning, blocks, depth, width, dropout, clamp, start)
-        embedders = {"dense_embed": 1, "dense_embed_multi": blocks, "dense_embed_multi_stacked": blocks}
-        self.embedders = nn.ModuleList(
-            nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, d)) for _ in range(embedders.get(conditioning, 0))
-        )
+        embedders = [nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, d)) for _ in range(n.get(conditioning, 0))]
+        self.embedders = nn.ModuleList(embedders)
 
     @property
     def proxies(self):
@@ -85,25 +57,20 @@ class NIR(Criterion):
         if self.conditioning == "dense_embed_multi":
             return [embed(proxies) for embed in self.embedders]
         if self.conditioning == "dense_embed_multi_stacked":
-            stacked = [proxies]
-            for embed in self.embedders:
-                stacked.append(embed(stacked[-1]))
-            return stacked[1:]
+            return list(itertools.accumulate(self.embedders, lambda x, embed: embed(x), initial=proxies))[1:]
         shared = self.embedders[0](proxies) if self.conditioning == "dense_embed" else proxies
         return [shared] * (len(self.flow) // 2)  # a permutation goes with every block
 
     def loss(self, embeddings, labels):
         base = self.base(embeddings, labels)
         dtype = next(p.dtype for p in self.flow.parameters() if p.requires_grad)  # its permutations are integers
-        if dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"{self.name}: its flow is {dtype}; keep the loss in float32: criterion.float()")
         x, proxies = normalize(embeddings.to(dtype), dim=1), normalize(self.proxies.to(dtype), dim=1)[labels]
         if self.noise > 0:
             x = normalize(x + self.noise * torch.rand_like(x), dim=1)
         z, log_det = self.flow(x, c=self.conditions(proxies))
         nll = 0.5 * z.square().sum(1) - log_det
         flow = (nll.exp() if self.form == "exp" else nll).mean()
-        self.log(**self.base._logs, base=base, flow=flow, nll=nll.mean())
+        self.log(**self.base.terms, base=base, flow=flow, nll=nll.mean())
         return self.w_align * base + flow
 
 
@@ -113,7 +80,7 @@ def make_flow(d, conditioning, blocks, depth, width, dropout, clamp, start):
         from FrEIA.framework import SequenceINN
         from FrEIA.modules import GLOWCouplingBlock, PermuteRandom
     except ImportError as problem:
-        raise ValueError("--loss nir: needs FrEIA: pip install FrEIA") from problem
+        raise ValueError("NIR: needs FrEIA: pip install FrEIA") from problem
 
     def subnet(n_in, n_out):
         layers = []

@@ -1,29 +1,21 @@
-"""The N-pair loss."""
-
 import torch
 from torch.nn.functional import normalize
 
-from criteria.base import Criterion, lowest, need_positive
+from criteria.base import Criterion, lowest, need
 
 
 class NPair(Criterion):
-    """Each class's anchor against the positives of all classes: mean of -log softmax of its similarities to them.
+    """N-pair loss (Sohn, Improved DML with Multi-class N-pair Loss Objective, NeurIPS 2016).
 
-    The anchor of a class is its first image in the batch, the positive its second; classes with a single image take
-    no part. Similarities are cosines over `temperature`. The paper has unnormalised embeddings with an L2 penalty
+    Each class's anchor against the positives of all classes: mean of -log softmax of its similarities to them. The
+    anchor of a class is its first image in the batch, the positive its second; classes with a single image take no
+    part. Similarities are cosines over `temperature`. The paper has unnormalised embeddings with an L2 penalty
     instead; with temperature 1 this is pytorch-metric-learning's NPairsLoss.
-
-    Source: Sohn, Improved Deep Metric Learning with Multi-class N-pair Loss Objective, NeurIPS 2016.
     """
 
-    name = "npair"
-
-    def __init__(
-        self,
-        temperature=1.0,  # --loss_npair_temperature: cosine similarities are divided by this
-    ):
+    def __init__(self, temperature=1.0):
         super().__init__()
-        need_positive(loss_npair_temperature=temperature)
+        need(self, temperature=temperature)
         self.temperature = temperature
 
     def loss(self, embeddings, labels):

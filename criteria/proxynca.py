@@ -1,31 +1,19 @@
-"""Proxy-NCA."""
-
 from torch.nn.functional import cross_entropy
 
-from criteria.base import ProxyCriterion, need_positive, need_range
+from criteria.base import ProxyCriterion, need
 
 
 class ProxyNCA(ProxyCriterion):
-    """Mean over the batch of -log softmax of minus the squared Euclidean distances to the proxies, at the own proxy.
+    """Proxy-NCA (Movshovitz-Attias et al., No Fuss Distance Metric Learning using Proxies, ICCV 2017).
 
-    The softmax is over all C proxies, as in pytorch-metric-learning and ProxyNCA++; the paper leaves the own proxy
-    out of the denominator. `scale` multiplies the squared distances (ProxyNCA++: 9).
-
-    Source: Movshovitz-Attias et al., No Fuss Distance Metric Learning using Proxies, ICCV 2017.
+    Mean over the batch of -log softmax of minus the squared Euclidean distances to the proxies, at the own proxy. The
+    softmax is over all C proxies, as in pytorch-metric-learning and ProxyNCA++; the paper leaves the own proxy out of
+    the denominator. `scale` multiplies the squared distances (ProxyNCA++: 9).
     """
 
-    name = "proxynca"
-
-    def __init__(
-        self,
-        n_classes,
-        embed_dim,
-        scale=1.0,  # --loss_proxynca_scale: factor of the squared distances (ProxyNCA++: 9)
-        lr_multi=2000.0,  # --loss_proxynca_lrmulti: the proxies' learning rate is this times --lr
-    ):
+    def __init__(self, n_classes, embed_dim, scale=1.0, lr_multi=2000.0):
         super().__init__(n_classes, embed_dim, lr_multi)
-        need_range(loss_proxynca_lrmulti=lr_multi)
-        need_positive(loss_proxynca_scale=scale)
+        need(self, scale=scale)
         self.scale = scale
 
     def proxy_loss(self, embeddings, proxies, labels):

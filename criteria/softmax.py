@@ -1,32 +1,21 @@
-"""Classification on the sphere: the normalized softmax and ArcFace. Their class weights stand as proxies."""
-
 import math
 
 import torch
 from torch.nn.functional import cross_entropy
 
-from criteria.base import ProxyCriterion, need_positive, need_range
+from criteria.base import ProxyCriterion, need
 
 
 class NormalizedSoftmax(ProxyCriterion):
-    """Cross-entropy of the cosine similarities to the L2-normalised class weights over a temperature.
+    """Normalized softmax (Zhai & Wu, Classification is a Strong Baseline for DML, BMVC 2019, temperature 0.05).
 
-    Source: Wang et al., NormFace, ACM MM 2017; Zhai & Wu, Classification is a Strong Baseline for Deep Metric
-    Learning, BMVC 2019 (temperature 0.05).
+    Cross-entropy of the cosine similarities to the L2-normalised class weights over a temperature; before them Wang et
+    al., NormFace, ACM MM 2017.
     """
 
-    name = "normalized_softmax"
-
-    def __init__(
-        self,
-        n_classes,
-        embed_dim,
-        temperature=0.05,  # --loss_normalized_softmax_temperature: cosine similarities are divided by this
-        lr_multi=2000.0,  # --loss_normalized_softmax_lrmulti: the class weights' learning rate is this times --lr
-    ):
+    def __init__(self, n_classes, embed_dim, temperature=0.05, lr_multi=2000.0):
         super().__init__(n_classes, embed_dim, lr_multi)
-        need_range(loss_normalized_softmax_lrmulti=lr_multi)
-        need_positive(loss_normalized_softmax_temperature=temperature)
+        need(self, temperature=temperature)
         self.temperature = temperature
 
     def proxy_loss(self, embeddings, proxies, labels):
@@ -36,29 +25,16 @@ class NormalizedSoftmax(ProxyCriterion):
 
 
 class ArcFace(ProxyCriterion):
-    """Cross-entropy of scale · cos θ, where the own class has cos(θ + margin).
+    """ArcFace (Deng et al., CVPR 2019, eq. 3, margin 0.5, scale 64).
 
-    Beyond θ = π - margin, where cos(θ + margin) would rise again, the own class has cos θ - margin · sin(margin),
-    as in the authors' code.
-
-    Source: Deng et al., ArcFace, CVPR 2019, eq. 3 (margin 0.5, scale 64).
+    Cross-entropy of scale · cos θ, where the own class has cos(θ + margin), margin in radians. Beyond θ = π - margin,
+    where cos(θ + margin) would rise again, the own class has cos θ - margin · sin(margin), as in the authors' code.
     """
 
-    name = "arcface"
-
-    def __init__(
-        self,
-        n_classes,
-        embed_dim,
-        margin=0.5,  # --loss_arcface_margin: added to the angle to the own class weight, radians, 0 to pi
-        scale=64.0,  # --loss_arcface_scale: factor of the cosines
-        lr_multi=2000.0,  # --loss_arcface_lrmulti: the class weights' learning rate is this times --lr
-    ):
+    def __init__(self, n_classes, embed_dim, margin=0.5, scale=64.0, lr_multi=2000.0):
         super().__init__(n_classes, embed_dim, lr_multi)
-        need_positive(loss_arcface_scale=scale)
-        need_range(loss_arcface_lrmulti=lr_multi)
-        if not 0 <= margin <= math.pi:
-            raise ValueError(f"--loss_arcface_margin {margin:g}: must be an angle in radians from 0 to pi")
+        need(self, scale=scale)
+        need(self, 0, math.pi, margin=margin)
         self.margin, self.scale = margin, scale
 
     def proxy_loss(self, embeddings, proxies, labels):

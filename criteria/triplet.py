@@ -1,30 +1,17 @@
-"""The triplet loss."""
-
 import torch
 
 from criteria.base import Criterion, distances, mean_of_positive
 
 
 class Triplet(Criterion):
-    """Mean of [D_ap - D_an + margin]₊ over the mined triplets, those where it is not 0.
+    """Triplet loss (Schroff et al., FaceNet, CVPR 2015, section 3.1).
 
-    D are Euclidean distances of L2-normalised embeddings (FaceNet squares them; pytorch-metric-learning and the
-    Reality Check do not).
-
-    Parameters
-    ----------
-    miner : function (embeddings, labels) → (anchors, positives, negatives)
-
-    Source: Schroff et al., FaceNet, CVPR 2015, section 3.1.
+    Mean of [D_ap - D_an + margin]₊ over the triplets (a, p, n) of the miner (embeddings, labels) → index tensors, those
+    where it is not 0. D are Euclidean distances of L2-normalised embeddings (FaceNet squares them;
+    pytorch-metric-learning and the Reality Check do not).
     """
 
-    name = "triplet"
-
-    def __init__(
-        self,
-        miner,  # --batch_mining: takes its triplets
-        margin=0.2,  # --loss_triplet_margin: negatives are to be farther than positives by this, Euclidean distance
-    ):
+    def __init__(self, miner, margin=0.2):
         super().__init__()
         self.miner, self.margin = miner, margin
 

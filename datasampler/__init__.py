@@ -6,9 +6,9 @@ from functools import partial
 
 import torch
 
-from utilities import interrupts
 from utilities.randomness import derive
 from utilities.registry import lookup
+from utilities.signals import shield_worker
 
 __all__ = ["SAMPLERS", "ClassBatches", "Draws", "RandomBatches", "loader", "select"]
 
@@ -198,6 +198,6 @@ def loader(opt, split, sampler, device):
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
-        worker_init_fn=interrupts.ignore,
+        worker_init_fn=shield_worker,
         generator=torch.Generator(),  # its own, or the base seed would be drawn from torch's
     )

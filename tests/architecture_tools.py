@@ -1,5 +1,8 @@
 """What tests of networks share."""
 
+from importlib.util import find_spec
+
+import pytest
 import torch
 from torch import nn
 
@@ -8,8 +11,12 @@ import parameters
 
 
 def build(arch, *more):
+    """A network with random weights, or those that the further flags name."""
+    if arch.startswith("timm.") and not find_spec("timm"):
+        pytest.skip("needs timm")
     torch.manual_seed(0)
-    return architectures.select(parameters.parse(["--arch", arch, "--embed_dim", "16", *more]))
+    weights = [] if "--weights" in more else ["--not_pretrained"]
+    return architectures.select(parameters.parse(["--arch", arch, "--embed_dim", "16", *weights, *map(str, more)]))
 
 
 def random_statistics(module):

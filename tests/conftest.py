@@ -4,22 +4,12 @@ import signal
 
 import numpy as np
 import pytest
-import runs
 import torch
 
 REFERENCE = os.path.join(os.path.dirname(__file__), "reference")
 torch.set_num_threads(1)  # networks this small gain nothing by a second thread, and wait for it on a busy machine
-for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
-    signal.signal(
-        number, handler
-    )  # nohup and shells' background jobs ignore them, and the tests' processes inherit that
-
-
-@pytest.fixture(scope="session")
-def server():
-    """Forks the runs and processes of tests/runs.py, which saves each of them the import of torch."""
-    with runs.Server() as server:
-        yield server
+# shells' background jobs ignore it, and the tests' processes would inherit that
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def reference(name):
@@ -42,14 +32,6 @@ def antico_cases():
 def metrics_case():
     with reference("metrics_reference.npz") as file:
         return {key: file[key] for key in file.files}
-
-
-@pytest.fixture
-def no_figures(monkeypatch):
-    """A report without its pictures."""
-    from utilities.report import figures
-
-    monkeypatch.setattr(figures, "draw_all", lambda tables, split: {"": "not drawn"})
 
 
 @pytest.fixture

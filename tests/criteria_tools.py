@@ -1,6 +1,7 @@
 """What the tests of the criteria share."""
 
 import numpy as np
+import pytest
 import torch
 from torch.nn.functional import normalize
 
@@ -8,20 +9,31 @@ import criteria
 import parameters
 
 
+def parse(words):
+    """The flags of a loss: its name, and what is given beside it."""
+    return parameters.parse(["--loss", *words.split()])
+
+
+def build(words, n_classes=10):
+    """The criterion of a command line, in float32."""
+    if "nir" in words.split():
+        pytest.importorskip("FrEIA")
+    return criteria.select(parse(words), n_classes)
+
+
+def select(words, n_classes=10):
+    return build(words, n_classes).double()
+
+
 def close(ours, theirs, tolerance=1e-6):
     ours = ours.detach().numpy() if torch.is_tensor(ours) else np.asarray(ours)
     return np.linalg.norm(ours - theirs) <= tolerance * np.linalg.norm(theirs)
 
 
-def select(n_classes, *argv):
-    return criteria.select(parameters.parse([str(a) for a in argv]), n_classes).double()
-
-
 def imbalanced(n=40, d=16, seed=0):
+    """Unit embeddings about centres of their classes, of which three have a single image, and the labels."""
     generator = torch.Generator().manual_seed(seed)
-    labels = torch.cat(
-        [torch.randint(6, (n - 3,), generator=generator), torch.tensor([7, 8, 9])]
-    )  # three single images
+    labels = torch.cat([torch.randint(6, (n - 3,), generator=generator), torch.tensor([7, 8, 9])])
     centres = torch.randn(10, d, generator=generator, dtype=torch.float64)
     embeddings = centres[labels] + torch.randn(n, d, generator=generator, dtype=torch.float64)
     return normalize(embeddings, dim=1).requires_grad_(), labels

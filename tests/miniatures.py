@@ -41,17 +41,11 @@ def cars_archive(root):
     """car_ims/ and cars_annos.mat: a struct array with one element an image, and 196 class names."""
     from scipy.io import savemat
 
-    rows = []
-    for i in range(1, 13):
-        name = f"car_ims/{i:06d}.jpg"
+    rows = [(f"car_ims/{i:06d}.jpg", 1, 1, 40, 30, (1, 98, 99, 196)[i % 4], i % 2) for i in range(1, 13)]
+    for name, *_ in rows:
         write(root / name)
-        rows.append((name, 1, 1, 40, 30, (1, 98, 99, 196)[i % 4], i % 2))
-    fields = [
-        ("relative_im_path", "O"),
-        *((f"bbox_{v}", "u2") for v in ("x1", "y1", "x2", "y2")),
-        ("class", "u1"),
-        ("test", "u1"),
-    ]
+    corners = [(f"bbox_{corner}", "u2") for corner in ("x1", "y1", "x2", "y2")]
+    fields = [("relative_im_path", "O"), *corners, ("class", "u1"), ("test", "u1")]
     names = np.array([f"Make Model {c:03d} 2012" for c in range(1, 197)], dtype=object)
     savemat(root / "cars_annos.mat", {"annotations": np.array(rows, dtype=fields)[None], "class_names": names[None]})
 
@@ -71,33 +65,25 @@ def products(images, lists):
 
 
 def inshop(root, images="img"):
-    lines, pieces = (
-        [],
-        [("id_00000001", "train"), ("id_00000002", "train"), ("id_00000003", "both"), ("id_00000005", "both")],
-    )
-    for item, split in pieces:
+    lines = []
+    for item, train in (("id_00000001", True), ("id_00000002", True), ("id_00000003", False), ("id_00000005", False)):
         for i in range(3):
             name = f"WOMEN/Dresses/{item}/0{i}_1_front.jpg"
             write(root / images / name)
-            lines.append(f"img/{name:60} {item} {split if split == 'train' else 'query' if i == 0 else 'gallery'}")
+            lines.append(f"img/{name:60} {item} {'train' if train else 'gallery' if i else 'query'}")
     (root / "Eval").mkdir(parents=True)
-    (root / "Eval" / "list_eval_partition.txt").write_text(
-        f"{len(lines)}\nimage_name item_id evaluation_status\n" + "\n".join(lines) + "\n"
-    )
+    head = [str(len(lines)), "image_name item_id evaluation_status"]
+    (root / "Eval" / "list_eval_partition.txt").write_text("\n".join([*head, *lines]) + "\n")
 
 
+CARS = ("AM General Hummer SUV 2000", "Acura RL Sedan 2012", "Volvo 240 Sedan 1993", "smart fortwo Convertible 2012")
 LAYOUTS = {
     ("cub200", "archive"): cub_archive,
     ("cub200", "published"): lambda root: class_folders(root / "cub200" / "images", CUB),
     ("cars196", "archive"): cars_archive,
     ("cars196", "archive in its folder"): lambda root: cars_archive(root / "cars196"),
-    ("cars196", "published"): lambda root: class_folders(
-        root / "cars196" / "images",
-        ("AM General Hummer SUV 2000", "Acura RL Sedan 2012", "Volvo 240 Sedan 1993", "smart fortwo Convertible 2012"),
-    ),
-    ("online_products", "archive"): lambda root: products(
-        root / "Stanford_Online_Products", root / "Stanford_Online_Products"
-    ),
+    ("cars196", "published"): lambda root: class_folders(root / "cars196" / "images", CARS),
+    ("online_products", "archive"): lambda root: products(*[root / "Stanford_Online_Products"] * 2),
     ("online_products", "published"): lambda root: products(
         root / "online_products" / "images", root / "online_products" / "Info_Files"
     ),

@@ -7,8 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-CUDA = torch.device("cuda", 0)
-COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+aten = torch.ops.aten
 
 
 class There(torch.Tensor):
@@ -16,9 +15,8 @@ class There(torch.Tensor):
 
     @staticmethod
     def __new__(cls, here):
-        return torch.Tensor._make_wrapper_subclass(
-            cls, here.shape, strides=here.stride(), storage_offset=here.storage_offset(), dtype=here.dtype, device=CUDA
-        )
+        layout = dict(strides=here.stride(), storage_offset=here.storage_offset(), dtype=here.dtype)
+        return torch.Tensor._make_wrapper_subclass(cls, here.shape, device=torch.device("cuda", 0), **layout)
 
     def __init__(self, here):
         self.here = here
@@ -46,18 +44,19 @@ class PretendGpu(TorchDispatchMode):
         kwargs = dict(kwargs or {})
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
         there = [x for x in tensors if isinstance(x, There)]
+        copies = function in (aten._to_copy.default, aten.copy_.default)
         # numbers (tensors of no dimension) of the CPU go with all
-        if there and function not in COPIES and any(x.dim() > 0 for x in tensors if not isinstance(x, There)):
+        if there and not copies and any(x.dim() > 0 for x in tensors if not isinstance(x, There)):
             raise RuntimeError(f"{function}: at least two devices, cuda and cpu")
         wanted = kwargs.get("device")
         to_gpu = torch.device(wanted).type == "cuda" if wanted is not None else bool(there)
-        if function is torch.ops.aten.copy_.default:
+        if function is aten.copy_.default:
             to_gpu = isinstance(args[0], There)
         if wanted is not None:
             kwargs["device"] = torch.device("cpu")
             kwargs.pop("pin_memory", None)
         result = function(*tree_map(unwrap, args), **tree_map(unwrap, kwargs))
-        if there and (not to_gpu or function is torch.ops.aten._local_scalar_dense.default):
+        if there and (not to_gpu or function is aten._local_scalar_dense.default):
             self.reads.append(str(function))
         known = {id(x.here): x for x in there}  # what works in place gives its own argument back
         return tree_map(lambda x: known.get(id(x), There(x)) if to_gpu and isinstance(x, torch.Tensor) else x, result)

@@ -1,8 +1,6 @@
-"""What tests/test_distributed.py compares: training steps and parts of them, on one process or on one of several."""
+"""What tests/test_distributed.py compares: epochs of training and parts of them, on one process or one of several."""
 
-import argparse
 import os
-from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -12,116 +10,27 @@ import criteria
 import evaluation
 import main
 import parameters
+from architectures import batchnorm
 from architectures.conv4 import conv4
-from utilities import batchnorm, distributed, optimizers, state
-from utilities.profile import Profile
+from utilities import distributed
+from utilities.run import Run
+from utilities.signals import Signals
 
-BS, CLASSES, STEPS = 24, 6, 10
+BS, CLASSES, STEPS = 24, 6, (1, 3, 3)  # images a batch, classes, steps of each epoch
 CPU = torch.device("cpu")
-# name: (flags, frozen BatchNorm, epochs of warm-up)
-CASES = {
-    "margin": ("--loss margin --batch_mining distance", False, 0),
-    "proxyanchor": ("--loss proxyanchor", False, 0),
-    "proxyanchor, frozen, warm-up": ("--loss proxyanchor", True, 1),
-    "antico": ("--loss antico", False, 0),
-    "antico_pair": ("--loss antico_pair", False, 1),
-    "antico_batch_proxy": ("--loss antico_batch_proxy", True, 0),
-    "antico_all_proxy": ("--loss antico_all_proxy", False, 0),
-    "antico_class_means": ("--loss antico_class_means", False, 0),
-    "grad_cache that divides": ("--loss antico_pair --grad_cache 4", True, 0),
-    "grad_cache that does not": ("--loss margin --grad_cache 5", True, 1),
+CASES = {  # name: (flags, network)
+    "margin": ("--loss margin --batch_mining distance", "plain"),
+    "proxyanchor": ("--loss proxyanchor", "plain"),
+    "proxyanchor, frozen, warm-up": ("--loss proxyanchor --warmup 1", "frozen"),
+    "proxyanchor, parameters that do nothing": ("--loss proxyanchor", "unused"),
+    "antico": ("--loss antico", "plain"),
+    "antico_pair": ("--loss antico_pair --warmup 1", "plain"),
+    "antico_batch_proxy": ("--loss antico_batch_proxy", "frozen"),
+    "antico_all_proxy": ("--loss antico_all_proxy", "plain"),
+    "antico_class_means": ("--loss antico_class_means", "plain"),
+    "grad_cache that divides": ("--loss antico_pair --grad_cache 4", "frozen"),
+    "grad_cache that does not": ("--loss margin --grad_cache 5 --warmup 1", "frozen"),
 }
-
-
-def network(frozen, dropout=0.0):
-    """conv4 with 4 channels instead of 64, in float64."""
-    torch.manual_seed(1)
-    features = nn.Sequential(conv4(4), nn.Dropout(dropout))
-    return architectures.EmbeddingNet(features, 4, 8, input_size=16, frozen=frozen).double()
-
-
-def batch(step):
-    """Images and labels of a whole batch, each image nearer to its class's than to others."""
-    generator = torch.Generator().manual_seed(step)
-    labels = torch.randint(CLASSES, (BS // 2,), generator=generator).repeat_interleave(2)
-    prototypes = torch.rand(CLASSES, 3, 16, 16, generator=torch.Generator().manual_seed(99))
-    images = 0.5 * prototypes[labels] + 0.5 * torch.rand(BS, 3, 16, 16, generator=generator)
-    return (255 * images).to(torch.uint8), labels
-
-
-def make_run(flags, model, optim="adam", dtype=None, scaler=None, **more):
-    """The parts of main.Run that a training step takes, in the model's precision."""
-    opt = parameters.parse(
-        [*flags.split(), "--embed_dim", "8", "--lr", "1e-3", "--optim", optim, "--loss_oproxy_lrmulti", "10"]
-    )
-    torch.manual_seed(2)
-    criterion = criteria.select(opt, CLASSES).to(next(model.parameters()).dtype)
-    scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
-    run = SimpleNamespace(
-        opt=opt,
-        device=CPU,
-        dtype=dtype,
-        model=model,
-        compiled=model,
-        net=None,
-        warming_up=None,
-        criterion=criterion,
-        scaler=scaler,
-        progress=state.Progress(0),
-        profile=Profile(None, CPU),
-        **more,
-    )
-    run.optimizer, _, _ = optimizers.select(opt, model, criterion, CPU, dtype)
-    return run
-
-
-def share(values):
-    """This process's rows of a whole batch."""
-    rows = len(values) // distributed.world()
-    return values[distributed.rank() * rows :][:rows]
-
-
-def gradients(run):
-    parameters = {**dict(run.model.named_parameters()), **dict(run.criterion.named_parameters(prefix="criterion"))}
-    return {name: p.grad.clone() for name, p in parameters.items() if p.grad is not None}
-
-
-def train(flags, frozen, warmup):
-    """Losses, first gradients and last weights of STEPS steps in two epochs."""
-    model = batchnorm.synchronize(network(frozen))
-    run, losses, first = make_run(flags, model), [], None
-    for epoch in (1, 2):
-        main.make_net(run, warming_up=epoch <= warmup)
-        model.train()
-        run.progress = state.Progress(epoch - 1)
-        for step in range(STEPS // 2):
-            images, labels = map(share, batch(100 * epoch + step))
-            terms = main.training_step(run, images, labels, epoch)
-            run.progress.add(terms)
-            losses.append(terms["loss"].item())
-            first = first or gradients(run)
-    return {"losses": losses, "first": first, "model": model.state_dict(), "criterion": run.criterion.state_dict()}
-
-
-def whole_batch_norm(dtype):
-    """BatchNorm over the whole batch: value, gradients and running statistics."""
-    generator = torch.Generator().manual_seed(0)
-    x, weight = (torch.randn(12, 5, 3, 4, dtype=torch.float64, generator=generator) for _ in range(2))
-    norm = nn.BatchNorm2d(5).to(torch.float64 if dtype == torch.float64 else torch.float32)
-    with torch.no_grad():
-        norm.weight.copy_(torch.arange(1, 6) / 3)
-    norm = batchnorm.synchronize(nn.Sequential(norm))[0]
-    x = share((3 + 2 * x).to(dtype)).requires_grad_()
-    y = norm(x)
-    (y * share(weight)).sum().backward()
-    grads = [torch.stack([g]) for g in (norm.weight.grad, norm.bias.grad)]
-    grads = [g.sum(0) if distributed.world() == 1 else distributed.stack(g[0]).sum(0) for g in grads]
-    whole = [distributed.gather(t.detach()) for t in (y, x.grad)]
-    return {
-        "class": type(norm).__name__,
-        "dtype": str(y.dtype),
-        "values": [*whole, *grads, norm.running_mean, norm.running_var],
-    }
 
 
 class Maps(nn.Module):
@@ -135,15 +44,89 @@ class Maps(nn.Module):
         return self.net(x)
 
 
-def unused():
-    """The last layer after three steps of a network that does not use all of its parameters."""
-    torch.manual_seed(4)
-    model = architectures.EmbeddingNet(Maps(), 4, 8, input_size=16, frozen=True, pooling="double").double()
-    run = make_run("--loss proxyanchor", model)
-    main.make_net(run, warming_up=False)
-    for step in range(3):
-        main.training_step(run, *map(share, batch(step)), epoch=1)
-    return model.last_linear.weight.detach()
+def network(kind="plain"):
+    """conv4 with 4 channels instead of 64, in float64; its BatchNorm is frozen unless the kind is "plain"."""
+    torch.manual_seed(1)
+    features = Maps() if kind == "unused" else conv4(4)
+    return architectures.EmbeddingNet(features, 4, 8, input_size=16, frozen=kind != "plain").double()
+
+
+def batch(number):
+    """Images and labels of a whole batch, each image nearer to its class's than to others."""
+    generator = torch.Generator().manual_seed(number)
+    labels = torch.randint(CLASSES, (BS // 2,), generator=generator).repeat_interleave(2)
+    prototypes = torch.rand(CLASSES, 3, 16, 16, generator=torch.Generator().manual_seed(99))
+    images = 0.5 * prototypes[labels] + 0.5 * torch.rand(BS, 3, 16, 16, generator=generator)
+    return (255 * images).to(torch.uint8), labels
+
+
+def share(values):
+    """This process's rows of a whole batch."""
+    rows = len(values) // distributed.world()
+    return values[distributed.rank() * rows :][:rows]
+
+
+class Batches:
+    """Sampler and loader of a run: `n_batches` an epoch, all different."""
+
+    n_batches = 1
+
+    def set_epoch(self, epoch, start=0):
+        self.epoch, self.start = epoch, start
+
+    def __iter__(self):
+        return (map(share, batch(100 * self.epoch + step)) for step in range(self.start, self.n_batches))
+
+
+def make_run(flags, model, dtype=None, scaler=None):
+    """A run in the model's precision, for main.train_epoch."""
+    fixed = "--embed_dim 8 --lr 1e-3 --loss_oproxy_lrmulti 10".split()
+    opt, batches = parameters.parse([*fixed, *flags.split()]), Batches()
+    torch.manual_seed(2)
+    criterion = criteria.select(opt, CLASSES).to(next(model.parameters()).dtype)
+    kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[opt.optim]
+    optimizer = kind(model.param_groups(opt.lr) + criterion.param_groups(opt.lr), lr=opt.lr)
+    return Run(
+        opt=opt, device=CPU, dtype=dtype, signals=Signals(), model=model, compiled=model, net=None, criterion=criterion,
+        scaler=scaler or torch.amp.GradScaler("cpu", enabled=False), optimizer=optimizer, sampler=batches,
+        scheduler=torch.optim.lr_scheduler.MultiStepLR(optimizer, []), loader=batches, facts={},
+    )  # fmt: skip
+
+
+def train_epoch(run, epoch, steps=1):
+    """The mean loss of an epoch of so many steps, which is then over."""
+    run.sampler.n_batches = steps
+    loss = main.train_epoch(run, epoch)["loss"]
+    run.epoch, run.step, run.sums = epoch, 0, {}
+    return loss
+
+
+def gradients(run):
+    """Those of the last step."""
+    parameters = {**dict(run.model.named_parameters()), **dict(run.criterion.named_parameters(prefix="criterion"))}
+    return {name: p.grad.clone() for name, p in parameters.items() if p.grad is not None}
+
+
+def train(flags, kind):
+    """Losses, gradients of the first step, and last weights."""
+    run = make_run(flags, batchnorm.synchronize(network(kind)))
+    losses, first = [], None
+    for epoch, steps in enumerate(STEPS, 1):
+        losses.append(train_epoch(run, epoch, steps))
+        first = first or gradients(run)
+    return {"losses": losses, "first": first, "model": run.model.state_dict(), "criterion": run.criterion.state_dict()}
+
+
+def whole_batch_norm(dtype):
+    """BatchNorm over the whole batch: value, gradients and running statistics."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(12, 5, 3, 4, generator=generator) for _ in range(2))
+    norm = batchnorm.synchronize(nn.Sequential(nn.BatchNorm2d(5)))[0]
+    x = share((3 + 2 * x).to(dtype)).requires_grad_()
+    y = norm(x)
+    (y * share(weight)).sum().backward()
+    whole = [distributed.gather(t.detach()).float() for t in (y, x.grad)]
+    return [*whole, norm.running_mean, norm.running_var, str(y.dtype)]
 
 
 class Pixels(torch.utils.data.Dataset):
@@ -156,76 +139,16 @@ class Pixels(torch.utils.data.Dataset):
         return len(self.labels)
 
     def __getitem__(self, i):
-        return torch.full((3, 4, 4), i, dtype=torch.uint8), int(self.labels[i])
-
-
-def embeddings():
-    """Of splits whose size the number of processes does not divide, one of them smaller than it."""
-    torch.manual_seed(3)
-    model = nn.Sequential(nn.Flatten(), ToFloat(), nn.Linear(48, 4))
-    return {n: evaluation.embed(model, Pixels(n), batch_size=3) for n in (1, 2, 11, 12)}
-
-
-class ToFloat(nn.Module):
-    def forward(self, x):
-        return x.float()
-
-
-def measured():
-    """What the first process's error is on all, and its result."""
-
-    def fail():
-        raise evaluation.Unmeasurable(f"seen by process {distributed.rank()}")
-
-    try:
-        distributed.on_first(fail)
-    except evaluation.Unmeasurable as problem:
-        error = str(problem)
-    split, model = Pixels(11), nn.Sequential(nn.Flatten(), ToFloat(), nn.Linear(48, 4)).requires_grad_(False)
-    nn.init.eye_(model[2].weight)
-    opt = argparse.Namespace(
-        bs=4,
-        kernels=0,
-        evaluation_metrics=["e_recall@1", "nmi"],
-        seed=0,
-        evaluate_on_cpu=False,
-        search="auto",
-        kmeans_restarts=1,
-    )
-    result = evaluation.evaluate(model, split, opt)
-    with torch.no_grad():
-        model[2].weight.fill_(float("nan"))
-    try:
-        evaluation.evaluate(model, split, opt)
-    except evaluation.Unmeasurable as problem:
-        return (
-            error,
-            distributed.on_first(distributed.rank),
-            distributed.any_process(distributed.rank() == 1),
-            result,
-            str(problem),
-        )
-
-
-def bad_data():
-    """Data that the first process finds to be bad: the others do not wait for it to make a cache of them."""
-    try:
-        with distributed.first_process_first():
-            raise ValueError("no such folder")
-    except ValueError as problem:
-        return str(problem)
+        return torch.full((3, 16, 16), i, dtype=torch.uint8), int(self.labels[i])
 
 
 def everything():
     torch.set_num_threads(1)
+    sizes = (1, 2, 11, 12)  # the number of processes does not divide all of them, and one of them is smaller than it
     return {
         "train": {name: train(*case) for name, case in CASES.items()},
-        "batchnorm": {dtype: whole_batch_norm(dtype) for dtype in (torch.float64, torch.float32, torch.bfloat16)},
-        "unused": unused(),
-        "embeddings": embeddings(),
-        "measured": measured(),
-        "bad data": bad_data(),
-        "said": [distributed.first_to_report("the same"), distributed.first_to_report(f"of {distributed.rank()}")],
+        "batchnorm": [whole_batch_norm(dtype) for dtype in (torch.float32, torch.bfloat16)],
+        "embeddings": {n: evaluation.embed(network().eval().float(), Pixels(n), batch_size=3) for n in sizes},
     }
 
 

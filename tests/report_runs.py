@@ -1,18 +1,22 @@
-"""Folders of runs with known numbers, written by what training itself writes them with."""
+"""Folders of runs with known numbers, written by what training itself writes them with, and reports of them."""
 
-import csv
-import json
 import os
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
+import torch
 
+import criteria
 import parameters
-from utilities import folders, trackers
-from utilities.report.__main__ import main
+from tables.report import main
+from utilities import folders, records
 
-RECIPE = ["--dataset", "glyphs", "--arch", "conv4_normalize", "--embed_dim", "64", "--bs", "96", "--lr", "1e-3",
-          "--samples_per_class", "4", "--loss_oproxy_lrmulti", "3"]  # fmt: skip
-FACTS = dict(dataset="glyphs", n_classes=609, n_images=9675, input_size=32)
+RECIPE = (
+    "--dataset glyphs --arch conv4_normalize --embed_dim 64 --bs 96 --lr 1e-3 --samples_per_class 4 "
+    "--loss_oproxy_lrmulti 3"
+).split()
+DATA = dict(n_classes=609, n_images=9675, input_size=32)
 
 
 def write(place, loss, seed, recalls, *flags, epochs=None, columns=None, changed=None, **facts):
@@ -23,57 +27,36 @@ def write(place, loss, seed, recalls, *flags, epochs=None, columns=None, changed
     """
     epochs = len(recalls) - 1 if epochs is None else epochs
     opt = parameters.parse([*RECIPE, "--loss", loss, "--seed", str(seed), "--n_epochs", str(epochs), *map(str, flags)])
-    facts = dict(partial="", skipped_broken=[], device="CPU", processes=1, data=FACTS) | facts
-    config = trackers.describe(opt, parameters.without_effect(opt), **facts)
-    config |= {name: value for name, value in facts.items() if name in config}
+    idle = parameters.without_effect(opt, criteria.acting_flags(opt))
+    config = {**records.describe(opt, idle, data=DATA, device="CPU", processes=1), **facts}
     for name, value in (changed or {}).items():
         config["flags"].pop(name, None), config["without_effect"].pop(name, None)
-        if value is not None:
-            config["flags"][name] = value
-    folder = folders.claim(str(place), config["data"]["dataset"], f"{opt.group}_{loss}_s{seed}")
-    folders.write_config(folder, config)
+        config["flags"] |= {} if value is None else {name: value}
+    folder = folders.claim(str(place), config["flags"]["dataset"], f"{loss}_s{seed}")
+    records.write_json(os.path.join(folder, "config.json"), config)
     rows = [{"epoch": epoch, "test/e_recall@1": value} for epoch, value in enumerate(recalls)]
     for epoch, row in enumerate(rows):
-        row.update({name: values[epoch] for name, values in (columns or {}).items()}, seconds=10.0 * epoch)
+        row.update({name: values[epoch] for name, values in (columns or {}).items()}, seconds=9.0)
     if rows:
-        trackers.write_rows(folder, rows, opt.storage_metrics[0])
+        records.write_rows(folder, rows)
     return folder
 
 
-def edit(folder, **changes):
-    """Change config.json of a run."""
-    path = os.path.join(folder, "config.json")
-    with open(path, encoding="utf-8") as file:
-        config = json.load(file)
-    config.update(changes)
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(config, file)
-
-
 def write_spaces(folder, rank, seed=0, dims=64, classes=30, images=12):
-    """embeddings_test.npz whose rows fill `rank` directions, and checkpoint.pt with such proxies."""
-    import torch
-
-    from utilities import state
-
+    """embeddings_test.npz whose rows fill `rank` directions, and checkpoint.pt with such proxies: (both, as arrays)."""
     generator = np.random.default_rng(seed)
-    scale = np.where(np.arange(dims) < rank, 1.0, 0.02) * np.exp(-np.arange(dims) / (2 * dims))
-    means = generator.normal(size=(classes, dims)) * scale
-    labels = np.repeat(np.arange(classes), images)
-    rows = means[labels] + 0.35 * generator.normal(size=(len(labels), dims)) * scale
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    np.savez(os.path.join(folder, "embeddings_test.npz"), embeddings=rows.astype(np.float32), labels=labels)
-    proxies = torch.from_numpy(means.astype(np.float32))
-    state.save(os.path.join(folder, "checkpoint.pt"), {"criterion": {"base.proxies": proxies}, "epoch": 1})
-    return rows, labels, means
+    scale = np.where(np.arange(dims) < rank, 1.0, 0.02)
+    proxies, labels = generator.normal(size=(classes, dims)) * scale, np.repeat(np.arange(classes), images)
+    embeddings = proxies[labels] + 0.35 * generator.normal(size=(len(labels), dims)) * scale
+    np.savez(os.path.join(folder, "embeddings_test.npz"), embeddings=embeddings, labels=labels)
+    torch.save({"criterion": {"base.proxies": torch.from_numpy(proxies)}}, os.path.join(folder, "checkpoint.pt"))
+    return embeddings, proxies
 
 
-def lines_of(place, *more, status=0):
-    """{label: line of X.csv} of the runs under a folder."""
-    assert main([str(place), "--out", str(place / "out" / "t"), *more]) == status
-    with open(place / "out" / "t.csv", encoding="utf-8", newline="") as file:
-        return {line["loss"]: line for line in csv.DictReader(file)}
-
-
-def text_of(place, suffix=".md"):
-    return (place / "out" / f"t{suffix}").read_text(encoding="utf-8")
+def report(place, *more):
+    """What a report of the runs in a folder wrote: md and tex as texts, csv (by label) and runs as DataFrames."""
+    out = place / "out" / "t"
+    assert main([place, "--out", out, *more]) == 0
+    texts = {name: (place / "out" / f"t.{name}").read_text() for name in ("md", "tex")}
+    csv = pd.read_csv(f"{out}.csv", dtype={"seeds": str}).set_index("loss")
+    return SimpleNamespace(**texts, csv=csv, runs=pd.read_csv(f"{out}_runs.csv", dtype=str))

@@ -1,4 +1,4 @@
-"""Runs of main.py that may be killed: a server imports torch once and forks a process for each, which saves seconds.
+"""Runs of main.py that may be killed, each a process forked from one that has torch imported, which saves seconds.
 
 By hand, with counts of what was seen: python -m tests.runs MOMENTS. It kills runs at MOMENTS random moments for glyphs
 and a folder of images, each with 0 and 2 workers, resumes them, and compares with the run that nobody disturbed.
@@ -6,8 +6,7 @@ and a folder of images, each with 0 and 2 workers, resumes them, and compares wi
 
 import contextlib
 import csv
-import functools
-import json
+import multiprocessing
 import os
 import random
 import signal
@@ -17,125 +16,41 @@ import sys
 import tempfile
 import time
 import traceback
+from pathlib import Path
 
-from utilities import interrupts
-
-HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+HERE = Path(__file__).parent.parent
+LONG = 300  # seconds: the machine may be busy
 SMALL = (
     "--input_size 16 --arch conv4_normalize --embed_dim 16 --bs 32 --samples_per_class 4 --lr 1e-3 --loss antico_pair "
     "--antico_base margin --batch_mining distance --n_epochs 3 --tau 2 --no_train_metrics "
     "--evaluation_metrics e_recall@1 --checkpoint_minutes 0"
 ).split()  # every step saves
+os.environ["OMP_NUM_THREADS"] = "1"  # of all processes that are started here
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["main", "tests.ranks"])
 
 
-def start(argv, **more):
-    """A process of its own, from the first import on."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **more.pop("env", {})}
-    more = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more}
-    return subprocess.Popen([sys.executable, "main.py", *map(str, argv)], cwd=HERE, text=True, env=environment, **more)
+def launch(argv, log, program="main", **environment):
+    """A process that runs main.main, or tests/ranks.py; what it prints goes to the file `log`. Its glyphs are few."""
+    Path(log).write_text("")
+    process = FORKS.Process(target=run_here, args=(program, list(map(str, argv)), str(log), environment))
+    process.start()
+    return process
 
 
-class Server:
-    """Forks processes that run main.main. Their glyphs have 20 + 20 classes. Used as a context manager."""
-
-    def __enter__(self):
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.runs", "serve"],
-            cwd=HERE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        assert self.process.stdout.readline() == "ready\n"
-        return self
-
-    def __exit__(self, *_):
-        self.process.stdin.close()
-        self.process.wait(60)
-
-    def ask(self, *words):
-        print(json.dumps(words), file=self.process.stdin, flush=True)
-        return int(self.process.stdout.readline())
-
-    def start(self, argv, log, program="main", **environment):
-        """The process id of `program` (main, or ranks: tests/ranks.py); what it prints goes to the file `log`."""
-        open(log, "w").close()
-        return self.ask("start", program, list(map(str, argv)), str(log), environment)
-
-    def wait(self, number, seconds=300):
-        """The exit status; killed by signal n, or after so many seconds by SIGKILL: -n."""
-        return os.waitstatus_to_exitcode(self.ask("wait", number, seconds))
-
-    def run(self, argv, log, meanwhile=None):
-        """(exit status, what it printed); meanwhile(process id, log) is called while it runs."""
-        number = self.start(argv, log)
-        try:
-            if meanwhile:
-                meanwhile(number, log)
-        except BaseException:
-            self.wait(number, 0)
-            raise
-        status = self.wait(number)
-        with open(log, encoding="utf-8") as file:
-            return status, file.read()
-
-    def ranks(self, world, argv, folder, program="main"):
-        """[(exit status, what it printed)] of so many processes of one run, as torchrun would start them."""
-        where = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        logs = [os.path.join(folder, f"log{r}") for r in range(world)]
-        numbers = [
-            self.start(argv, log, program, RANK=str(r), LOCAL_RANK=str(r), **where) for r, log in enumerate(logs)
-        ]
-        statuses = [self.wait(number) for number in numbers]
-        return [(status, open(log, encoding="utf-8").read()) for status, log in zip(statuses, logs)]
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def serve():
+def run_here(program, argv, log, environment):
     import main
     from tests import ranks
 
-    programs = {"main": main.main, "ranks": ranks.write_everything}
-    fewer_glyphs()
-    print("ready", flush=True)
-    for line in sys.stdin:
-        what, *words = json.loads(line)
-        if what == "start":
-            name, argv, log, environment = words
-            answer = os.fork()
-            if answer == 0:
-                os.environ.update(environment)
-                run_here(programs[name], argv, log)
-        else:
-            answer = wait_for(*words)
-        print(answer, flush=True)
-
-
-def wait_for(number, seconds):
-    end = time.monotonic() + seconds
-    while True:
-        ended, status = os.waitpid(number, os.WNOHANG)
-        if ended:
-            return status
-        if time.monotonic() > end:
-            os.kill(number, signal.SIGKILL)
-        time.sleep(0.005)
-
-
-def run_here(run, argv, log):
-    output, nothing = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), os.open(os.devnull, os.O_RDONLY)
+    os.setsid()  # a group of its own, for signals to all of it
+    multiprocessing.set_start_method(None, force=True)  # its data workers start as those of python main.py
+    os.environ.update(environment)
+    output, nothing = os.open(log, os.O_WRONLY | os.O_TRUNC), os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0), os.dup2(output, 1), os.dup2(output, 2)
-    sys.argv = ["main.py", *argv]
-    status = 99
-    interrupts.end_at_once()  # as `python main.py` does
+    sys.argv, status = ["main.py", *argv], 99
+    fewer_glyphs()
     try:
-        status = run(argv)
+        status = {"main": main.main, "ranks": ranks.write_everything}[program](argv)
     except SystemExit as end:
         status = end.code
     except BaseException:
@@ -147,29 +62,74 @@ def run_here(run, argv, log):
         os._exit(status)
 
 
-def fewer_glyphs():
-    """From here on --dataset glyphs has 20 + 20 classes, read once."""
-    import torch
+def wait(process, seconds=LONG):
+    """The exit status; -n where signal n killed it, or SIGKILL after so many seconds."""
+    process.join(seconds)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+    return process.exitcode
 
+
+def run(argv, log, meanwhile=None):
+    """(exit status, what it printed); meanwhile(process id, log) is called while it runs."""
+    process = launch(argv, log)
+    try:
+        if meanwhile:
+            meanwhile(process.pid, log)
+        return wait(process), Path(log).read_text(encoding="utf-8")
+    finally:
+        wait(process, 0)
+
+
+def once(words, action):
+    """For `meanwhile`: action(process id) once these words are printed."""
+
+    def act(process, log):
+        end = time.monotonic() + LONG
+        while words not in Path(log).read_text(encoding="utf-8") and time.monotonic() < end:
+            time.sleep(0.005)
+        action(process)
+
+    return act
+
+
+def run_ranks(world, argv, folder, program="main"):
+    """[(exit status, what it printed)] of so many processes of one run, as torchrun would start them."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    where = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    logs = [Path(folder, f"log{r}") for r in range(world)]
+    processes = [launch(argv, log, program, RANK=str(r), LOCAL_RANK=str(r), **where) for r, log in enumerate(logs)]
+    return [(wait(process), log.read_text(encoding="utf-8")) for process, log in zip(processes, logs)]
+
+
+def start(argv, *launcher, **more):
+    """main.py in a process of its own, from the first import on; `launcher`: words between python and main.py."""
+    more = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more}
+    return subprocess.Popen([sys.executable, *launcher, "main.py", *map(str, argv)], cwd=HERE, text=True, **more)
+
+
+def fewer_glyphs(patch=setattr):
+    """From here on --dataset glyphs has 20 + 20 classes."""
     import datasets
-    from datasets import Splits, glyphs
 
-    def few(split):
-        return split.subset(torch.nonzero(split.labels < 20).flatten().tolist())
+    whole = datasets.select
 
-    @functools.cache
-    def splits(size, augmentation):
-        whole = glyphs.splits(size, augmentation)
-        return dict(train=few(whole.train), test=few(whole.test))
+    def few(opt, input_size=224):
+        splits = whole(opt, input_size)
+        if opt.dataset == "glyphs":
+            for name in [name for name in ("train", "val", "test") if getattr(splits, name)]:
+                split = getattr(splits, name)
+                setattr(splits, name, split.subset((split.labels < 20).nonzero().flatten().tolist()))
+        return splits
 
-    entry = datasets.DATASETS["glyphs"]
-    datasets.DATASETS["glyphs"] = entry._replace(load=lambda opt, size: Splits(**splits(size, opt.augmentation)))
+    patch(datasets, "select", few)
 
 
 def image_folder(root):
     """The flags of a data set of 8 + 8 classes of 12 images."""
-    from pathlib import Path
-
     from tests import miniatures
 
     for c in range(16):
@@ -178,17 +138,21 @@ def image_folder(root):
     return ["--dataset", "folder", "--source_path", str(root)]
 
 
+def rows(folder):
+    """metrics.csv, but for the seconds: a dict of strings an epoch."""
+    with open(os.path.join(folder, "metrics.csv"), encoding="utf-8", newline="") as file:
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+
+
 def outcome(folder):
     """What two runs are compared by: the last checkpoint and metrics.csv, but for the seconds."""
-    from utilities import state
+    from utilities.run import load
 
-    saved = state.load(os.path.join(folder, "checkpoint.pt"))
+    saved = load(os.path.join(folder, "checkpoint.pt"))
     del saved["seconds"]
     for row in saved["rows"]:
         del row["seconds"]
-    with open(os.path.join(folder, "metrics.csv"), encoding="utf-8", newline="") as file:
-        rows = [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
-    return saved, rows
+    return saved, rows(folder)
 
 
 def same(a, b):
@@ -204,51 +168,43 @@ def same(a, b):
     return type(a) is type(b) and a == b
 
 
-def after(seconds, number=signal.SIGKILL):
-    """For `meanwhile`: a signal after so many seconds, if the process still runs."""
+def kill_and_resume(argv, place, seconds):
+    """(exit status of a run that is killed after so many seconds, status of the one that goes on, what it printed)."""
 
-    def act(process, _):
+    def kill(process, _):
         time.sleep(seconds)
         with contextlib.suppress(ProcessLookupError):
-            os.kill(process, number)
+            os.kill(process, signal.SIGKILL)
 
-    return act
-
-
-def kill_and_resume(server, argv, place, seconds, number=signal.SIGKILL):
-    """(exit status of the run that got a signal, what it printed, status and text of the one that went on)."""
-    log = os.path.join(place, "log")
-    first = server.run([*argv, "--save_path", place], log, after(seconds, number))
-    return *first, *server.run([*argv, "--save_path", place, "--resume"], log)
+    argv, log = [*argv, "--save_path", place], Path(place, "log")
+    first, _ = run(argv, log, kill)
+    return first, *run([*argv, "--resume"], log)
 
 
 def by_hand(moments):
     generator = random.Random(0)
-    with tempfile.TemporaryDirectory() as place, Server() as server:
-        folder_flags = image_folder(os.path.join(place, "images"))
-        for flags in (["--dataset", "glyphs"], folder_flags):
+    with tempfile.TemporaryDirectory() as place:
+        run(["--list"], f"{place}/log")  # torch is imported
+        for flags in (["--dataset", "glyphs"], image_folder(f"{place}/images")):
             for workers in (0, 2):
-                argv, name = [*SMALL, *flags, "--kernels", str(workers)], f"{flags[1]}{workers}"
-                root = os.path.join(place, name)
-                os.mkdir(root)
+                argv, root = [*SMALL, *flags, "--kernels", workers], Path(place, f"{flags[1]}{workers}")
+                root.mkdir()
                 began = time.monotonic()
-                status, text = server.run([*argv, "--save_path", root], os.path.join(root, "log"))
+                status, text = run([*argv, "--save_path", root], root / "log")
                 took = time.monotonic() - began
                 assert status == 0, text
-                whole = outcome(os.path.join(root, flags[1], "Sample_Run_s0"))
+                whole = outcome(root / flags[1] / "Sample_Run_s0")
                 counts = {"killed": 0, "identical": 0}
                 for n in range(moments):
-                    here = os.path.join(place, f"{name}_{n}")
-                    os.mkdir(here)
-                    first, _, last, text = kill_and_resume(server, argv, here, generator.uniform(0, took))
-                    (folder,) = os.listdir(os.path.join(here, flags[1]))
-                    identical = last == 0 and same(whole, outcome(os.path.join(here, flags[1], folder)))
+                    here = root / str(n)
+                    here.mkdir()
+                    first, last, text = kill_and_resume(argv, here, generator.uniform(0, took))
+                    identical = last == 0 and same(whole, outcome(next((here / flags[1]).iterdir())))
                     counts["killed"] += first == -signal.SIGKILL
                     counts["identical"] += identical
-                    if not identical:
-                        print(text)
+                    print("" if identical else text, end="")
                 print(f"{flags[1]}, {workers} workers: a run of {took:.1f} s, {moments} moments, {counts}", flush=True)
 
 
 if __name__ == "__main__":
-    serve() if sys.argv[1] == "serve" else by_hand(int(sys.argv[1]))
+    by_hand(int(sys.argv[1]))

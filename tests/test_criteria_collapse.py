@@ -1,16 +1,11 @@
-"""Collapsed, coincident, very long and very short embeddings: against differences and singular values in float64."""
+"""Collapsed and coincident embeddings: distances and their losses against differences in float64."""
 
-import numpy as np
 import pytest
 import torch
-from criteria_tools import select
+from criteria_tools import build
 from torch.nn.functional import normalize
 
-import criteria
-import parameters
-from criteria.antico import AntiCo
-from criteria.base import Criterion, distances
-from criteria.coding_rate import coding_rate, coding_rate_share, max_coding_rate
+from criteria.base import Criterion, distances, squared_distances
 
 LABELS = torch.arange(32) // 4  # torch.cdist takes the matrix form from 26 rows on
 
@@ -43,8 +38,7 @@ def naive(name, x):
     a, p, n = (positive[:, :, None] & negative[:, None, :]).nonzero(as_tuple=True)
     if name == "triplet":
         return mean_above_0(torch.relu(D[a, p] - D[a, n] + 2))
-    terms = torch.cat([torch.relu(D[a, p] - 1.2 + 0.2), torch.relu(1.2 - D[a, n] + 0.2)])
-    return mean_above_0(terms)
+    return mean_above_0(torch.cat([torch.relu(D[a, p] - 1.2 + 0.2), torch.relu(1.2 - D[a, n] + 0.2)]))
 
 
 @pytest.mark.parametrize("between_classes", [False, True], ids=["all", "classes"])
@@ -53,7 +47,7 @@ def naive(name, x):
 def test_distance_losses_keep_their_gradient_near_collapse(name, spread, between_classes):
     """float32 against differences in float64; torch.cdist's matrix form is 10% off at 1e-3 and all of it at 3e-4."""
     x = collapsed(spread, between_classes).requires_grad_()
-    loss = criteria.select(parameters.parse(["--loss", name, "--batch_mining", "all", "--loss_triplet_margin", "2"]), 8)
+    loss = build(f"{name} --batch_mining all --loss_triplet_margin 2", 8)
     reference = x.detach().double().requires_grad_()
     expected = naive(name, reference)
     (exact,) = torch.autograd.grad(expected, reference)
@@ -61,6 +55,14 @@ def test_distance_losses_keep_their_gradient_near_collapse(name, spread, between
     (gradient,) = torch.autograd.grad(value, x)
     assert float(value) == pytest.approx(float(expected), rel=1e-5)
     assert float((gradient - exact).norm() / exact.norm()) < 1e-3 + 2e-7 / spread  # the embeddings' own rounding
+
+
+@pytest.mark.parametrize("spread", [1e-3, 1e-4])
+def test_mining_sees_a_collapsed_batch_as_float64_does(spread):
+    """The nearest and the farthest in float32 are those of float64 differences: softhard chooses by them."""
+    x = collapsed(spread)
+    exact = (x.double()[:, None] - x.double()[None]).square().sum(-1)
+    torch.testing.assert_close(squared_distances(x).double(), exact, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -81,100 +83,16 @@ def test_distances_are_differences_in_value_and_gradient():
     torch.testing.assert_close(ours, exact)
 
 
-# the coding rate
-
-
-def rate_by_singular_values(Z, s):
-    return 0.5 * np.log1p(s * np.linalg.svd(Z.detach().double().numpy(), compute_uv=False) ** 2).sum()
-
-
-@pytest.mark.parametrize("length", [1, 100, 1e3, 1e4, 1e5])
-def test_float64_is_chosen_by_the_length_of_the_rows(length):
-    """Of the published pair variant, which takes the embeddings as they come, and of the function."""
-    x = (length * normalize(torch.ones(90, 512) + 1e-6 * torch.randn(90, 512), dim=1)).requires_grad_()
-    expected = rate_by_singular_values(x, 512 / (90 * 0.5))
-    assert float(coding_rate(x)) == pytest.approx(expected, rel=2e-3)
-    loss = criteria.select(
-        parameters.parse(
-            ["--loss", "antico", "--antico_type", "pair", "--antico_form", "neg", "--embed_dim", "512", "--bs", "90"]
-        ),
-        45,
-    )
-    value = loss(x, torch.arange(90) // 2)
-    value.backward()
-    assert loss.logs["coding_rate"] == pytest.approx(expected, rel=2e-3)
-    assert value.dtype == torch.float32 and torch.isfinite(x.grad).all()
-
-
-def test_rows_too_long_for_float64_are_told():
-    x = 1e8 * normalize(torch.ones(12, 16) + 1e-3 * torch.randn(12, 16), dim=1)
-    for Z in (x, 1e12 * x, x.double(), 1e12 * x.double()):
-        with pytest.raises(ValueError, match="scale times the squared norm of Z is .*L2-normalise the rows"):
-            coding_rate(Z, 1.0)
-    assert all(torch.isnan(coding_rate(x, 1.0, dtype=dtype)) for dtype in (torch.float64, torch.float32))
-    loss = criteria.select(parameters.parse(["--loss", "antico", "--antico_type", "pair", "--embed_dim", "16"]), 6)
-    with pytest.raises(criteria.NonFinite, match="antico_pair: .*L2-normalise .*: an --arch .* _normalize") as told:
-        loss(x, torch.arange(12) // 2)
-    assert "\n" not in str(told.value)
-    own = criteria.select(parameters.parse(["--loss", "antico_pair", "--embed_dim", "16"]), 6)
-    assert torch.isfinite(own(x, torch.arange(12) // 2))  # normalises them
-
-
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.float64, 1e-9)], ids=str)
-@pytest.mark.parametrize("n, d", [(6, 20), (20, 6)])
-def test_a_tiny_rate_is_not_lost_in_the_identity(n, d, dtype, tolerance):
-    """float32's 1 + x is 1 for x below 6e-8."""
-    rows = normalize(torch.randn(n, d, dtype=torch.float64), dim=1)
-    Z = rows.to(dtype).requires_grad_()
-    rows = rows.detach().numpy()
-    for trace in 10.0 ** np.arange(-25, 3):
-        s = torch.tensor(trace / n, dtype=dtype, requires_grad=True)
-        rate = coding_rate(Z, s)
-        assert float(rate) == pytest.approx(rate_by_singular_values(Z, trace / n), rel=tolerance), trace
-        inverse = np.linalg.inv(np.eye(d) + trace / n * rows.T @ rows)
-        of_Z, of_s = torch.autograd.grad(rate, (Z, s))
-        np.testing.assert_allclose(of_Z.numpy(), trace / n * rows @ inverse, rtol=tolerance, atol=tolerance * trace / n)
-        assert float(of_s) == pytest.approx(0.5 * np.trace(inverse @ rows.T @ rows), rel=tolerance)
-
-
-def test_numpy_arrays_are_taken():
-    Z = np.random.default_rng(0).normal(size=(7, 5))
-    for dtype, rel in ((np.float64, 1e-12), (np.float32, 1e-6)):
-        rate = coding_rate(Z.astype(dtype), 0.7)
-        assert rate.dtype == getattr(torch, np.dtype(dtype).name)
-        assert float(rate) == pytest.approx(rate_by_singular_values(torch.tensor(Z), 0.7), rel=rel)
-    assert float(coding_rate_share(Z)) == pytest.approx(float(coding_rate_share(torch.tensor(Z))))
-    assert float(coding_rate(np.eye(3, dtype=np.int64), 1.0)) == pytest.approx(1.5 * np.log(2))
-    with pytest.raises(ValueError, match=r"non-empty \(n, d\) matrix, got \(3,\)"):
-        coding_rate(np.ones(3))
-
-
-def test_share_of_rows_of_any_length():
-    Z = normalize(torch.randn(40, 16), dim=1)
-    expected = rate_by_singular_values(Z, 16 / (40 * 0.5)) / max_coding_rate(40, 16)
-    lengths = torch.logspace(-30, 30, 40)[:, None]
-    for scaled in (Z, 1e30 * Z, 1e-30 * Z, lengths * Z):
-        assert float(coding_rate_share(scaled)) == pytest.approx(expected, rel=1e-5)
-    assert float(coding_rate_share(1e-40 * Z)) == pytest.approx(expected, rel=1e-2)  # float32 has few digits there
-    assert float(coding_rate_share(torch.zeros(4, 3))) == 0
-
-
 def test_training_reads_nothing_back(monkeypatch):
-    """A step after the first of a hundred, as on a GPU: no criterion turns a tensor into a number."""
+    """A step after the first of a hundred, as on a GPU: no criterion turns a tensor into a number, backward neither."""
     embeddings, labels = normalize(torch.randn(12, 16), dim=1).requires_grad_(), torch.arange(12) // 2
+    names = ["antico", "antico --antico_type pair", "antico_pair", "antico_batch_proxy", "antico_all_proxy"]
+    losses = [build(f"{name} --embed_dim 16") for name in (*names, "antico_class_means", "oproxy")]
 
     def refuse(*_):
         raise AssertionError("read back")
 
-    losses = [
-        select(10, "--loss", name, "--embed_dim", 16).float()
-        for name in ("antico", "antico_pair", "antico_batch_proxy", "antico_all_proxy", "antico_class_means", "oproxy")
-    ]
-    losses.append(select(10, "--loss", "antico", "--antico_type", "pair", "--embed_dim", 16).float())
-    for loss in losses:
-        loss(embeddings, labels)
     monkeypatch.setattr(Criterion, "check_values", lambda *_: None)  # what a GPU skips
-    monkeypatch.setattr(AntiCo, "check_values", lambda *_: None)
     for name in ("__float__", "__int__", "__bool__", "item", "tolist"):
         monkeypatch.setattr(torch.Tensor, name, refuse)
     for loss in losses:

@@ -4,13 +4,9 @@ import numpy as np
 import pytest
 import torch
 from criteria_tools import imbalanced, select
+from torch.nn.functional import normalize
 
-from criteria import miners
-
-MINERS = {
-    name: getattr(miners, name)
-    for name in ("every", "random", "semihard", "softhard", "distance_weighted", "rho_distance")
-}
+from criteria import MINERS, miners
 
 
 def naive_distances(embeddings):
@@ -18,18 +14,31 @@ def naive_distances(embeddings):
 
 
 def pairs(labels):
-    """Positive pairs whose anchor has a negative."""
+    """The positive pairs; each anchor of `imbalanced` has a negative."""
     labels = labels.tolist()
     return [(i, j) for i, a in enumerate(labels) for j, b in enumerate(labels) if i != j and a == b]
 
 
-def drawn(mine, embeddings, labels, times=150, **settings):
-    """{(anchor, positive): {negatives}} over many calls."""
+def triplets(mine, embeddings, labels, **settings):
+    return list(zip(*(t.tolist() for t in mine(embeddings, labels, **settings))))
+
+
+def negatives_of(found):
+    """{(anchor, positive): {negatives}}"""
     seen = {}
-    for _ in range(times):
-        for a, p, n in zip(*(t.tolist() for t in mine(embeddings, labels, **settings))):
-            seen.setdefault((a, p), set()).add(n)
+    for a, p, n in found:
+        seen.setdefault((a, p), set()).add(n)
     return seen
+
+
+def drawn(mine, embeddings, labels, times=150, **settings):
+    """`negatives_of` over many calls."""
+    torch.manual_seed(0)
+    return negatives_of(t for _ in range(times) for t in triplets(mine, embeddings, labels, **settings))
+
+
+def others(labels, a):
+    return {j for j in range(len(labels)) if labels[j] != labels[a]}
 
 
 @pytest.mark.parametrize("name", MINERS)
@@ -39,23 +48,14 @@ def test_triplets_are_triplets(name):
     assert bool((labels[a] == labels[p]).all()) and not a.is_floating_point()
     assert name == "rho_distance" or bool(((labels[a] != labels[n]) & (a != p)).all())
     assert set(a.tolist()) == {i for i, _ in pairs(labels)}
-    if name not in ("every", "softhard", "rho_distance"):
+    if name not in ("all", "softhard", "rho_distance"):
         assert list(zip(a.tolist(), p.tolist())) == pairs(labels)
 
 
 @pytest.mark.parametrize("name", MINERS)
-@pytest.mark.parametrize(
-    "labels",
-    [torch.zeros(6, dtype=torch.long), torch.arange(6), torch.zeros(1, dtype=torch.long)],
-    ids=["one class", "no pair", "one image"],
-)
-def test_nothing_to_mine(name, labels):
-    triplets = MINERS[name](torch.randn(len(labels), 4), labels)
-    assert [len(t) for t in triplets] == [0, 0, 0]
-
-
-@pytest.mark.parametrize("name", MINERS)
-def test_equal_embeddings_still_give_triplets(name):
+def test_nothing_to_mine_and_equal_embeddings(name):
+    for labels in (torch.zeros(6, dtype=torch.long), torch.arange(6), torch.arange(1)):
+        assert [len(t) for t in MINERS[name](torch.randn(len(labels), 4), labels)] == [0, 0, 0]
     labels = torch.arange(8) // 2
     a, p, n = MINERS[name](torch.ones(8, 4), labels)
     assert len(a) >= 8 and bool((labels[a] == labels[p]).all())
@@ -64,51 +64,44 @@ def test_equal_embeddings_still_give_triplets(name):
 def test_every_is_all_of_them():
     lmu = pytest.importorskip("pytorch_metric_learning.utils.loss_and_miner_utils")
     embeddings, labels = imbalanced()
-    theirs = set(zip(*(t.tolist() for t in lmu.get_all_triplets_indices(labels))))
-    assert set(zip(*(t.tolist() for t in miners.every(embeddings, labels)))) == theirs
+    theirs = zip(*(t.tolist() for t in lmu.get_all_triplets_indices(labels)))
+    assert sorted(triplets(miners.every, embeddings, labels)) == sorted(theirs)
 
 
 def test_random_draws_all_negatives_alike():
     embeddings, labels = imbalanced(n=14)
-    torch.manual_seed(0)
     for (a, _), negatives in drawn(miners.random, embeddings, labels).items():
-        assert negatives == {j for j in range(len(labels)) if labels[j] != labels[a]}
+        assert negatives == others(labels, a)
 
 
 def test_semihard_draws_from_the_band():
     embeddings, labels = imbalanced(n=20, d=6)
-    D, y = naive_distances(embeddings), labels.tolist()
-    torch.manual_seed(0)
-    fallbacks = 0
+    D, fallbacks = naive_distances(embeddings), 0
     for (a, p), negatives in drawn(miners.semihard, embeddings, labels, margin=0.3).items():
-        band = {j for j in range(len(y)) if y[j] != y[a] and D[a][p] < D[a][j] < D[a][p] + 0.3}
+        band = {j for j in others(labels, a) if D[a][p] < D[a][j] < D[a][p] + 0.3}
         fallbacks += not band
-        assert negatives == (band or {j for j in range(len(y)) if y[j] != y[a]})
+        assert negatives == (band or others(labels, a))
     assert 0 < fallbacks < 60  # both cases occurred
 
 
 def test_semihard_triplets_are_those_of_pml():
     theirs = pytest.importorskip("pytorch_metric_learning.miners").TripletMarginMiner(0.3, "semihard")
     embeddings, labels = imbalanced(n=20, d=6)
-    known = {}
-    for a, p, n in zip(*(t.tolist() for t in theirs(embeddings, labels))):
-        known.setdefault((a, p), set()).add(n)
-    for pair, negatives in drawn(miners.semihard, embeddings, labels, margin=0.3).items():
-        assert negatives == known.get(pair, negatives)
-    assert known
+    known = negatives_of(triplets(theirs, embeddings, labels))
+    ours = drawn(miners.semihard, embeddings, labels, margin=0.3)
+    assert known and {pair: ours[pair] for pair in known} == known
 
 
 def test_softhard_draws_what_is_on_the_wrong_side():
     embeddings, labels = imbalanced(n=20, d=6, seed=3)
-    D, y = naive_distances(embeddings), labels.tolist()
-    torch.manual_seed(0)
+    D = naive_distances(embeddings)
     positives, negatives = {}, {}
     for (a, p), found in drawn(miners.softhard, embeddings, labels).items():
         positives.setdefault(a, set()).add(p)
         negatives.setdefault(a, set()).update(found)
     for a in positives:
-        same = {j for j in range(len(y)) if y[j] == y[a] and j != a}
-        other = {j for j in range(len(y)) if y[j] != y[a]}
+        other = others(labels, a)
+        same = set(range(len(labels))) - other - {a}
         assert positives[a] == ({j for j in same if D[a][j] > min(D[a][k] for k in other)} or same)
         assert negatives[a] == ({j for j in other if D[a][j] < max(D[a][k] for k in same)} or other)
 
@@ -122,12 +115,32 @@ def test_distance_weighted_frequencies():
     for _ in range(600):
         a, p, n = miners.distance_weighted(embeddings, labels)
         np.add.at(counts, n[a == anchor].numpy(), 1)
-    for j in range(len(labels)):
+    for j in others(labels, anchor):
         t = (embeddings[anchor] - embeddings[j]).norm().item()
-        if labels[j] != labels[anchor] and t < 1.4:
+        if t < 1.4:
             t = max(t, 0.5)
             weights[j] = 1 / (t ** (d - 2) * (1 - t * t / 4) ** ((d - 3) / 2))
     assert np.abs(counts / counts.sum() - weights / weights.sum()).max() < 0.02
+
+
+def test_distance_weighted_out_of_reach_draws_from_all_negatives():
+    """Anchors 0 and 1 have all negatives at distance 2; anchor 2 has one within reach, 4, and draws only that."""
+    embeddings = torch.tensor([[1.0, 0, 0], [1, 0, 0], [-1, 0, 0], [-1, 0, 0], [-0.8, 0.6, 0]])
+    seen = drawn(miners.distance_weighted, embeddings, torch.tensor([0, 0, 1, 1, 2]))
+    assert seen[0, 1] == seen[1, 0] == {2, 3, 4} and seen[2, 3] == {4}
+
+
+def test_the_cutoff_of_2_reaches_every_negative_and_the_default_does_not():
+    """At a random start in 512 dimensions about two thirds of the negatives lie beyond the paper's 1.4."""
+    torch.manual_seed(0)
+    embeddings, labels = normalize(torch.randn(60, 512), dim=1), torch.arange(60) // 2
+    distance = torch.cdist(embeddings, embeddings)
+    negative = labels[:, None] != labels[None, :]
+    assert 0.55 < float((distance[negative] >= 1.4).double().mean()) < 0.75
+    for cutoff in (1.4, 2.0):
+        mined = [miners.distance_weighted(embeddings, labels, upper_cutoff=cutoff) for _ in range(5)]
+        farthest = float(max(distance[a, n].max() for a, _, n in mined))
+        assert cutoff - 0.6 < farthest < cutoff and (farthest > 1.4) == (cutoff == 2)
 
 
 @pytest.mark.parametrize("cp", [0.0, 0.2, 1.0])
@@ -148,48 +161,12 @@ def test_rho_switch_acts_with_two_samples_a_class():
     """cp = 1: every triplet is (a, a, p), so the triplet loss is the mean of margin - D_ap, and pushes p away."""
     torch.manual_seed(0)
     labels = torch.arange(16) // 2
-    x = torch.nn.functional.normalize(torch.randn(8, 12, dtype=torch.float64).repeat_interleave(2, 0), dim=1)
-    x = torch.nn.functional.normalize(x + 0.02 * torch.randn(16, 12, dtype=torch.float64), dim=1).requires_grad_()
-    loss = select(8, "--loss", "triplet", "--batch_mining", "rho_distance", "--miner_rho_distance_cp", 1)
-    value = loss(x, labels)
+    x = normalize(torch.randn(8, 12, dtype=torch.float64).repeat_interleave(2, 0), dim=1)
+    x = normalize(x + 0.02 * torch.randn(16, 12, dtype=torch.float64), dim=1).requires_grad_()
+    value = select("triplet --batch_mining rho_distance --miner_rho_distance_cp 1", 8)(x, labels)
     value.backward()
-    expected = np.mean([0.2 - (x[2 * i] - x[2 * i + 1]).norm().item() for i in range(8)])
-    assert float(value) == pytest.approx(expected, rel=1e-6) and expected < 0.19
-    with torch.no_grad():
-        before, moved = (x[0::2] - x[1::2]).norm(dim=1), x - 0.01 * x.grad
+    before = (x[0::2] - x[1::2]).norm(dim=1)
+    expected = (0.2 - before).mean()
+    assert float(value) == pytest.approx(float(expected), rel=1e-6) and float(expected) < 0.19
+    moved = x - 0.01 * x.grad
     assert bool(((moved[0::2] - moved[1::2]).norm(dim=1) > before).all())
-
-
-def test_the_cutoff_of_2_reaches_every_negative_and_the_default_does_not():
-    """At a random start in 512 dimensions about two thirds of the negatives lie beyond the paper's 1.4."""
-    torch.manual_seed(0)
-    embeddings, labels = torch.nn.functional.normalize(torch.randn(60, 512), dim=1), torch.arange(60) // 2
-    distance = torch.cdist(embeddings, embeddings)
-    negative = labels[:, None] != labels[None, :]
-    assert 0.55 < float((distance[negative] >= 1.4).double().mean()) < 0.75
-    for cutoff, farthest in ((1.4, 1.4), (2.0, 2.0)):
-        seen = [
-            distance[a, n].max()
-            for a, _, n in (miners.distance_weighted(embeddings, labels, upper_cutoff=cutoff) for _ in range(5))
-        ]
-        assert farthest - 0.6 < float(max(seen)) < farthest and (float(max(seen)) > 1.4) == (cutoff == 2)
-
-
-@pytest.mark.parametrize("spread", [1e-3, 1e-4])
-def test_mining_sees_a_collapsed_batch_as_float64_does(spread):
-    """The nearest and the farthest in float32 are those of float64 differences: softhard chooses by them."""
-    from criteria.base import squared_distances
-
-    torch.manual_seed(0)
-    x = torch.nn.functional.normalize(torch.ones(30, 64) + spread * torch.randn(30, 64), dim=1)
-    exact = np.square(x.double().numpy()[:, None] - x.double().numpy()[None]).sum(-1)
-    np.testing.assert_allclose(squared_distances(x).numpy(), exact, rtol=1e-5, atol=0)
-    assert squared_distances(x).dtype == torch.float32
-
-
-def test_distance_weighted_out_of_reach_draws_from_all_negatives():
-    """Anchors 0 and 1 have all negatives at distance 2; anchor 2 has one within reach, 4, and draws only that."""
-    embeddings = torch.tensor([[1.0, 0, 0], [1, 0, 0], [-1, 0, 0], [-1, 0, 0], [-0.8, 0.6, 0]])
-    torch.manual_seed(0)
-    seen = drawn(miners.distance_weighted, embeddings, torch.tensor([0, 0, 1, 1, 2]))
-    assert seen[0, 1] == seen[1, 0] == {2, 3, 4} and seen[2, 3] == {4}

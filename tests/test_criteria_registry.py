@@ -1,270 +1,205 @@
-"""The losses' flags in their constructors, what README.md says of adding a loss, and the losses without argparse."""
+"""The losses' flags are their constructors' arguments, also those of a loss that somebody adds."""
 
+import functools
 import inspect
-import os
-import pkgutil
 import re
 import shutil
 import subprocess
 import sys
-from functools import partial
+from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from torch.nn.functional import normalize
+from criteria_tools import build, parse
 
 import criteria
 import parameters
-from criteria import AntiCo, MultiSimilarity, OProxy, ProxyAnchor, coding_rate
-from criteria.pml import ModuleLoss
-from utilities import registry
+from criteria import AntiCo, ProxyAnchor
 
-HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-ENTRIES = {**criteria.CRITERIA, **criteria.MINERS, "none": criteria.NONE, "pml.<ClassName>": criteria.BRIDGE}
-with open(os.path.join(HERE, "criteria", "README.md"), encoding="utf-8") as README:
-    OWN_LOOP, NEW_LOSS, NEW_LINE = re.findall(r"```python\n(.*?)```", README.read(), re.DOTALL)
-
-# the flags
+HERE = Path(__file__).resolve().parents[1]
+# facts of the data, parts, and what the name of a loss fixes
+NO_FLAGS = {"n_classes", "embed_dim", "embeddings", "labels", "base", "miner", "name", "raw_embeddings"}
+LOSSES = [*criteria.CRITERIA, "pml.CircleLoss"]
+MINERS = [f"margin --batch_mining {name}" for name in criteria.MINERS]
 
 
-@pytest.mark.parametrize("name", ENTRIES)
-def test_flags_read_from_the_source_are_those_of_the_constructor(name):
-    """Every argument but those that the run or the entry gives is a flag, and every flag has the argument's default."""
-    entry = ENTRIES[name]
-    of_signature = inspect.signature(pkgutil.resolve_name(entry.where)).parameters
-    flags = {flag.argument: flag for flag in registry.flags(entry.where)}
-    of_the_run = {"n_classes", "embed_dim", "embeddings", "labels", "flag", "name", "published", "raw_embeddings"}
-    assert set(of_signature) - set(flags) - of_the_run - set(entry.fixed) == set()
-    for argument, flag in flags.items():
-        default = of_signature[argument].default
-        if flag.name not in ("batch_mining", "antico_base"):
-            assert flag.default == default and (default is None or flag.kind is type(default))
-    assert set(entry.fixed) <= set(of_signature)
-    assert set(entry.defaults) <= set(vars(parameters.parse([])))
+def recorded(words, more, monkeypatch):
+    """(the class or function behind the loss, or behind the miner where one is named; what it is called with)."""
+    name, called = words.split()[-1], {}
+    if name in criteria.MINERS:
+        miner = build(f"{words} {more}").miner
+        return criteria.MINERS[name], miner.keywords if isinstance(miner, functools.partial) else {}
+    make = criteria.CRITERIA.get(name, criteria.library_loss)
 
+    def record(self, **arguments):
+        called.update(arguments)
+        make.__init__(self, **arguments)
 
-def test_every_kind_of_flag_is_read(tmp_path, monkeypatch):
-    (tmp_path / "some_loss.py").write_text(
-        "from typing import Literal\n"
-        "raise SystemExit('imported')\n"
-        "Modes = Literal['a', 'b']\n"
-        "class Other:\n    def __init__(self, x=1,  # --not_this: no\n    ): ...\n"
-        "class Plain: ...\n"
-        "class Loss:\n"
-        "    def helper(self, y=1,  # --nor_this: no\n    ): ...\n"
-        "    def __init__(\n        self,\n        n_classes,\n        hidden=3,  # no flag\n"
-        "        size=3,  # --size: whole\n        rate=-1e-3,  # --rate: 100% of it, # too\n"
-        "        mode: Modes = 'a',  # --mode: one of two\n        w: float | None = None,  # --w: by name\n"
-        "        on=False,  # --on: a switch\n        words=(),  # --words: several\n    ): ...\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    assert [tuple(flag) for flag in registry.flags("some_loss:Loss")] == [
-        ("size", "size", 3, int, (), "whole"),
-        ("rate", "rate", -1e-3, float, (), "100% of it, # too"),
-        ("mode", "mode", "a", str, ("a", "b"), "one of two"),
-        ("w", "w", None, float, (), "by name"),
-        ("on", "on", False, bool, (), "a switch"),
-        ("words", "words", (), tuple, (), "several"),
-    ]
-    assert registry.flags("some_loss:Plain") == []
-    with pytest.raises(ImportError, match="some_loss:Los: .*some_loss.py has no class or function Los"):
-        registry.flags("some_loss:Los")
-    with pytest.raises(ImportError, match="some_lost:Loss: there is no module some_lost"):
-        registry.flags("some_lost:Loss")
+    def record_library(**arguments):
+        called.update(arguments)
+        return make(**arguments)
 
-
-def test_every_flag_reaches_its_argument(monkeypatch):
-    """Each one given a value of its own on the command line, for each loss: what the constructor is called with."""
-    values = {float: "0.625", int: "3", tuple: "m=0.25"}
-    for name, entry in {**criteria.CRITERIA, **criteria.MINERS}.items():
-        flags = [flag for flag in registry.flags(entry.where) if flag.name not in ("batch_mining", "antico_base")]
-        given = {flag: flag.choices[1] if flag.choices else values[flag.kind] for flag in flags}
-        if "antico_type" in entry.defaults:  # the name fixes it
-            given = {flag: value for flag, value in given.items() if flag.name != "antico_type"}
-        loss = ["--loss", "margin", "--batch_mining", name] if name in criteria.MINERS else ["--loss", name]
-        if name in ("antico_pair", "antico_class_means"):
-            loss += ["--antico_base", "proxyanchor"]
-        else:  # which have no use for it, and say so
-            given = {flag: value for flag, value in given.items() if flag.name != "antico_w_proxies"}
-        opt = parameters.parse([*loss, *(word for flag in given for word in (f"--{flag.name}", given[flag]))])
-        called, resolve_name = {}, pkgutil.resolve_name
-        make = resolve_name(entry.where)
-
-        def resolve(where, entry=entry, make=make, called=called, resolve_name=resolve_name):
-            if where != entry.where or called:
-                return resolve_name(where)
-
-            def record(**arguments):
-                called.update(arguments)
-                return make(**arguments)
-
-            record.__signature__ = inspect.signature(make)
-            return record
-
-        if name in criteria.MINERS:
-            mined = criteria.select_miner(opt)
-            called = mined.keywords if isinstance(mined, partial) else {}
+    with monkeypatch.context() as patch:
+        if make is criteria.library_loss:
+            patch.setattr(criteria, "library_loss", functools.wraps(make)(record_library))
         else:
-            monkeypatch.setattr(criteria.pkgutil, "resolve_name", resolve)
-            if name == "nir":
-                pytest.importorskip("FrEIA")
-            criteria.select(opt, 10)
-            monkeypatch.undo()
-        for flag, value in given.items():
-            expected = entry.fixed.get(flag.argument, value if flag.choices else flag.kind(value))
-            assert called[flag.argument] == expected, (name, flag)
-        assert all(called[argument] == value for argument, value in entry.fixed.items() if argument != "base")
+            recorder = type(make.__name__, (make,), {"__init__": record})
+            patch.setattr(criteria, "AntiCo", recorder if make is AntiCo else AntiCo)
+            patch.setitem(criteria.CRITERIA, name, recorder)
+        build(f"{words} {more}")
+    return make, called
 
 
-# a loss of one's own, as README.md has it
+def value_of_its_own(default, choices, number):
+    """A value, another than the default and for each number another: 2, 3, ... or 0.3, 0.31, ..."""
+    if choices:
+        return next(choice for choice in choices if choice != default)
+    return "m=0.25" if default == [] else number + 2 if type(default) is int else round(0.3 + number / 100, 2)
 
 
-@pytest.fixture(scope="module")
-def checkout_with_a_new_loss(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkout")
-    for name in ("criteria", "utilities", "parameters.py"):
-        copy = shutil.copytree if "." not in name else shutil.copy
-        copy(os.path.join(HERE, name), folder / name)
-    assert NEW_LINE.count("\n") == 1
-    (folder / "criteria" / "cosine.py").write_text(NEW_LOSS)
-    registry_file = folder / "criteria" / "__init__.py"
-    text = registry_file.read_text(encoding="utf-8")
-    registry_file.write_text(text.replace("BASES = {\n", "BASES = {\n" + NEW_LINE), encoding="utf-8")
-    return folder
+@pytest.mark.parametrize("words", LOSSES + MINERS)
+def test_every_argument_has_its_flag(words, monkeypatch):
+    """By default they are equal; and each flag of the loss, given a value of its own, reaches the argument."""
+    make, called = recorded(words, "", monkeypatch)
+    expected = {a.name: a.default for a in inspect.signature(make).parameters.values() if a.name not in NO_FLAGS}
+    assert set(expected) == set(called) - NO_FLAGS
+    by_name = {"variant"} if words.startswith("antico_") else set()
+    for argument, default in expected.items():
+        if (
+            default is not None and argument not in by_name and words != "antico"
+        ):  # the published command line has its own
+            assert called[argument] == (list(default) if isinstance(default, tuple) else default), argument
+
+    known, opt = parameters.flags(), parse(words)
+    own = criteria.acting_flags(opt) - {"loss", "batch_mining", "antico_base"} - ({"antico_type"} if by_name else set())
+    values = {
+        name: value_of_its_own(getattr(opt, name), known[name].choices, number)
+        for number, name in enumerate(name for name in known if name in own)
+    }
+    line = " ".join(f"--{name} {value}" for name, value in values.items())
+    for argument, value in recorded(words, line, monkeypatch)[1].items():
+        if argument not in NO_FLAGS | by_name:
+            (flag,) = [name for name in values if value in (values[name], [values[name]])]
+            assert flag.endswith(argument.replace("lr_multi", "lrmulti")) or flag in criteria.PUBLISHED.values()
 
 
-def test_a_new_loss_is_one_file_and_one_line(checkout_with_a_new_loss):
-    code = """
-import torch, parameters, criteria
-text = parameters.build_parser().format_help()
-assert "--loss cosine:" in text and "--loss_cosine_margin X" in text
-labels, x = torch.arange(12) // 2, torch.randn(12, 8, requires_grad=True)
-alone = parameters.parse(["--loss", "cosine", "--loss_cosine_margin", "0.3", "--embed_dim", "8"])
-under = parameters.parse(["--loss", "antico_pair", "--antico_base", "cosine", "--embed_dim", "8"])
-other = parameters.parse(["--loss", "margin", "--loss_cosine_margin", "0.3"])
-for opt, margin in ((alone, 0.3), (under, 0.4)):
-    criteria.check(opt)
-    criterion = criteria.select(opt, 6)
-    criterion(x, labels).backward()
-    assert getattr(criterion, "base", criterion).margin == margin and "positive" in criterion.logs
-    assert "loss_cosine_margin" not in parameters.without_effect(opt)
-assert parameters.note(other).startswith("note: --loss_cosine_margin: no effect")
-from criteria import Cosine
-print("done")
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=checkout_with_a_new_loss, capture_output=True, text=True, timeout=100
-    )
-    assert done.stdout == "done\n", done.stderr
+def test_every_flag_of_a_loss_belongs_to_one():
+    acting = set().union(*(criteria.acting_flags(parse(words)) for words in LOSSES + MINERS))
+    beginnings = ("loss_", "antico_", "miner_", "pml_")
+    known = {n for n, flag in parameters.flags().items() if n.startswith(beginnings) and flag.role != "nothing"}
+    assert acting == known | {"loss", "batch_mining"}
 
 
-# in one's own loop
+PROXIED = [name for name, cls in criteria.BASES.items() if issubclass(cls, (criteria.ProxyCriterion, criteria.NIR))]
+OVER = [(f"{rows}_proxy", base) for rows in ("batch", "all") for base in PROXIED]
+OVER += [(v, base) for v in ("pair", "class_means") for base in [*criteria.BASES, "none", "pml.SupConLoss"]]
 
 
-def test_the_ten_lines_of_the_readme_train(capsys):
-    torch.manual_seed(0)
-    names = {}
-    exec(OWN_LOOP, names)
-    assert "'coding_rate_share'" in capsys.readouterr().out
-    criterion, optimizer = names["criterion"], names["optimizer"]
-    assert (criterion.form, criterion.align, criterion.w) == ("normalized", 1.0, 100.0)
-    assert [group["lr"] for group in optimizer.param_groups] == [1e-4, 0.2]
-    assert criterion.proxies.grad.norm() > 0 and names["network"].weight.grad.norm() > 0
-
-
-@pytest.mark.parametrize("variant", ["pair", "batch_proxy", "all_proxy", "class_means"])
-@pytest.mark.parametrize("name", ["proxyanchor", "normalized_softmax"])
-def test_the_constructor_has_the_defaults_of_the_command_line(variant, name):
-    base = ["--antico_base", name, "--embed_dim", "8"]
-    own = AntiCo(ProxyAnchor(10, 8) if name == "proxyanchor" else criteria.NormalizedSoftmax(10, 8), variant)
-    selected = criteria.select(parameters.parse(["--loss", f"antico_{variant}", *base]), 10)
-    plain = (str, float, int, bool)
-    for a, b in ((own, selected), (own.base, selected.base)):
-        assert {k: v for k, v in vars(a).items() if isinstance(v, plain)} == {
-            k: v for k, v in vars(b).items() if isinstance(v, plain)
-        }
+@pytest.mark.parametrize("variant, base", OVER)
+def test_antico_has_the_defaults_of_the_command_line(variant, base):
+    selected = build(f"antico_{variant} --antico_base {base}")
+    own = AntiCo(selected.base, variant)
+    for setting in ("w", "eps", "form", "align", "scale", "gam1", "gam2", "variant"):
+        assert getattr(own, setting) == getattr(selected, setting), setting
 
 
 def test_proxyanchor_is_the_class_of_its_name():
     torch.manual_seed(0)
     own = ProxyAnchor(10, 8)
     torch.manual_seed(0)
-    selected = criteria.select(parameters.parse(["--loss", "proxyanchor", "--embed_dim", "8"]), 10)
-    assert isinstance(own, OProxy) and torch.equal(own.proxies, selected.proxies)
-    assert (own.mode, own.published, own.name) == (selected.mode, selected.published, selected.name)
+    selected = build("proxyanchor --embed_dim 8")
+    assert type(own) is type(selected) and torch.equal(own.proxies, selected.proxies)
+    assert isinstance(AntiCo, type) and all(map(inspect.isfunction, (criteria.coding_rate, criteria.max_coding_rate)))
+    assert inspect.isfunction(criteria.coding_rate_share)
 
 
-def test_names_come_from_the_package():
-    assert criteria.coding_rate is coding_rate and isinstance(MultiSimilarity(), criteria.Criterion)
-    with pytest.raises(AttributeError, match="module 'criteria' has no attribute 'Cosinus'"):
-        criteria.Cosinus
-    with pytest.raises(ImportError):
-        from criteria import nothing  # noqa: F401
-
-
-def test_coding_rate_is_the_module_and_the_function():
-    Z = np.random.default_rng(0).normal(size=(7, 5))
-    expected = 0.5 * np.linalg.slogdet(np.eye(5) + 5 / (7 * 0.5) * Z.T @ Z)[1]
-    assert float(coding_rate(Z)) == float(coding_rate.coding_rate(Z)) == pytest.approx(expected, rel=1e-12)
-    assert float(coding_rate(torch.tensor(Z), scale=0.3)) == float(criteria.coding_rate.coding_rate(Z, 0.3))
-
-
-class ClassCentres(torch.nn.Module):
-    """A loss that knows nothing of this project."""
-
-    def __init__(self, n_classes, d, turned_round):
-        super().__init__()
-        vectors = torch.randn(n_classes, d)
-        name, vectors = ("W", vectors.T.contiguous()) if turned_round else ("proxies", vectors)
-        setattr(self, name, torch.nn.Parameter(vectors))
-
-    def forward(self, embeddings, labels):
-        vectors = self.proxies if hasattr(self, "proxies") else self.W.T
-        return (embeddings - vectors[labels]).square().sum(1).mean()
-
-
-@pytest.mark.parametrize("turned_round", [False, True], ids=["proxies", "W"])
-@pytest.mark.parametrize("variant", ["pair", "batch_proxy", "all_proxy"])
-def test_a_plain_module_is_a_base(variant, turned_round):
-    """Against the objective written out: base + w (1 - R/R_max), R of the module's vectors or of the embeddings."""
+def test_the_loop_of_the_readme_trains(capsys):
     torch.manual_seed(0)
-    module = ClassCentres(6, 8, turned_round).double()
-    criterion = AntiCo(module, variant, w=3.0)
-    embeddings, labels = torch.randn(10, 8, dtype=torch.float64, requires_grad=True), torch.arange(10) % 4
-    value = criterion(embeddings, labels)
-    vectors = module.W.T if turned_round else module.proxies
-    Z = {"pair": embeddings, "batch_proxy": vectors[:4], "all_proxy": vectors}[variant]
-    Z = normalize(Z, dim=1).detach()
-    n, d = Z.shape
-    s = d / (n * 0.5) if variant == "pair" else n / (d * 0.5)
-    rate = 0.5 * torch.logdet(torch.eye(d) + s * Z.T @ Z)
-    largest = min(n, d) / 2 * np.log1p(s * n / min(n, d))
-    expected = float(module(embeddings, labels)) + 3 * (1 - float(rate) / largest)
-    assert float(value) == pytest.approx(expected, rel=1e-9) and criterion.logs["base"] > 0
-    (group,) = criterion.param_groups(1e-3)
-    assert group["lr"] == 2.0 and {id(p) for p in group["params"]} == {id(p) for p in module.parameters()}
-    before = vectors.detach().clone()
-    value.backward()
-    torch.optim.SGD([{"params": [embeddings]}, group], lr=1e-3).step()
-    assert not torch.equal(before, (module.W.T if turned_round else module.proxies).detach())
-    with pytest.raises(ValueError, match=r"ClassCentres: labels must be in 0\.\.5, got 0\.\.6"):
-        criterion.base(embeddings, torch.arange(10) % 7)
+    text, names = (HERE / "criteria" / "README.md").read_text(encoding="utf-8"), {}
+    (loop,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "AntiCo(" in block]
+    exec(loop, names)
+    assert "'coding_rate_share'" in capsys.readouterr().out
+    assert names["criterion"].proxies.grad.norm() > 0 and names["network"].weight.grad.norm() > 0
 
 
-def test_a_plain_module_without_one_vector_a_class_is_told():
-    for module in (torch.nn.Linear(3, 3), ModuleLoss(ClassCentres(12, 8, False), n_classes=6)):
-        with pytest.raises(ValueError, match="has no proxies, one a class: antico_all_proxy needs a proxy loss"):
-            AntiCo(module, "all_proxy")
+# a loss of one's own
+
+NEW_FILE = """
+import torch
+
+from criteria.base import Criterion
+from criteria.margin import Margin
 
 
-@pytest.mark.parametrize("name", ["ProxyAnchorLoss", "ProxyNCALoss", "NormalizedSoftmaxLoss", "ArcFaceLoss"])
-def test_pytorch_metric_learnings_losses_are_bases(name):
-    losses = pytest.importorskip("pytorch_metric_learning.losses")
-    criterion = AntiCo(getattr(losses, name)(num_classes=6, embedding_size=8), "all_proxy")
-    embeddings = torch.randn(10, 8, requires_grad=True)
-    criterion(embeddings, torch.arange(10) % 6).backward()
-    assert criterion.proxies.shape == (6, 8) and criterion.n_classes == 6 and embeddings.grad.norm() > 0
-    assert AntiCo(losses.SupConLoss(), "pair").param_groups(1.0) == []
-    with pytest.raises(ValueError, match="SubCenterArcFaceLoss has no proxies"):
-        AntiCo(losses.SubCenterArcFaceLoss(num_classes=6, embedding_size=8), "all_proxy")
+class Yours(Criterion):
+    name = "yours"
+
+    def __init__(self, share=1 / 8, power=2):
+        super().__init__()
+        self.share, self.power = share, power
+
+    def loss(self, embeddings, labels):
+        return self.share * embeddings.abs().pow(self.power).mean()
+
+
+class Wider(Margin):
+    name = "wider"
+
+    def __init__(self, extra=0.5, **kwargs):
+        super().__init__(**kwargs)
+        self.extra = extra
+"""
+IN_PARAMETERS = """
+    flag(g, "loss_yours_share", 1 / 8, "how much of it")
+    flag(g, "loss_yours_power", 2, "of the entries", 1, 9)
+    flag(g, "loss_wider_extra", 0.5, "what Margin has not")
+"""
+USE = """
+import torch, criteria, parameters
+labels, x = torch.arange(12) // 2, torch.randn(12, 8)
+
+def make(words):
+    opt = parameters.parse([*words.split(), "--embed_dim", "8"])
+    criterion = criteria.select(opt, 6)
+    assert torch.isfinite(criterion(x, labels))
+    return getattr(criterion, "base", criterion), criteria.acting_flags(opt)
+
+assert "--loss_yours_share X" in parameters.build_parser().format_help()
+for chosen in ("--loss {}", "--loss antico_pair --antico_base {}", "--loss antico --antico_type pair --antico_base {}"):
+    yours, acting = make(chosen.format("yours"))
+    assert (yours.share, yours.power) == (0.125, 2) and {"loss_yours_share", "loss_yours_power"} <= acting
+    yours, _ = make(chosen.format("yours") + " --loss_yours_share 0.3 --loss_yours_power 4")
+    assert (yours.share, yours.power) == (0.3, 4)
+    wider, acting = make(chosen.format("wider"))
+    assert (wider.extra, wider.margin, round(float(wider.beta), 4), wider.beta_lr) == (0.5, 0.2, 1.2, 5e-4)
+    assert {"loss_wider_extra", "loss_margin_margin", "loss_margin_beta", "batch_mining"} <= acting
+    wider, _ = make(chosen.format("wider") + " --loss_wider_extra 0.7 --loss_margin_margin 0.4 --batch_mining all")
+    assert (wider.extra, wider.margin, wider.miner) == (0.7, 0.4, criteria.miners.every)
+margin, acting = make("--loss margin --loss_wider_extra 0.7")
+opt = parameters.parse("--loss margin --loss_wider_extra 0.7".split())
+assert "loss_wider_extra" in parameters.without_effect(opt, acting)
+print("done")
+"""
+
+
+def insert(path, after, lines):
+    text = path.read_text(encoding="utf-8")
+    assert text.count(after) == 1
+    path.write_text(text.replace(after, after + lines), encoding="utf-8")
+
+
+@pytest.mark.parametrize("formatted", [False, True], ids=["as written", "formatted"])
+def test_a_loss_is_its_file_a_line_and_its_flags(tmp_path, formatted):
+    for name in ("criteria", "utilities"):
+        shutil.copytree(HERE / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "study"))
+    shutil.copy(HERE / "parameters.py", tmp_path)
+    registry, flags, own = (tmp_path / name for name in ("criteria/__init__.py", "parameters.py", "criteria/yours.py"))
+    own.write_text(NEW_FILE)
+    insert(registry, "from criteria.triplet import Triplet\n", "from criteria.yours import Wider, Yours\n")
+    insert(registry, "\nBASES = {\n", '    "yours": Yours,\n    "wider": Wider,\n')
+    insert(flags, 'add_group(parser, "pair losses")', IN_PARAMETERS.rstrip())
+    if formatted:
+        pytest.importorskip("ruff")
+        subprocess.run([sys.executable, "-m", "ruff", "format", "-q", registry, flags, own], check=True)
+    done = subprocess.run([sys.executable, "-c", USE], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.stdout == "done\n", done.stderr

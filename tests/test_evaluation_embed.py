@@ -1,15 +1,21 @@
-"""Embeddings of a split: in order, with workers, after an error."""
+"""From a split to embeddings, metrics and an npz: in order, with workers, after an error, query against gallery."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
-from evaluation_tools import options
+from evaluation_tools import clustered, options
+from scipy.spatial.distance import cdist
 
 import evaluation
 
 
 class Points(torch.utils.data.Dataset):
-    def __init__(self, n):
+    def __init__(self, n, classes=None):
         self.images, self.labels = torch.randint(0, 256, (n, 3, 4, 4), dtype=torch.uint8), torch.arange(n) // 2
+        self.paths = [f"{number}.png" for number in range(n)]
+        self.class_names = classes or [f"class {number}" for number in range(n // 2)]
 
     def __len__(self):
         return len(self.labels)
@@ -18,16 +24,17 @@ class Points(torch.utils.data.Dataset):
         return self.images[i], int(self.labels[i])
 
 
+class Flat(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.seen = torch.nn.Linear(48, 8), []
+
+    def forward(self, images):
+        self.seen.append(self.training)
+        return self.linear(images.flatten(1).float())
+
+
 def test_evaluate_embeds_in_order_and_restores_the_mode():
-    class Flat(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.linear, self.seen = torch.nn.Linear(48, 8), []
-
-        def forward(self, images):
-            self.seen.append(self.training)
-            return self.linear(images.flatten(1).float())
-
     model, split = Flat(), Points(601)
     opt = options("e_recall@1", "nmi")
     before = torch.get_rng_state()
@@ -45,10 +52,36 @@ def test_embed_with_workers_and_after_an_error(monkeypatch):
     split.images = split.images.float()
     alone = evaluation.embed(model, split, 7)[0]
     monkeypatch.setattr("evaluation.embedding.SMALL", 0)
-    assert torch.equal(alone, evaluation.embed(model, split, 7, workers=1, device="cpu")[0])
+    assert torch.equal(alone, evaluation.embed(model, split, 7, workers=1)[0])
     split.images = split.images[:, :2]
     with pytest.raises(RuntimeError):
         evaluation.embed(model, split, 7)
     assert model.training
     with pytest.raises(ValueError, match="no image"):
         evaluation.embed(model, Points(0), 7)
+
+
+def test_evaluate_takes_a_query_gallery_split(monkeypatch):
+    sets = {"query": clustered(n=20, seed=2), "gallery": clustered(seed=2)}
+    monkeypatch.setattr(evaluation, "embed", lambda model, split, **_: tuple(map(torch.as_tensor, sets[split])))
+    split = SimpleNamespace(query="query", gallery="gallery")
+    nearest = cdist(sets["query"][0], sets["gallery"][0]).argmin(1)
+    expected = (sets["gallery"][1][nearest] == sets["query"][1]).mean()
+    assert evaluation.evaluate(None, split, options("e_recall@1"))["e_recall@1"] == expected
+
+
+def test_saved_embeddings_say_what_they_are_of(tmp_path):
+    model, split = Flat().eval(), Points(10)
+    evaluation.save_embeddings(model, split, str(tmp_path / "e.npz"), options(), name="val", first_label=100)
+    with np.load(tmp_path / "e.npz", allow_pickle=False) as file:
+        assert (file["dataset"], file["split"], file["first_label"]) == ("points", "val", 100)
+        assert file["labels"].tolist() == [100 + i // 2 for i in range(10)]
+        assert file["class_names"][file["labels"] - file["first_label"]][7] == "class 3"
+        assert file["paths"][7] == "7.png"
+        assert np.allclose(file["embeddings"], model(split.images).detach(), atol=1e-4)
+    crossed = SimpleNamespace(query=Points(4, split.class_names), gallery=split)
+    evaluation.save_embeddings(model, crossed, str(tmp_path / "c.npz"), options(), first_label=7)
+    with np.load(tmp_path / "c.npz", allow_pickle=False) as file:
+        assert file["split"] == "test" and file["query_labels"].tolist() == [7, 7, 8, 8]
+        assert len(file["query_paths"]) == len(file["query_embeddings"]) == 4 and len(file["labels"]) == 10
+        assert file["class_names"].tolist() == split.class_names

@@ -1,51 +1,52 @@
-"""The published metrics beyond Recall@K: loops, pytorch-metric-learning, golden numbers, query/gallery, the command."""
+"""Collapse metrics against scipy and loops, near collapse and at any scale; the rule; k-means."""
 
-import json
-from types import SimpleNamespace
+import sys
 
-import evaluation_tools
 import numpy as np
 import pytest
 import torch
-from evaluation_tools import options
+from evaluation_tools import EVERY, clustered
 from scipy.spatial.distance import cdist
 from scipy.stats import entropy
 
 import evaluation
-from evaluation import __main__ as command
-from evaluation import collapse, retrieval
+from evaluation import clustering, collapse
+
+EVERY = [*EVERY, "e_recall@8", "e_recall@150", "c_recall@8", "rho_spectrum@-1", "rho_spectrum@0"]
 
 
-def data(n=90, d=7, seed=0):
-    generator = np.random.default_rng(seed)
-    labels = np.concatenate([generator.integers(0, 9, n - 2), [50, 51]])  # two classes of one image
-    return (generator.normal(size=(n, d)) + generator.normal(size=(60, d))[labels]).astype(np.float32), labels
-
-
-def test_golden(metrics_case):
-    names = ["rho_spectrum@1", "coding_rate@dis", "coding_rate@com", "coding_rate@delta"]
-    values = evaluation.compute(metrics_case["embeddings"], metrics_case["labels"], names)
-    assert values["rho_spectrum@1"] == pytest.approx(float(metrics_case["rho_spectrum@1"]), rel=1e-6)
-    assert values["coding_rate@dis"] == pytest.approx(float(metrics_case["coding_rate_dis"]), rel=1e-6)
-    assert values["coding_rate@com"] == pytest.approx(float(metrics_case["coding_rate_com"]), rel=1e-6)
-    assert values["coding_rate@delta"] == pytest.approx(values["coding_rate@dis"] - values["coding_rate@com"], rel=1e-9)
+@pytest.fixture(params=[True, False], ids=["faiss", "sklearn"])
+def library(request, monkeypatch):
+    if not request.param:
+        monkeypatch.setitem(sys.modules, "faiss", None)
 
 
 def test_spectrum_against_scipy():
-    embeddings, _ = data()
-    values = np.linalg.svd(embeddings.astype(np.float64), compute_uv=False)
+    embeddings, _ = clustered(d=7)
+    values, spectrum = (
+        np.linalg.svd(embeddings.astype(np.float64), compute_uv=False),
+        collapse.singular_values(embeddings),
+    )
     for k in (1, 2, 5):
         share, uniform = values[k - 1 :] / values[k - 1 :].sum(), np.full(8 - k, 1 / (8 - k))
-        assert collapse.rho_spectrum(embeddings, k) == pytest.approx(entropy(uniform, share), rel=1e-6)
-        assert collapse.rho_spectrum(embeddings, -k) == pytest.approx(entropy(share, uniform), rel=1e-6)
-    assert collapse.rho_spectrum(embeddings, 0) == collapse.rho_spectrum(embeddings, 1)
-    assert collapse.effective_rank(embeddings) == pytest.approx(np.exp(entropy(values / values.sum())), rel=1e-6)
-    with pytest.raises(ValueError, match="only 7 singular values"):
-        collapse.rho_spectrum(embeddings, 8)
+        assert collapse.rho_spectrum(spectrum, k) == pytest.approx(entropy(uniform, share), rel=1e-6)
+        assert collapse.rho_spectrum(spectrum, -k) == pytest.approx(entropy(share, uniform), rel=1e-6)
+    assert collapse.rho_spectrum(spectrum, 0) == collapse.rho_spectrum(spectrum, 1)
+    assert collapse.effective_rank(spectrum) == pytest.approx(np.exp(entropy(values / values.sum())), rel=1e-6)
+    assert {f"{collapse.rho_spectrum(torch.ones(8), k):.3f}" for k in (1, -1, 8, -8)} == {"0.000"}  # not -0
+
+
+def test_coding_rate_against_its_formula():
+    rows = torch.nn.functional.normalize(torch.randn(40, 6), dim=1).double()
+    scale = 6 / (40 * 0.5)
+    rate = torch.logdet(torch.eye(6).double() + scale * rows.T @ rows) / 2
+    largest = 6 / 2 * np.log(1 + scale * 40 / 6)
+    assert collapse.coding_rate_share(7 * rows.float()) == pytest.approx(float(rate / largest), rel=1e-5)
+    assert 1 - 1e-6 < collapse.coding_rate_share(torch.eye(8).repeat(3, 1)) <= 1
 
 
 def test_distances_uniformity_alignment_against_loops(monkeypatch):
-    embeddings, labels = data()
+    embeddings, labels = clustered(n=90)
     classes = [embeddings[labels == c].astype(np.float64) for c in np.unique(labels)]
     within = [cdist(z, z, "cosine")[np.triu_indices(len(z), 1)].mean() for z in classes if len(z) > 1]
     between = cdist(*[np.stack([z.mean(0) for z in classes])] * 2, "cosine")[np.triu_indices(len(classes), 1)].mean()
@@ -57,185 +58,56 @@ def test_distances_uniformity_alignment_against_loops(monkeypatch):
     squared = np.array([((rows[i] - rows[j]) ** 2).sum() for i, j in pairs])
     same = np.array([labels[i] == labels[j] for i, j in pairs])
     assert collapse.alignment(embeddings, labels) == pytest.approx(squared[same].mean(), rel=1e-6)
-    assert collapse.uniformity(embeddings) == pytest.approx(np.log(np.exp(-2 * squared).mean()), rel=1e-6)
-    monkeypatch.setattr(collapse, "PAIR_BYTES", 8 * len(rows) * 7)  # blocks of seven rows
-    assert collapse.uniformity(embeddings) == pytest.approx(np.log(np.exp(-2 * squared).mean()), rel=1e-6)
+    for bytes_ in (collapse.PAIR_BYTES, 16 * len(rows) * 7):  # blocks of seven rows
+        monkeypatch.setattr(collapse, "PAIR_BYTES", bytes_)
+        assert collapse.uniformity(embeddings) == pytest.approx(np.log(np.exp(-2 * squared).mean()), rel=1e-6)
 
 
-def naive_maps(order, labels, label, size):
-    """mAP_lim and mAP_c of one query by their definition."""
-    match = labels[order] == label
-    terms = [match[: j + 1].mean() if match[j] else 0 for j in range(len(match))]
-    return sum(terms[:1023]) / size, sum(terms[:size]) / size
+@pytest.mark.parametrize("spread", [1e-2, 1e-4, 1e-6])
+def test_distances_near_collapse_are_those_of_float64(spread):
+    embeddings, labels = clustered()
+    rows = (1 + spread * embeddings).astype(np.longdouble)
+    units = rows / np.sqrt((rows**2).sum(1, keepdims=True))
+    means = np.stack([rows[labels == c].mean(0) for c in np.unique(labels)])
+    means /= np.sqrt((means**2).sum(1, keepdims=True))
+
+    def half_squares(x):
+        """1 - cosine of all pairs of unit rows, by differences."""
+        return np.concatenate([((x[i + 1 :] - x[i]) ** 2).sum(1) / 2 for i in range(len(x) - 1)])
+
+    within = [half_squares(units[labels == c]) for c in np.unique(labels) if (labels == c).sum() > 1]
+    intra, inter = float(np.mean([part.mean() for part in within])), float(half_squares(means).mean())
+    rows = rows.astype(np.float64)
+    assert collapse.intra(rows, labels) == pytest.approx(intra, rel=1e-6)
+    assert collapse.inter(rows, labels) == pytest.approx(inter, rel=1e-6)
+    assert collapse.intra_over_inter(rows, labels) == pytest.approx(intra / inter, rel=1e-6)
+    assert collapse.alignment(rows, labels) == pytest.approx(2 * float(np.concatenate(within).mean()), rel=1e-6)
+    expected = float(np.log1p(np.expm1(-4 * half_squares(units)).mean()))
+    assert collapse.uniformity(rows) == pytest.approx(expected, rel=1e-6)
 
 
-def test_published_maps_against_loops():
-    embeddings, labels = data()
-    expected = []
-    for i, distance in enumerate(cdist(embeddings, embeddings)):
-        order = np.array([j for j in np.argsort(distance, kind="stable") if j != i])
-        expected.append(naive_maps(order, labels, labels[i], (labels == labels[i]).sum()))
-    values = evaluation.compute(embeddings, labels, ["mAP_lim", "mAP_c"])
-    assert list(values.values()) == pytest.approx(list(np.mean(expected, 0)), rel=1e-9)
+def test_zero_vectors_have_cosine_zero():
+    embeddings, labels = clustered()
+    embeddings[:60:2] = 0
+    rows = embeddings.astype(np.float64)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    rows, classes = rows / np.where(lengths > 0, lengths, 1), [labels == c for c in np.unique(labels)]
+    within = [1 - (rows[c] @ rows[c].T)[np.triu_indices(c.sum(), 1)].mean() for c in classes if c.sum() > 1]
+    assert collapse.intra(embeddings, labels) == pytest.approx(np.mean(within), rel=1e-9)
 
 
-def test_against_pml_with_and_without_gallery():
-    pytest.importorskip("faiss")  # theirs needs it
-    calculator = pytest.importorskip("pytorch_metric_learning.utils.accuracy_calculator")
-    wanted = ("mean_average_precision_at_r", "r_precision", "precision_at_1")
-    theirs = calculator.AccuracyCalculator(include=wanted, k="max_bin_count")
-    x, y = (torch.as_tensor(a) for a in data(seed=1))
-    other = torch.as_tensor(data(n=40, seed=1)[0]), y[:40] % 9
-    own, crossed = theirs.get_accuracy(x, y), theirs.get_accuracy(other[0], other[1], x, y, ref_includes_query=False)
-    ours = evaluation.compute(x, y, ["mAP@R", "R-precision"])
-    found = evaluation.compute(
-        x, y, ["mAP@R", "R-precision", "e_recall@1"], query_embeddings=other[0], query_labels=other[1]
-    )
-    assert ours["mAP@R"] == pytest.approx(own[wanted[0]], rel=1e-6) and ours["R-precision"] == pytest.approx(
-        own[wanted[1]], rel=1e-6
-    )
-    assert [found[name] for name in ("mAP@R", "R-precision", "e_recall@1")] == pytest.approx(
-        [crossed[name] for name in wanted], rel=1e-6
-    )
-    assert retrieval.r_precision(x, y) == ours["R-precision"]
-
-
-def test_gallery_keeps_the_querys_copy_and_misses_unknown_classes():
-    gallery, labels = torch.randn(6, 4), torch.tensor([0, 0, 1, 1, 2, 2])
-    values = evaluation.compute(
-        gallery, labels, ["e_recall@1", "mAP@R"], query_embeddings=gallery[:2], query_labels=torch.tensor([0, 9])
-    )
-    assert (
-        values["e_recall@1"] == 0.5 and values["mAP@R"] >= 0.5
-    )  # its copy is found; class 9 is a miss, and no part of mAP@R
-    with pytest.raises(ValueError, match="go together"):
-        evaluation.compute(gallery, labels, ["e_recall@1"], query_embeddings=gallery)
-    with pytest.raises(ValueError, match="3 dimensions, the gallery 4"):
-        evaluation.compute(gallery, labels, ["e_recall@1"], query_embeddings=gallery[:, :3], query_labels=labels)
-
-
-def test_cosine_names_are_those_of_normalised_embeddings():
-    embeddings, labels = data()
-    stretched = embeddings * np.linspace(0.1, 30, len(labels), dtype=np.float32)[:, None]
-    rows = stretched / np.linalg.norm(stretched, axis=1, keepdims=True)
-    pairs = {"c_recall@1": "e_recall@1", "c_nmi": "nmi", "c_f1": "f1", "c_mAP_1000": "mAP_1000"}
-    cosine, plain = (evaluation.compute(e, labels, names) for e, names in ((stretched, pairs), (rows, pairs.values())))
-    assert list(cosine.values()) == pytest.approx(list(plain.values()))
-    assert cosine["c_recall@1"] != evaluation.compute(stretched, labels, ["e_recall@1"])["e_recall@1"]
-
-
-def test_an_even_spectrum_has_no_minus_zero():
-    for k in (1, -1, 8, -8):
-        assert f"{collapse.rho_spectrum(torch.eye(8), k):.3f}" == "0.000"
-
-
-def test_degenerate():
-    ones, one_class = torch.ones(6, 3), torch.zeros(6, dtype=torch.long)
-    values = evaluation.compute(
-        ones, one_class, ["dists@intra", "dists@inter", "uniformity", "alignment", "effective_rank", "R-precision"]
-    )
-    assert list(values.values()) == pytest.approx([0, 0, 0, 0, 1, 1], abs=1e-5)
-    alone = evaluation.compute(torch.randn(6, 3), torch.arange(6), ["dists@intra", "alignment", "R-precision"])
-    assert list(alone.values()) == [0, 0, 0]
-    with pytest.raises(ValueError, match="all embeddings are zero"):
-        evaluation.compute(torch.zeros(6, 3), one_class, ["effective_rank"])
-
-
-def test_evaluate_takes_a_query_gallery_split(monkeypatch):
-    sets = {"query": data(n=20, seed=2), "gallery": data(seed=2)}
-    monkeypatch.setattr(evaluation, "embed", lambda model, split, **_: tuple(map(torch.as_tensor, sets[split])))
-    opt = options("e_recall@1")
-    split = SimpleNamespace(query="query", gallery="gallery")
-    nearest = cdist(sets["query"][0], sets["gallery"][0]).argmin(1)
-    assert (
-        evaluation.evaluate(None, split, opt)["e_recall@1"] == (sets["gallery"][1][nearest] == sets["query"][1]).mean()
-    )
-
-
-def test_command(tmp_path, capsys):
-    embeddings, labels = data()
-    path = tmp_path / "e.npz"
-    np.savez(path, embeddings=embeddings, labels=labels)
-    assert command.main([str(path), "--metrics", "e_recall@1", "mAP@R", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == evaluation.compute(embeddings, labels, ["e_recall@1", "mAP@R"])
-    np.savez(tmp_path / "bad.npz", embeddings=embeddings)
-    np.savez(tmp_path / "complex.npz", embeddings=embeddings + 1j, labels=labels)
-    for arguments, message in (
-        ([str(tmp_path / "no.npz")], "no such file"),
-        ([str(tmp_path / "bad.npz")], "labels is missing"),
-        ([str(tmp_path / "complex.npz")], "complex.npz: embeddings are complex64, expected real numbers"),
-        ([str(path), "--metrics", "nope"], "unknown"),
-    ):
-        assert command.main(arguments) == 2
-        out, err = capsys.readouterr()
-        assert out == "" and err.startswith("error: ") and message in err and err.count("\n") == 1
-
-
-def test_nmi_is_that_of_pml_on_the_same_clusters():
-    pytest.importorskip("faiss")  # theirs needs it
-    calculator = pytest.importorskip("pytorch_metric_learning.utils.accuracy_calculator")
-    embeddings, labels = data(n=200)
-    clusters = evaluation.clustering.kmeans(embeddings, len(np.unique(labels)), seed=1)
-    theirs = calculator.AccuracyCalculator(
-        include=("NMI",), k="max_bin_count", kmeans_func=lambda x, n: torch.as_tensor(clusters)
-    )
-    expected = theirs.get_accuracy(torch.as_tensor(embeddings), torch.as_tensor(labels))["NMI"]
-    assert evaluation.clustering.nmi(labels, clusters) == pytest.approx(expected, rel=1e-6)
-    assert evaluation.compute(embeddings, labels, ["nmi"], seed=1)["nmi"] == pytest.approx(expected, rel=1e-6)
-
-
-def test_restarts_do_not_make_the_clustering_worse():
-    points = torch.randn(300, 8)
-
-    def spread(restarts):
-        clusters = torch.as_tensor(evaluation.clustering.kmeans(points, 12, seed=0, restarts=restarts))
-        return sum(
-            float((points[clusters == c] - points[clusters == c].mean(0)).square().sum()) for c in clusters.unique()
-        )
-
-    assert spread(8) <= spread(1) * 1.0001
-
-
-SPECTRAL = [*evaluation_tools.SPECTRAL, "rho_spectrum@-1", "rho_spectrum@0"]
-EVERY = [*(name for name in evaluation_tools.EVERY if name not in SPECTRAL), "e_recall@999"]
-
-
-@pytest.mark.parametrize(
-    "name, embeddings, labels",
-    [
-        ("one class", torch.randn(12, 4), torch.zeros(12)),
-        ("single images", torch.randn(12, 4), torch.arange(12)),
-        ("all equal", torch.ones(12, 4), torch.arange(12) // 3),
-        ("some zero vectors", torch.cat([torch.zeros(3, 4), torch.randn(9, 4)]), torch.arange(12) // 3),
-        ("all zero", torch.zeros(12, 4), torch.arange(12) // 3),
-        ("two images", torch.randn(2, 4), torch.zeros(2)),
-    ],
-)
-def test_every_metric_has_a_value_on_degenerate_input(name, embeddings, labels):
-    values = evaluation.compute(embeddings, labels.long(), EVERY)
-    assert list(values) == EVERY and all(np.isfinite(v) for v in values.values())
-    if name == "one class":
-        assert all(values[m] == pytest.approx(1) for m in ("e_recall@1", "mAP@R", "R-precision", "c_recall@1", "nmi"))
-    if name == "single images":
-        assert all(
-            values[m] == 0 for m in ("e_recall@1", "e_recall@999", "mAP@R", "R-precision", "dists@intra", "alignment")
-        )
-    if name in ("all equal", "all zero"):  # ties by index: image 0 finds image 1, images from 3 on find image 0
-        assert values["e_recall@1"] == pytest.approx(3 / 12) and values["uniformity"] == pytest.approx(0, abs=1e-6)
-    if name != "all zero":
-        assert all(np.isfinite(v) for v in evaluation.compute(embeddings, labels.long(), SPECTRAL).values())
-
-
-def test_what_cannot_be_measured_is_one_line():
-    good, labels = torch.randn(6, 4), torch.zeros(6, dtype=torch.long)
-    bad = good.clone()
-    bad[2, 1] = float("nan")
-    for arguments in (
-        dict(embeddings=bad, labels=labels),
-        dict(embeddings=good, labels=labels, query_embeddings=bad, query_labels=labels),
-    ):
-        with pytest.raises(evaluation.Unmeasurable, match="1 of 6 embeddings are not finite"):
-            evaluation.compute(**arguments, names=["e_recall@1"])
+@pytest.mark.parametrize("exponent", [100, -133])  # 1e30, 1e-40
+def test_no_metric_depends_on_the_unit_of_length(exponent):
+    embeddings, labels = clustered()
+    scaled = np.ldexp(embeddings, exponent)  # below 1e-38 float32 has fewer digits
+    same = np.ldexp(scaled.astype(np.float64), -exponent).astype(np.float32)
+    assert np.abs(scaled).max() > 1e30 or np.abs(scaled).max() < 1e-39
+    expected = evaluation.compute(same, labels, EVERY)
+    assert evaluation.compute(scaled, labels, EVERY) == pytest.approx(expected, rel=1e-9)
+    assert 0.1 < expected["coding_rate@share"] < 0.99 and 0.1 < expected["c_recall@8"] < 1
+    expected = evaluation.compute(same[50:], labels[50:], EVERY, 0, same[:50], labels[:50])
+    crossed = evaluation.compute(scaled[50:], labels[50:], EVERY, 0, scaled[:50], labels[:50])
+    assert crossed == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("size", [1e-308, 1e-310, 1e-318])
@@ -243,3 +115,73 @@ def test_embeddings_below_the_smallest_normal_number_are_measured(size):
     """Their unit of length has no finite inverse; so far down the numbers are those of what rounding has left."""
     x, labels = np.random.default_rng(0).standard_normal((60, 8)) * size, np.repeat(np.arange(15), 4)
     assert evaluation.compute(x, labels, ["e_recall@1"]) == evaluation.compute(x * 2.0**600, labels, ["e_recall@1"])
+
+
+@pytest.mark.parametrize("least", [-(2**63), 2**63 - 105, 2**53, 0])
+def test_labels_may_be_any_whole_number(least):
+    embeddings, labels = clustered()
+    expected = evaluation.compute(embeddings, labels, EVERY)
+    for moved in (labels + least, torch.as_tensor(labels) + least):
+        assert evaluation.compute(embeddings, moved, EVERY) == pytest.approx(expected, rel=1e-12)
+    for dtype in (np.uint8, np.uint16, np.uint32, np.uint64, np.int32):
+        assert evaluation.compute(embeddings, labels.astype(dtype), EVERY) == pytest.approx(expected, rel=1e-12)
+
+
+def test_recall_of_a_number_beyond_every_image():
+    embeddings, alone = torch.randn(9, 3), torch.arange(9)
+    for k in (8, 9, 10**18 - 1):
+        assert evaluation.compute(embeddings, alone // 9, [f"e_recall@{k}"]) == {f"e_recall@{k}": 1}
+        values = evaluation.compute(embeddings, alone, [f"e_recall@{k}", f"mAP_{k}", f"c_mAP_{k}"])
+        assert len(values) == 3 and set(values.values()) == {0}
+
+
+@pytest.mark.parametrize("rank, share, dimensions, expected", [
+    (20, 0.5, 512, True), (30, 0.5, 512, False), (30, 0.05, 512, True), (None, None, 512, False), (1.0, None, 8, True),
+    (1.2, None, 8, False), (1.0, None, 2, False), (None, 0.09, 2, True),
+])  # fmt: skip
+def test_the_rule(rank, share, dimensions, expected):
+    assert collapse.is_collapse(rank, share, dimensions) == expected
+    if rank and share:
+        line = collapse.collapse_line(dict(zip(collapse.COLLAPSE, (rank, share))), range(1000), dimensions)
+        assert bool(line) == expected
+
+
+# --- k-means ---
+
+
+def test_kmeans(library):
+    labels = np.arange(400) % 10
+    points = torch.as_tensor(np.eye(10, dtype=np.float32)[labels] * 10) + 0.1 * torch.randn(400, 10)
+    clusters = clustering.kmeans(points, 10, seed=1)
+    assert clusters.shape == (400,) and clustering.nmi(labels, clusters) > 0.8  # random start: not always 1
+    assert (clusters == clustering.kmeans(points, 10, seed=1)).all()
+    assert (clusters != clustering.kmeans(points, 10, seed=2)).any()
+    for seed in (2**31 + 1, 2**64 + 1, 1 - 2**31, np.int64(1)):  # any whole number
+        assert (clusters == clustering.kmeans(points, 10, seed=seed)).all()
+
+
+def test_kmeans_finds_clusters_of_collapsed_embeddings(library):
+    labels = torch.arange(400) % 4
+    centres = torch.eye(4)[labels] + 0.05 * torch.randn(400, 4, generator=torch.Generator().manual_seed(0))
+    expected = clustering.kmeans(centres, 4, seed=2, restarts=8)
+    assert clustering.nmi(labels, expected) > 0.99
+    for embeddings in (3 + 1e-4 * centres, 1e30 * centres, 1e-36 * centres, centres.double() * 1e-200):
+        assert clustering.nmi(expected, clustering.kmeans(embeddings, 4, seed=2, restarts=8)) > 0.99
+
+
+def test_few_distinct_points_are_their_own_clusters(library, capfd):
+    assert (clustering.kmeans(torch.full((500, 8), 0.3), 50) == 0).all()
+    labels = torch.arange(500) % 7
+    assert clustering.nmi(labels, clustering.kmeans(torch.randn(7, 8)[labels], 50)) == pytest.approx(1)
+    assert "".join(capfd.readouterr()) == ""
+
+
+def test_restarts_do_not_make_the_clustering_worse(library):
+    points = torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
+
+    def spread(restarts):
+        clusters = torch.as_tensor(clustering.kmeans(points, 12, seed=0, restarts=restarts))
+        parts = [points[clusters == c] for c in clusters.unique()]
+        return sum(float((part - part.mean(0)).square().sum()) for part in parts)
+
+    assert spread(8) <= spread(1) * 1.0001

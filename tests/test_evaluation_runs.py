@@ -1,48 +1,26 @@
 """The rows last / best-test / best-val, --evaluate_only and --save_embeddings on a small run."""
 
-import csv
 import json
 
 import numpy as np
 import pytest
-from runs import fewer_glyphs
+import torch
+from runs import SMALL, image_folder, rows
 
-import datasets
 import evaluation
 import main
-from utilities import trackers
-from utilities.report import __main__ as report
-
-BASE = [
-    "--dataset",
-    "glyphs",
-    "--arch",
-    "conv4_normalize",
-    "--embed_dim",
-    "16",
-    "--bs",
-    "32",
-    "--samples_per_class",
-    "4",
-    "--kernels",
-    "0",
-    "--lr",
-    "1e-3",
-    "--data_sampler",
-    "class_balanced",
-    "--n_epochs",
-    "2",
-    "--no_train_metrics",
-    "--evaluation_metrics",
-    "e_recall@1",
-]
+import parameters
+from utilities.records import protocol_rows
 
 
-@pytest.fixture
-def small(monkeypatch):
-    """Glyphs of 20 + 20 classes, read once."""
-    monkeypatch.setattr(datasets, "DATASETS", dict(datasets.DATASETS))
-    fewer_glyphs()
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run whose best epoch is not its last."""
+    place = tmp_path_factory.mktemp("run")
+    more = "--kernels 0 --lr 3e-2 --seed 3 --kmeans_restarts 2 --gpu 0 --save_embeddings --evaluation_metrics".split()
+    argv = [*SMALL, *image_folder(place / "images"), *more, "e_recall@1", "nmi", "--save_path", str(place)]
+    assert main.main([*argv, "--group", "g"]) == 0
+    return place / "folder" / "g_s3"
 
 
 def test_protocol_rows():
@@ -53,61 +31,42 @@ def test_protocol_rows():
         {"epoch": 3, "test/m": 0.4, "val/m": 0.1},
         {"epoch": 4, "loss/rate": 1.0},
     ]
-    chosen = trackers.protocol_rows(table, "m")
+    chosen = protocol_rows(table, "m")
     assert {name: row["epoch"] for name, row in chosen.items()} == {"last": 3, "best-test": 1, "best-val": 2}
-    assert list(trackers.protocol_rows([{"epoch": 0, "test/m": 0.2}], "m")) == ["last", "best-test"]
+    assert list(protocol_rows([{"epoch": 0, "test/m": 0.2}], "m")) == ["last", "best-test"]
 
 
-def test_evaluate_only_and_saved_embeddings_give_the_runs_numbers(tmp_path, small, capsys):
-    assert main.main([*BASE, "--save_path", str(tmp_path), "--loss", "multisimilarity", "--save_embeddings"]) == 0
-    folder = tmp_path / "glyphs" / "Sample_Run_s0"
-    protocol = json.loads((folder / "protocol.json").read_text())
-    assert protocol["last"]["epoch"] == 2 and "best-val" not in protocol
-    recalls = [float(r["test/e_recall@1"]) for r in csv.DictReader((folder / "metrics.csv").open())]
-    assert protocol["best-test"]["test/e_recall@1"] == max(recalls)
-    capsys.readouterr()
-    assert (
-        main.main(["--evaluate_only", "--checkpoint", str(folder / "checkpoint.pt"), "--embed_dim", "999"]) == 0
-    )  # the run's own flags
-    assert "test/e_recall@1" in capsys.readouterr().out
-    again = json.loads((folder / "evaluation_checkpoint.json").read_text())["metrics"]
-    assert again["test/e_recall@1"] == recalls[-1]
-    with np.load(folder / "embeddings_test.npz", allow_pickle=False) as saved:
-        assert len(saved["paths"]) in (0, len(saved["labels"]))
-        assert evaluation.compute(saved["embeddings"], saved["labels"], ["e_recall@1"])["e_recall@1"] == recalls[-1]
-    out = str(tmp_path / "table")
-    assert (
-        report.main([str(folder), "--out", out, "--row", "best-test"]) == 0
-        and "best epoch on the test split" in capsys.readouterr().out
-    )
-    assert (
-        report.main([str(folder), "--out", out, "--row", "best-val"]) == 2
-        and "--row best-val" in capsys.readouterr().err
-    )
-    assert main.main([*BASE, "--evaluate_only", "--checkpoint", str(tmp_path / "none.pt")]) == 2
-    assert "no such file" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main.main([*BASE, "--evaluate_only"])
-    assert "--evaluate_only --checkpoint PATH" in capsys.readouterr().err
-
-
-def test_the_record_of_an_evaluation_is_of_its_checkpoint(tmp_path, small):
-    """best.pt's record has the best epoch and its numbers, checkpoint.pt's the last, and each question one file."""
-    flags = [*BASE, "--save_path", str(tmp_path), "--loss", "multisimilarity", "--n_epochs", "3", "--lr", "3e-2"]
-    assert main.main(flags) == 0
-    folder = tmp_path / "glyphs" / "Sample_Run_s0"
-    with open(folder / "metrics.csv", encoding="utf-8", newline="") as file:
-        recalls = [float(row["test/e_recall@1"]) for row in csv.DictReader(file)]
-    best = recalls.index(max(recalls))
+def test_a_checkpoint_is_evaluated_as_its_run_did(folder, capsys):
+    """best.pt has the best epoch's numbers, checkpoint.pt the last one's; the run's own flags hold unless given."""
+    recalls, scores = ([float(row[f"test/{name}"]) for row in rows(folder)] for name in ("e_recall@1", "nmi"))
+    best = int(np.argmax(recalls))
+    assert best != 3 and len({*zip(recalls, scores)}) == 4  # another epoch's numbers would be noticed
     for name, epoch in (("best", best), ("checkpoint", 3)):
-        evaluate = ["--evaluate_only", "--checkpoint", str(folder / f"{name}.pt"), *BASE]
-        assert main.main(evaluate) == 0
-        record = json.loads((folder / f"evaluation_{name}.json").read_text())
-        assert (record["epoch"], record["checkpoint"], record["dataset"]) == (epoch, f"{name}.pt", "glyphs")
-        assert record["metrics"]["test/e_recall@1"] == recalls[epoch] and not record["partial"]
-    assert main.main([*evaluate, "--seed", "1"]) == 0  # another question: the first record stays
-    assert record == json.loads((folder / "evaluation_checkpoint.json").read_text())
-    assert json.loads((folder / "evaluation_checkpoint-2.json").read_text())["seed"] == 1
-    assert main.main(evaluate) == 0  # the same question: its own record, written anew
-    assert best != 3 and len(set(recalls)) == len(recalls)  # so that another epoch's numbers would be noticed
-    assert len(list(folder.glob("evaluation_*.json"))) == 3
+        assert main.main(["--evaluate_only", "--checkpoint", str(folder / f"{name}.pt"), "--embed_dim", "99"]) == 0
+        assert "test/e_recall@1" in capsys.readouterr().out
+        record = json.loads((folder / f"{name}_folder.json").read_text())
+        assert (record["epoch"], record["seed"], record["kmeans_restarts"]) == (epoch, 3, 2)
+        assert record["metrics"] == {"test/e_recall@1": recalls[epoch], "test/nmi": scores[epoch]}
+    opt = parameters.parse(["--evaluate_only", "--checkpoint", str(folder / "best.pt"), "--search", "torch"])
+    assert (opt.embed_dim, opt.no_train_metrics, opt.search) == (16, True, "torch")
+    assert opt.kernels == 6 and opt.group == "Sample_Run" and not opt.save_embeddings  # housekeeping is not the run's
+
+
+def test_saved_embeddings_have_the_runs_numbers(folder):
+    with np.load(folder / "embeddings_test.npz", allow_pickle=False) as saved:
+        assert len(saved["paths"]) == len(saved["labels"]) == 96
+        found = evaluation.compute(saved["embeddings"], saved["labels"], ["e_recall@1"])
+    assert found["e_recall@1"] == float(rows(folder)[-1]["test/e_recall@1"])
+
+
+def test_what_is_no_checkpoint_of_a_run_is_one_line(tmp_path, capsys):
+    torch.save({"state_dict": {"a": torch.ones(1)}}, tmp_path / "other.pt")
+    torch.save(torch.ones(3), tmp_path / "tensor.pt")
+    (tmp_path / "text.pt").write_text("no checkpoint")
+    for name in ("none.pt", "other.pt", "tensor.pt", "text.pt"):
+        assert main.main(["--evaluate_only", "--checkpoint", str(tmp_path / name)]) == 2
+        text = capsys.readouterr().err
+        assert text.startswith("error: ") and name in text and text.count("\n") == 1
+    with pytest.raises(SystemExit):
+        main.main(["--evaluate_only"])
+    assert "--checkpoint" in capsys.readouterr().err

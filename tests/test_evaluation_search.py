@@ -1,19 +1,18 @@
-"""Neighbours and their metrics against a stable sort of float64 distances, from every back-end."""
+"""Neighbours against float64 distances, from every back-end."""
 
+import logging
 import time
 
 import numpy as np
 import pytest
 import torch
+from evaluation_tools import BACKENDS
 
 import evaluation
 from evaluation import retrieval, search
 
-BACKENDS = ["faiss", "torch"] if search.have_faiss() else ["torch"]
-NAMES = ["e_recall@1", "e_recall@3", "e_recall@90", "e_recall@400", "mAP@R", "R-precision", "mAP_20", "mAP_c"]
 
-
-def float64_distances(queries, gallery, exclude_self):
+def distances64(queries, gallery, exclude_self):
     """Squared distances (n, m), infinite to the query itself, row by row in numpy."""
     q, g = (np.asarray(x, dtype=np.float64) for x in (queries, gallery))
     distances = np.stack([((g - row) ** 2).sum(1) for row in q])
@@ -22,240 +21,162 @@ def float64_distances(queries, gallery, exclude_self):
     return distances
 
 
-def exact_order(queries, gallery, exclude_self):
-    """All gallery indices by (float64 distance, index), the query itself left out."""
-    order = np.argsort(float64_distances(queries, gallery, exclude_self), axis=1, kind="stable")
-    return torch.from_numpy(order[:, : len(gallery) - exclude_self])
-
-
 def drawn(seed):
     return torch.Generator().manual_seed(seed)
 
 
-def lattice(n, seed=0):
-    """Points with few coordinates of few values: many ties between different points, many duplicates."""
-    return torch.randint(3, (n, 4), generator=drawn(seed)).float() / 3
-
-
-def copies(n, seed=0, times=10):
-    """Random vectors, each about `times` times, in random order."""
-    return torch.randn(n // times, 12, generator=drawn(seed))[torch.randint(n // times, (n,), generator=drawn(seed))]
-
-
-def triples(n, seed=0):
-    """Random vectors, each three times or less, in random order: no tie is longer than 8."""
-    return torch.randn(-(-n // 3), 12, generator=drawn(seed)).repeat(3, 1)[torch.randperm(n, generator=drawn(seed))]
-
-
-def mirrored(n, seed=0):
-    """Whole numbers and their mirror images: many ties between different points, in the exact order and in no other."""
-    x = torch.randint(-9, 10, (n // 4, 6), generator=drawn(seed)).float()
-    signs = torch.tensor([[1.0] * 6, [-1.0] * 6, [1, 1, 1, -1, -1, -1], [-1, -1, -1, 1, 1, 1]])
-    return torch.cat([x * s for s in signs])
-
-
-def nearly(n, seed=0):
-    """Copies that differ by less than float32 distances can tell."""
-    x = torch.nn.functional.normalize(copies(n, seed), dim=1)
-    return x + 1e-6 * torch.randn(x.shape, generator=drawn(seed))
-
-
-def one_long(n, seed=0, times=1e6):
-    x = torch.randn(n, 12, generator=drawn(seed))
+def one_long(n, times=1e6):
+    x = torch.randn(n, 12, generator=drawn(0))
     x[n // 3] *= times
     return x
 
 
 def blobs(n, spread, n_blobs=4, d=64):
-    """Unit vectors around few centres: nearer to those of their own than float32 distances tell."""
+    """Unit vectors around few centres."""
     centres = torch.nn.functional.normalize(torch.randn(n_blobs, d, generator=drawn(0)), dim=1)
     noise = torch.randn(n, d, generator=drawn(1))
     return torch.nn.functional.normalize(centres[torch.arange(n) % n_blobs] + spread * noise, dim=1)
 
 
-SETS = {
-    "random": lambda n: torch.randn(n, 12, generator=drawn(1)),
-    "triples": triples,
-    "mirrored": mirrored,
-    "far from the origin": lambda n: torch.randn(n, 12, generator=drawn(2)) + 100,
-    "one long": one_long,
-    "lattice": lattice,
-    "copies": copies,
-    "nearly": nearly,
-    "blobs": lambda n: blobs(n, 3e-4),
-    "blobs within float32's last places": lambda n: blobs(n, 1e-8),
-    "all equal": lambda n: torch.full((n, 3), 0.7),
+X = torch.randn(400, 32, generator=drawn(1))
+DISTINCT = {  # float32 tells all their neighbours apart once they are centred and scaled
+    "random": X,
+    "far from the origin": X.double() + 1e6,
+    "near collapse": 1 + 1e-4 * X,
+    "very near": 1 + 1e-6 * X.double(),
+    "digits of float64": 1 + 1e-12 * X.double(),
+    "large": X * 1e25,
+    "beyond float32": X.double() * 1e200,
+    "small": X * 1e-25,
+    "below the smallest normal number": X.double() * 1e-310,
+}
+WITH_SQUARES = {  # the same distances, where squares of those would overflow or vanish
+    "beyond float32": X,
+    "below the smallest normal number": DISTINCT["below the smallest normal number"] * 2.0**600,
+}
+TIED = {  # many equal distances, or such as float32 cannot tell apart
+    "lattice": torch.randint(3, (400, 4), generator=drawn(0)).float() / 3,
+    "copies": X[torch.randint(40, (400,), generator=drawn(0))],
+    "triples": X[:134].repeat(3, 1)[torch.randperm(400, generator=drawn(0))],
+    "blobs": blobs(400, 3e-4),
+    "all equal": torch.full((400, 3), 0.7),
 }
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", SETS)
-@pytest.mark.parametrize("k", [1, 12, 150, 395, 399])
-def test_neighbours_are_those_of_a_stable_sort(name, backend, k):
-    points = SETS[name](400)
+@pytest.mark.parametrize("name", DISTINCT)
+@pytest.mark.parametrize("k", [1, 12, 150, 399])
+def test_neighbours_are_those_of_float64(name, backend, k):
+    points = DISTINCT[name]
     found = search.nearest_neighbours(points, points, k, exclude_self=True, backend=backend)
-    assert torch.equal(found, exact_order(points, points, True)[:, :k])
+    same = WITH_SQUARES.get(name, points)
+    order = np.argsort(distances64(same, same, True), axis=1)
+    assert (found.numpy() == order[:, :k]).mean() > 0.999
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", SETS)
-def test_query_against_gallery_with_ties(name, backend):
-    gallery = SETS[name](300)
-    queries = gallery[torch.randperm(300, generator=drawn(3))[:50]]
-    found = search.nearest_neighbours(queries, gallery, 20, backend=backend)
-    assert torch.equal(found, exact_order(queries, gallery, False)[:, :20])
-
-
-@pytest.mark.parametrize("times", [1e3, 1e6, 1e12])
-def test_a_long_row_takes_nothing_from_the_others(times):
-    points = one_long(900, times=times)
-    order = exact_order(points, points, True)[:, :10]
-    for backend in BACKENDS:
-        assert torch.equal(search.nearest_neighbours(points, points, 10, exclude_self=True, backend=backend), order)
-
-
-def test_rows_beyond_float32s_squares():
-    points = torch.randn(200, 12, generator=drawn(4))
-    order = exact_order(points, points, True)[:, :5]
-    for factor in (2.0**120, 2.0**-120):
-        assert torch.equal(search.nearest_neighbours(points * factor, points * factor, 5, exclude_self=True), order)
-    wide = points.double() * 1e200
-    assert torch.equal(search.nearest_neighbours(wide, wide, 5, exclude_self=True), order)
-    points[7] *= 1e30
-    others = torch.arange(200) != 7
-    for backend in BACKENDS:
-        found = search.nearest_neighbours(points, points, 5, exclude_self=True, backend=backend)
-        assert torch.equal(found[others], exact_order(points, points, True)[others, :5])
-
-
-def test_float64_embeddings_keep_their_digits():
-    points = 1 + 1e-9 * torch.randn(300, 6, generator=drawn(5), dtype=torch.float64)
-    labels = torch.arange(300) // 10
-    order = exact_order(points, points, True)
-    assert torch.equal(search.nearest_neighbours(points, points, 7, exclude_self=True), order[:, :7])
-    assert retrieval.recall_at_k(points, labels, 4) == (labels[order[:, :4]] == labels[:, None]).any(1).double().mean()
-
-
-def test_numpy_arrays_and_bad_arguments():
-    points = np.random.default_rng(0).normal(size=(60, 5)).astype(np.float32)
-    found = search.nearest_neighbours(points, points, 4, exclude_self=True)
-    assert torch.equal(found, exact_order(points, points, True)[:, :4])
-    assert torch.equal(search.nearest_neighbours(points[:9], points, 4), exact_order(points[:9], points, False)[:, :4])
-    broken = points.copy()
-    broken[3, 2] = np.nan
-    for arguments, message in (
-        ((points, points, 0), "k must be at least 1, got 0"),
-        ((points[:0], points, 1), "needs queries"),
-        ((points, broken, 1), "not finite"),
-        ((points, points[:, :3], 1), "needs queries"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            search.nearest_neighbours(*arguments)
-    with pytest.raises(ValueError, match="with others"):
-        search.nearest_neighbours(points[:1], points[:1], 1, exclude_self=True)
-
-
-def naive(order, labels, own, sizes, with_query):
-    """The metrics of NAMES by their definitions, from whole orders."""
-    values = {name: [] for name in NAMES}
-    for i in range(len(order)):
-        match = (labels[order[i]] == own[i]).numpy()
-        precision = match.cumsum() / np.arange(1, len(match) + 1) * match
-        r, total = int(sizes[i]), int(sizes[i]) + with_query
-        for name in NAMES:
-            if name.startswith("e_recall@"):
-                values[name].append(match[: int(name.split("@")[1])].any())
-            elif name in ("mAP@R", "R-precision") and r:
-                values[name].append((precision if name == "mAP@R" else match)[:r].sum() / r)
-            elif name in ("mAP_20", "mAP_c") and total:
-                values[name].append(precision[: 20 if name == "mAP_20" else total].sum() / total)
-    return {name: np.mean(found) for name, found in values.items()}
+@pytest.mark.parametrize("name", TIED)
+@pytest.mark.parametrize("k", [1, 12, 399, 999])
+def test_among_ties_others_as_near_are_found(name, backend, k):
+    """Each neighbour once, never the query itself, and none farther than the k-th nearest, to rounding."""
+    points = TIED[name]
+    distances = distances64(points, points, True)
+    found = search.nearest_neighbours(points, points, k, exclude_self=True, backend=backend).numpy()
+    assert found.shape == (400, min(k, 399)) and all(len(set(row)) == len(row) for row in found)
+    assert not (found == np.arange(400)[:, None]).any()
+    assert np.allclose(np.take_along_axis(distances, found, 1), np.sort(distances, 1)[:, : min(k, 399)], atol=1e-5)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", SETS)
-def test_metrics_are_those_of_the_stable_sort(name, backend, monkeypatch):
-    monkeypatch.setattr(search, "BLOCK_BYTES", 4 * 450 * 37)
-    monkeypatch.setattr(retrieval, "TRIED", 2)  # so that most first matches are found by the deeper search
-    points = SETS[name](452)
-    labels = torch.cat([torch.randint(60, (448,), generator=drawn(6)), torch.tensor([100, 101, 102, 103])])
-    values = evaluation.compute(points, labels, NAMES, search=backend)
-    assert values == pytest.approx(
-        naive(exact_order(points, points, True), labels, labels, retrieval.class_sizes(labels), 1), rel=1e-12
-    )
-    crossed = evaluation.compute(
-        points[50:], labels[50:], NAMES, search=backend, query_embeddings=points[:50], query_labels=labels[:50]
-    )
-    sizes = retrieval.gallery_sizes(labels[:50], labels[50:])
-    assert crossed == pytest.approx(
-        naive(exact_order(points[:50], points[50:], False), labels[50:], labels[:50], sizes, 0), rel=1e-12
-    )
+def test_query_against_gallery(backend, monkeypatch):
+    queries, gallery = torch.randn(50, 6, requires_grad=True), torch.randn(70, 6)
+    expected = torch.from_numpy(np.argsort(distances64(queries.detach(), gallery, False), axis=1))
+    for k in (7, 999):
+        assert torch.equal(search.nearest_neighbours(queries, gallery, k, backend=backend), expected[:, :k])
+    monkeypatch.setattr(search, "BLOCK_BYTES", 4 * 70 * 7)  # blocks of seven queries
+    assert torch.equal(search.nearest_neighbours(queries, gallery, 7, backend=backend), expected[:, :7])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", ["lattice", "copies", "mirrored", "all equal"])
-def test_deep_recall_on_ties_is_neither_the_best_nor_the_worst_case(name, backend):
-    """A count of the strictly nearer images alone would give a collapsed model a perfect Recall@100."""
-    points = SETS[name](600)
-    labels = torch.randint(60, (600,), generator=drawn(7))
-    order = exact_order(points, points, True)
-    recalls = retrieval.recall_at_k(points, labels, (70, 100, 200), backend=backend)
-    for k, value in recalls.items():
-        expected = float((labels[order[:, :k]] == labels[:, None]).any(1).double().mean())
-        assert value == pytest.approx(expected, abs=1e-12)
+@pytest.mark.parametrize("times", [1e3, 1e6, 1e12, 1e30])
+def test_a_long_row_takes_nothing_from_the_others(times, backend):
+    points, others = one_long(900, times), torch.arange(900) != 300
+    order = torch.from_numpy(np.argsort(distances64(points[others], points[others], True), axis=1)[:, :10])
+    found = search.nearest_neighbours(points, points, 10, exclude_self=True, backend=backend)
+    assert torch.equal(found[others], order + (order >= 300))
+
+
+def test_half_precision_around_it_changes_nothing():
+    points = DISTINCT["random"]
+    exact = search.nearest_neighbours(points, points, 9, exclude_self=True, backend="torch")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(exact, search.nearest_neighbours(points, points, 9, exclude_self=True, backend="torch"))
+
+
+def test_faiss_where_it_is_installed_else_torch(monkeypatch):
+    points = TIED["lattice"]  # of which each has its own order
+    if search.have_faiss():
+        both = [search.nearest_neighbours(points, points, 12, backend=backend) for backend in ("auto", "faiss")]
+        assert torch.equal(*both)
+    monkeypatch.setattr(search, "have_faiss", lambda: False)
+    both = [search.nearest_neighbours(points, points, 12, backend=backend) for backend in ("auto", "torch")]
+    assert torch.equal(*both)
+    for backend in ("faiss", "fais"):
+        with pytest.raises(ValueError, match=f"--search {backend}: must be"):
+            search.check_backend(backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("spread", [1e-2, 3e-4, 1e-6, 1e-8])
-@pytest.mark.parametrize("inside", [True, False], ids=["labels inside the blobs", "labels are the blobs"])
-def test_tight_blobs_are_measured_exactly_whatever_else_is_asked(spread, inside, backend):
-    """Ten points of 60 images each, nearer to each other than float32 tells, and more of them than k + 8."""
+def test_duplicates_are_found_and_the_query_itself_is_not(backend):
+    embeddings = torch.randn(20, 6).repeat_interleave(3, 0)  # each image three times: the query is anywhere among them
+    labels = torch.arange(20).repeat_interleave(3)
+    found = search.nearest_neighbours(embeddings, embeddings, 2, exclude_self=True, backend=backend)
+    assert not (found == torch.arange(60)[:, None]).any() and (labels[found] == labels[:, None]).all()
+    assert retrieval.recall_at_k(embeddings, labels, 1, backend) == 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("names", [["e_recall@1"], ["e_recall@1", "e_recall@300", "mAP@R"]])
+def test_a_warning_where_recall_is_chance(backend, names, caplog):
+    """Once, and where more than one query in a hundred has more than K images as near as its nearest."""
+    labels = torch.arange(400) % 10
+    some = X.clone()
+    some[:3] = some[0]
+    quiet = {**DISTINCT, "pairs": X[:200].repeat(2, 1), "one long": one_long(400), "a triple": some}
+    warned = {name: points for name, points in TIED.items()} | {"blobs of float32's digits": blobs(400, 1e-8)}
+    with caplog.at_level(logging.WARNING, logger="antico"):
+        for points in quiet.values():
+            retrieval.warn_once.cache_clear()
+            evaluation.compute(points, labels, names, search=backend)
+        assert not caplog.records
+        for name, points in warned.items():
+            retrieval.warn_once.cache_clear()
+            caplog.clear()
+            for _ in range(2):
+                evaluation.compute(points, labels, names, search=backend)
+            assert [record.message.count("Recall@K is chance") for record in caplog.records] == [1], name
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("spread, chance", [(3e-2, False), (3e-5, True)])
+def test_the_warning_is_right(backend, spread, chance, caplog):
+    """Where it comes, float32 finds other neighbours than float64; where not, the same."""
     points = blobs(600, spread, n_blobs=10, d=512)
-    labels = torch.arange(600) // 20 if inside else torch.arange(600) % 10
-    order = exact_order(points, points, True)
-    exact = naive(order, labels, labels, retrieval.class_sizes(labels), 1)
-    assert evaluation.compute(points, labels, NAMES, search=backend) == pytest.approx(exact, rel=1e-12)
-    for k in (1, 3, 90, 400):
-        alone = retrieval.recall_at_k(points, labels, k, backend=backend)
-        assert alone == pytest.approx(exact[f"e_recall@{k}"], rel=1e-12)
-    queries, own, gallery, labels = points[:90], labels[:90], points[90:], labels[90:]
-    sizes = retrieval.gallery_sizes(own, labels)
-    exact = naive(exact_order(queries, gallery, False), labels, own, sizes, 0)
-    crossed = dict(query_embeddings=queries, query_labels=own, search=backend)
-    assert evaluation.compute(gallery, labels, NAMES, **crossed) == pytest.approx(exact, rel=1e-12)
-    assert evaluation.compute(gallery, labels, NAMES[:1], **crossed)[NAMES[0]] == pytest.approx(exact[NAMES[0]])
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_float32_alone_would_measure_blobs_wrongly(backend, monkeypatch):
-    """That the test above holds what it means to: without float64 the number is another, and plausible."""
-    points, labels = blobs(600, 3e-4, n_blobs=10, d=512), torch.arange(600) // 20
-    exact = retrieval.recall_at_k(points, labels, 1, backend=backend)
-    monkeypatch.setattr(search, "ROUNDING", 0)
-    assert retrieval.recall_at_k(points, labels, 1, backend=backend) != exact
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_equally_far_points_with_many_copies_are_in_the_order_of_rows(backend):
-    """Rows 0 and 3 to 42 are one point, 1 and 2 another, as far from the query: no copy goes before a lower row."""
-    gallery = torch.tensor([[1.0, 0], [0, 1], [0, 1]] + [[1.0, 0]] * 40 + [[-1.0, 0]] * 30 + [[5.0, 5]])
-    queries = torch.tensor([[0.0, 0], [2.0, 0]])
-    for k in (1, 2, 5, 60):
-        found = search.nearest_neighbours(queries, gallery, k, backend=backend)
-        assert torch.equal(found, exact_order(queries, gallery, False)[:, :k])
+    nearest = np.argmin(distances64(points, points, True), axis=1)
+    found = search.nearest_neighbours(points, points, 1, exclude_self=True, backend=backend)[:, 0].numpy()
+    assert ((found != nearest).mean() > 0.01) == chance
+    retrieval.warn_once.cache_clear()
+    retrieval.recall_at_k(points, torch.arange(600) // 20, 1, backend)
+    assert bool(caplog.records) == chance
 
 
 def seconds(run, repeats=3):
     """CPU seconds in one thread, the least of several: other processes do not count."""
-    threads, times = torch.get_num_threads(), []
-    torch.set_num_threads(1)
-    try:
-        for _ in range(repeats):
-            start = time.process_time()
-            run()
-            times.append(time.process_time() - start)
-    finally:
-        torch.set_num_threads(threads)
+    times = []
+    for _ in range(repeats):
+        start = time.process_time()
+        run()
+        times.append(time.process_time() - start)
     return min(times)
 
 
@@ -266,5 +187,5 @@ def test_collapse_costs_what_spread_embeddings_cost(backend):
     usual = seconds(lambda: evaluation.compute(spread, labels, names, search=backend))
     long = spread.clone()
     long[5] *= 1e6
-    for points in (spread[:1].repeat(2500, 1), long):  # before: 30 times and more
+    for points in (spread[:1].repeat(2500, 1), spread[:50].repeat(50, 1), long):
         assert seconds(lambda: evaluation.compute(points, labels, names, search=backend)) < 2 * usual

@@ -8,6 +8,7 @@ import importlib.util
 
 import pytest
 import torch
+from criteria_tools import parse
 from pretend_gpu import PretendGpu
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
@@ -16,16 +17,13 @@ import architectures
 import criteria
 import evaluation
 import parameters
-from criteria.base import Criterion
-from datasets.transforms import AREA, OnDevice
 from evaluation import search
 
 pytestmark = pytest.mark.skipif(torch.version.cuda is None, reason="this torch is built without CUDA")
 CLASSES, BS, DIMENSIONS = 10, 24, 16
-MINED = ("contrastive", "triplet", "margin")
-# contrastive with the miner "all" takes every pair of the batch and mines nothing
-LOSSES = [(name, miner) for name in criteria.CRITERIA for miner in (criteria.MINERS if name in MINED else ["distance"])]
-WAITING = [(name, miner) for name, miner in LOSSES if name in MINED and (name, miner) != ("contrastive", "all")]
+MINED = [f"{loss} --batch_mining {miner}" for loss in ("contrastive", "triplet", "margin") for miner in criteria.MINERS]
+LOSSES = [name for name in criteria.CRITERIA if name not in ("contrastive", "triplet", "margin")] + MINED
+MINED.remove("contrastive --batch_mining all")  # takes every pair of the batch and mines nothing
 
 
 @pytest.fixture
@@ -50,25 +48,13 @@ def on_gpu(tensor):
     return isinstance(tensor, FakeTensor) and tensor.device.type == "cuda"
 
 
-def make(loss, miner="distance", *more):
+def make(words):
     """A criterion between two looks at its values (Criterion.check_values: the first call and every 100th after it)."""
-    for start, package in (("nir", "FrEIA"), ("pml.", "pytorch_metric_learning")):
-        if loss.startswith(start) and importlib.util.find_spec(package) is None:
-            pytest.skip(f"{package} is not installed")
-    argv = [
-        "--loss",
-        loss,
-        "--batch_mining",
-        miner,
-        "--embed_dim",
-        str(DIMENSIONS),
-        "--evaluation_metrics",
-        "mAP@R",
-        *more,
-    ]
-    criterion = criteria.select(parameters.parse(argv), CLASSES)
+    if words == "nir" and importlib.util.find_spec("FrEIA") is None:  # its import makes tensors
+        pytest.skip("FrEIA is not installed")
+    criterion = criteria.select(parse(f"{words} --embed_dim {DIMENSIONS}"), CLASSES)
     for module in criterion.modules():
-        if isinstance(module, Criterion):
+        if isinstance(module, criteria.Criterion):
             module.calls = 1
     return criterion
 
@@ -78,9 +64,9 @@ def inputs(dtype=torch.float32):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("loss, miner", LOSSES)
-def test_a_criterion_stays_on_the_device_and_reads_nothing(cuda, number_of_triplets, loss, miner, dtype):
-    criterion = make(loss, miner)
+@pytest.mark.parametrize("words", LOSSES)
+def test_a_criterion_stays_on_the_device_and_reads_nothing(cuda, number_of_triplets, words, dtype):
+    criterion = make(words)
     value = criterion(*inputs(dtype))
     assert on_gpu(value) and value.dtype == torch.float32 and value.dim() == 0
     # FrEIA's permutations, which do not learn, are made by numpy and moved
@@ -90,15 +76,15 @@ def test_a_criterion_stays_on_the_device_and_reads_nothing(cuda, number_of_tripl
 
 @pytest.mark.parametrize("form", ["exp", "neg", "normalized"])
 @pytest.mark.parametrize("scale", ["published", "mcr2"])
-@pytest.mark.parametrize("variant", ["pair", "batch_proxy", "all_proxy"])
+@pytest.mark.parametrize("variant", ["pair", "batch_proxy", "all_proxy", "class_means"])
 def test_every_form_of_antico(cuda, variant, scale, form):
-    assert on_gpu(make(f"antico_{variant}", "distance", "--antico_form", form, "--antico_scale", scale)(*inputs()))
+    assert on_gpu(make(f"antico_{variant} --antico_form {form} --antico_scale {scale}")(*inputs()))
 
 
-@pytest.mark.parametrize("loss, miner", WAITING)
-def test_miners_wait_for_the_number_of_triplets_alone(cuda, loss, miner):
+@pytest.mark.parametrize("words", MINED)
+def test_miners_wait_for_the_number_of_triplets_alone(cuda, words):
     with pytest.raises(DynamicOutputShapeException, match="nonzero"):
-        make(loss, miner)(*inputs())
+        make(words)(*inputs())
 
 
 @pytest.mark.parametrize("loss", ["proxyanchor", "antico_pair"])
@@ -126,37 +112,27 @@ def test_a_network_stays_on_the_device(cuda, name, suffixes):
         assert on_gpu(net.train()(images)) and on_gpu(net.eval()(images))
 
 
-def test_a_network_of_timm_stays_on_the_device():
+@pytest.mark.parametrize("arch", ["timm.test_vit_normalize", "timm.test_resnet_frozen_double"])
+def test_a_network_of_timm_stays_on_the_device(arch):
     """Made on the CPU, as timm's constructor looks at numbers, and then given fake tensors for its own."""
     pytest.importorskip("timm")
-    for arch in ("timm.test_vit_normalize", "timm.test_resnet_frozen_double"):
-        net = network(arch)
-        with FakeTensorMode(), torch.device("cuda"):
-            for module in net.modules():
-                for name, value in [*module._parameters.items(), *module._buffers.items()]:
-                    if value is not None:
-                        there = torch.empty(value.shape, dtype=value.dtype)
-                        module._parameters.pop(name, None)
-                        module._buffers.pop(name, None)
-                        module.register_buffer(name, there)
-            assert on_gpu(net(torch.randint(256, (2, 3, net.input_size, net.input_size), dtype=torch.uint8)))
+    net = network(arch)
+    with FakeTensorMode(), torch.device("cuda"):
+        for module in net.modules():
+            for name, value in [*module._parameters.items(), *module._buffers.items()]:
+                if value is not None:
+                    module._parameters.pop(name, None)
+                    module._buffers.pop(name, None)
+                    module.register_buffer(name, torch.empty(value.shape, dtype=value.dtype))
+        assert on_gpu(net(torch.randint(256, (2, 3, net.input_size, net.input_size), dtype=torch.uint8)))
 
 
-@pytest.mark.parametrize("name", AREA)
-def test_augmentation_of_the_device(name):
-    """What is drawn is drawn on the CPU and copied to the device; nothing comes back."""
-    squares = torch.randint(256, (4, 3, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    aspects, seeds = torch.tensor([0.5, 1, 1.5, 2]), torch.arange(4)
-    expected = OnDevice(name, 32)(squares, aspects, seeds)
-    with PretendGpu() as gpu:
-        images = OnDevice(name, 32)(squares.to("cuda"), aspects, seeds)
-        assert images.is_cuda and gpu.reads == []
-        assert torch.equal(images.cpu(), expected)
+# what looks at values runs on a device that pretends
 
 
 @pytest.mark.parametrize("n_queries", [0, 50])
 def test_search_of_torch(n_queries):
-    """It looks at values, so it runs on a device that pretends; ties and duplicates are among them."""
+    """Ties and duplicates are among the values."""
     torch.manual_seed(0)
     gallery = torch.randn(300, 8).round()  # of few values: many ties
     queries = torch.randn(n_queries, 8).round() if n_queries else gallery
@@ -168,47 +144,27 @@ def test_search_of_torch(n_queries):
         assert found.is_cuda and torch.equal(found.cpu(), expected)
 
 
-METRICS = [
-    "e_recall@1",
-    "mAP@R",
-    "R-precision",
-    "mAP_10",
-    "mAP_c",
-    "nmi",
-    "f1",
-    "c_recall@1",
-    "dists@intra",
-    "dists@inter",
-    "rho_spectrum@1",
-    "effective_rank",
-    "uniformity",
-    "alignment",
-]
-
-
 # not the coding rate's, whose autograd.Function asks for a GPU's streams; the criteria above have it
-@pytest.mark.parametrize("metric", METRICS)
+METRICS = "e_recall@1 mAP@R R-precision mAP_10 mAP_c nmi f1 c_recall@1 dists@intra dists@inter rho_spectrum@1 "
+METRICS += "effective_rank uniformity alignment"
+
+
+@pytest.mark.parametrize("metric", METRICS.split())
 def test_a_metric_of_embeddings_on_the_device(metric):
     torch.manual_seed(0)
     labels = torch.arange(60) % 6
     embeddings = torch.randn(6, 8)[labels] + 0.5 * torch.randn(60, 8)
     expected = evaluation.compute(embeddings, labels, [metric], search="torch")
     with PretendGpu():
-        assert evaluation.compute(embeddings.to("cuda"), labels, [metric], search="torch") == pytest.approx(
-            expected, rel=1e-6
-        )
+        found = evaluation.compute(embeddings.to("cuda"), labels, [metric], search="torch")
+        assert found == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_pretending_device_refuses_what_a_gpu_does():
     with PretendGpu() as gpu:
         a, b = torch.ones(3).to("cuda"), torch.ones(3)
-        for wrong in (
-            lambda: a + b,
-            lambda: torch.cat([a, b]),
-            lambda: torch.where(a > 0, a, b),
-            lambda: a[b.long()],
-            lambda: a.add_(b),
-        ):
+        mixed = [lambda: a + b, lambda: torch.cat([a, b]), lambda: torch.where(a > 0, a, b), lambda: a.add_(b)]
+        for wrong in (*mixed, lambda: a[b.long()]):
             with pytest.raises(RuntimeError, match="two devices"):
                 wrong()
         assert gpu.reads == [] and float((a * 2 + torch.tensor(1.0)).sum()) == 9 and len(gpu.reads) == 1

@@ -1,4 +1,5 @@
 import csv
+import json
 import os
 import shlex
 import subprocess
@@ -8,25 +9,34 @@ import pytest
 
 import criteria
 import parameters
+from utilities.command_line import add_group, flag
+from utilities.folders import flags_of_run
+
+HERE = os.path.dirname(os.path.abspath(parameters.__file__))
+
+
+def parse(line):
+    return parameters.parse(shlex.split(line))
+
+
+# the published command line
 
 
 def published():
-    with open(os.path.join(os.path.dirname(__file__), "reference", "published_flags.tsv"), encoding="utf-8") as file:
+    with open(os.path.join(HERE, "tests", "reference", "published_flags.tsv"), encoding="utf-8") as file:
         return list(csv.DictReader(file, delimiter="\t"))
 
 
 @pytest.mark.parametrize("row", published(), ids=lambda row: row["flag"])
 def test_published_flag_has_its_type_and_default(row):
-    name = row["flag"].removeprefix("--")
-    default = getattr(parameters.parse([]), name)
+    default = getattr(parameters.parse([]), row["flag"].removeprefix("--"))
     if "folder beside" in row["default"]:
-        checkout = os.path.dirname(os.path.abspath(parameters.__file__))
-        assert os.path.dirname(default) == os.path.dirname(checkout)
+        assert os.path.dirname(default) == os.path.dirname(HERE)
+    elif kind := {"str": str, "int": int, "float": float, "flag": lambda text: text == "True"}.get(row["type"]):
+        expected = kind(row["default"])
+        assert default == expected and type(default) is type(expected)
     else:
-        kind = {"str": str, "int": int, "float": float, "flag": lambda text: text == "True"}.get(row["type"])
-        assert default == (kind(row["default"]) if kind else eval(row["default"])) and (
-            kind is None or type(default) is type(kind(row["default"]))
-        )
+        assert default == eval(row["default"])
 
 
 @pytest.mark.parametrize(
@@ -42,80 +52,81 @@ def test_published_flag_has_its_type_and_default(row):
     ],
 )
 def test_published_command_lines_parse(line):
-    opt = parameters.parse(shlex.split(line))
+    opt = parse(line)
     assert opt.gamma in (0.5, 0.2) and isinstance(opt.tau, list)
 
 
+# defaults
+
+
 def test_defaults_follow_the_loss_and_what_is_given_wins():
-    assert parameters.parse(["--loss", "antico"]).antico_form == "exp"
-    assert parameters.parse(["--loss", "antico"]).loss_ac_w_align == 0.01
-    pair = parameters.parse(["--loss", "antico_pair"])
-    assert (pair.antico_form, pair.antico_base, pair.loss_ac_w_align) == ("normalized", "multisimilarity", 1)
-    given = parameters.parse(["--antico_w", "7", "--loss=antico_batch_proxy", "--antico_form", "exp"])
-    assert (given.antico_w, given.antico_form, given.antico_base) == (7, "exp", "proxyanchor")
+    opt = parse("--loss antico")
+    assert (opt.antico_form, opt.antico_base, opt.loss_ac_w_align, opt.antico_w) == ("exp", "oproxy", 0.01, 1)
+    opt = parse("--loss antico_pair")
+    assert (opt.antico_form, opt.antico_base, opt.loss_ac_w_align) == ("normalized", "multisimilarity", 1)
+    opt = parse("--antico_w 7 --loss=antico_batch_proxy --antico_form exp")
+    assert (opt.antico_w, opt.antico_form, opt.antico_base) == (7, "exp", "proxyanchor")
+    opt = parse("--loss antico_pair --antico_base proxyanchor --antico_w 2")
+    assert (opt.antico_w, opt.antico_eps) == (2, 0.005)
 
 
-def test_defaults_of_antico_follow_its_base():
-    assert set(criteria.OVER) <= {(variant, base) for variant in ("pair", "class_means") for base in criteria.BASES}
-    for (variant, base), defaults in criteria.OVER.items():
-        opt = vars(parameters.parse(["--loss", f"antico_{variant}", "--antico_base", base]))
-        assert {name: opt[name] for name in defaults} == defaults != {}
-        published = parameters.parse(["--loss", "antico", "--antico_type", variant, "--antico_base", base])
-        assert (published.antico_w, published.antico_eps) == (1, 0.5)
-    assert parameters.parse(["--loss", "antico_pair"]).antico_w == 0.1
-    given = parameters.parse(["--loss", "antico_pair", "--antico_base", "proxyanchor", "--antico_w", "2"])
-    assert (given.antico_w, given.antico_eps) == (2, criteria.OVER["pair", "proxyanchor"]["antico_eps"])
+@pytest.mark.parametrize("key", parameters.DEFAULTS)
+def test_the_table_of_defaults_is_what_a_command_line_has(key):
+    loss, _, base = key.partition(" over ")
+    opt = vars(parse(f"--loss {loss} --antico_base {base}" if base else f"--loss {loss}"))
+    assert loss in criteria.CRITERIA and (not base or base in criteria.BASES)
+    over = parameters.DEFAULTS.get(f"{loss} over {opt['antico_base']}", {})
+    assert opt == {**opt, **parameters.DEFAULTS[key], **over}
+    if base:  # the published name has its own
+        variant = loss.removeprefix("antico_")
+        opt = parse(f"--loss antico --antico_type {variant} --antico_base {base}")
+        assert (opt.antico_w, opt.antico_eps, opt.antico_form) == (1, 0.5, "exp")
 
 
-@pytest.mark.parametrize(
-    "line, words",
-    [
-        ("--bs 90 --samples_per_class 4", "90 is not divisible by 4"),
-        ("--lr fast", "--lr: 'fast' is not a number from 0 to 1e+30"),
-        ("--bs 0", "--bs: '0' is not a whole number from 1 to 1000000"),
-        ("--lr nan", "--lr"),
-        ("--antico_w inf", "--antico_w"),
-        ("--data_sampler balanced", "--data_sampler"),
-        ("--los antico", "--los"),
-        ("--use_tv_split", "--tv_split_perc 0: the share must lie between 0 and 1"),
-        ("--tv_split_by_samples", "needs --use_tv_split"),
-        ("--gpu 0 1", "a run uses one GPU"),
-        ("--not_pretrained --weights x", "give one of the two"),
-        ("--loss antico_pair --antico_gam2 2", "--antico_gam2: acts on --antico_form exp and neg"),
-        ("--antico_eps=-inf", "--antico_eps: '-inf' is not a number from -1e+30 to 1e+30"),
-        ("--antico_eps small", "--antico_eps: 'small' is not a number"),
-        ("--antico_form log", "--antico_form: invalid choice: 'log' (choose from"),
-        ("--loss_nir_nf_cblocks 2.5", "--loss_nir_nf_cblocks: '2.5' is not a whole number"),
-        ("--loss antico_pair --antico_type all_proxy", "the loss's name fixes the type"),
-        ("--loss proxyanchor --pml_args m=1", "--pml_args m=1: needs a loss of pytorch-metric-learning"),
-        ("--storage_metrics mAP@R", "--storage_metrics mAP@R: not among"),
-        ("--no_train_metrics --no_test_metrics", "nothing is left to evaluate"),
-        ("--use_float16 --amp bf16", "give one of the two"),
-    ],
-)
-def test_bad_input_is_one_line_and_status_2(line, words, capsys):
+def test_the_first_metric_evaluated_chooses_the_best():
+    assert parse("--evaluation_metrics mAP@R").storage_metrics == ["mAP@R"]
+    assert parse("--evaluation_metrics nmi e_recall@1").storage_metrics == ["e_recall@1"]
+    assert parse("--evaluation_metrics mAP@R nmi --storage_metrics nmi").storage_metrics == ["nmi"]
+
+
+# bad input
+
+
+BAD = """
+--bs 90 --samples_per_class 4 | --lr fast | --lr nan | --lr 1e305 | --bs 0 | --bs 10000000000000000000000 |
+--seed 4294967296 | --seed 18446744073709551616 | --gamma 1e308 | --embed_dim 1000000000 | --kmeans_restarts 0 |
+--data_sampler balanced | --los antico | --use_tv_split | --gpu 0 1 | --not_pretrained --weights x | --resume '' |
+--antico_w inf | --antico_eps small | --antico_eps=-inf | --antico_eps 0 | --antico_gam1 1e29 |
+--antico_form log | --antico_type all_proxy --loss antico_pair | --loss_npair_temperature 0 |
+--loss_multisimilarity_beta -1 | --loss_oproxy_pos_alpha 0 | --loss_oproxy_lrmulti -1 |
+--loss_arcface_margin 28.6 | --loss_margin_beta_lr -1 | --loss_nir_nf_cblocks 2.5 | --loss_nir_nf_fc_depth 0 |
+--loss_nir_nf_fc_dropout 2 | --pml_lrmulti -1 | --miner_distance_lower_cutoff 1.5 |
+--miner_rho_distance_lower_cutoff 1.9 | --miner_distance_upper_cutoff 2.5 | --miner_rho_distance_cp 1.5 |
+--miner_semihard_margin -1 | --storage_metrics mAP@R | --no_train_metrics --no_test_metrics |
+--use_float16 --amp bf16
+"""
+
+
+@pytest.mark.parametrize("line", [line.strip() for line in BAD.split("|")])
+def test_bad_input_is_one_line_that_names_the_flag_and_status_2(line, capsys):
     with pytest.raises(SystemExit) as stop:
-        parameters.parse(shlex.split(line))
+        parse(line)
     text = capsys.readouterr().err
-    assert stop.value.code == 2 and words in text and text.count("\n") == 1
+    assert stop.value.code == 2 and line.split()[0].split("=")[0] in text and text.count("\n") == 1
 
 
-def test_help_explains_every_flag():
-    actions = [a for a in parameters.build_parser()._actions if a.option_strings]
-    assert all(a.help for a in actions) and len(actions) > 120
-    assert not [a.dest for a in actions if len(a.help.split(" (default:")[0]) > 100]
-    text = parameters.build_parser().format_help()  # a stray % in a help text would raise
-    assert "%" not in text.replace("100%", "")
+# help
 
 
-def test_help_begins_with_examples_and_says_defaults(capsys, monkeypatch):
+def test_help_explains_every_flag_and_says_its_defaults(capsys, monkeypatch):
+    known = parameters.flags()
+    assert all(action.help for action in known.values()) and len(known) > 120
     monkeypatch.setenv("COLUMNS", "300")
     with pytest.raises(SystemExit):
-        parameters.parse(["--help"])
+        parse("--help")
     text = capsys.readouterr().out
-    assert text.index("--dataset glyphs") < text.index("--dataset cub200") < text.index("options:")
-    assert "weight of the coding-rate term (default: 1.0; antico_pair: 0.1, antico_batch_proxy: 30.0" in text
-    assert "epochs (default: 150)" in text and "default: None" not in text
+    assert "%" not in text.replace("100%", "") and "default: None" not in text
+    assert "(default: 150)" in text and "antico_pair: 0.1, antico_pair over proxyanchor: 30.0" in text
 
 
 def test_examples_of_the_help_parse():
@@ -123,96 +134,69 @@ def test_examples_of_the_help_parse():
     commands = [line.split("main.py ")[1] for line in lines if "python main.py" in line]
     assert len(commands) == 5
     for command in commands:
-        parameters.parse(shlex.split(command))
+        parse(command)
 
 
-def test_a_wrong_flag_is_answered_without_torch():
-    code = "import sys, parameters; parameters.build_parser().format_help(); print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=os.path.dirname(parameters.__file__), capture_output=True)
-    assert done.stdout.split() == [b"False"]
+def test_flags_are_read_without_torch_or_the_losses():
+    code = "import sys, parameters; parameters.parse([]); print({'torch', 'criteria'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr
 
 
-@pytest.mark.parametrize(
-    "line, words",
-    [
-        ("--seed 4294967296", "--seed: '4294967296' is not a whole number from 0 to 4294967295"),
-        ("--seed 18446744073709551616", "--seed"),
-        ("--gamma 1e30 --tau 1 2 3 4 5 6 7 8 9 10 11 12", "--gamma 1e+30: the learning rate would grow beyond 1e+30"),
-        ("--embed_dim 1000000000", "--embed_dim: '1000000000' is not a whole number from 1"),
-        ("--bs 10000000000000000000000", "--bs"),
-        ("--lr 1e305", "--lr: '1e305' is not a number from 0 to 1e+30"),
-        ("--gamma 1e308", "--gamma"),
-        ("--gamma 1e20 --tau 1 2 3", "--gamma 1e+20"),
-        ("--kmeans_restarts 0", "--kmeans_restarts: '0'"),
-        ("--resume ''", "--resume"),
-    ],
-)
-def test_values_beyond_all_bounds_are_one_line(line, words, capsys):
-    with pytest.raises(SystemExit) as stop:
-        parameters.parse(shlex.split(line))
-    text = capsys.readouterr().err
-    assert stop.value.code == 2 and words in text and text.count("\n") == 1
-
-
-def test_the_first_metric_evaluated_chooses_the_best():
-    assert parameters.parse(["--evaluation_metrics", "mAP@R"]).storage_metrics == ["mAP@R"]
-    assert parameters.parse(["--evaluation_metrics", "nmi", "e_recall@1"]).storage_metrics == ["e_recall@1"]
-    given = parameters.parse(["--evaluation_metrics", "mAP@R", "nmi", "--storage_metrics", "nmi"])
-    assert given.storage_metrics == ["nmi"]
+# what acts
 
 
 @pytest.mark.parametrize(
     "line, idle",
     [
-        ("--loss proxyanchor --antico_w 3", "note: --antico_w: no effect on a run of --loss proxyanchor"),
-        ("--loss antico_pair --loss_nir_margin 1 --completed", "note: --completed, --loss_nir_margin: no effect"),
-        (
-            "--loss margin --loss_margin_beta 1 --batch_mining all --miner_semihard_margin 1",
-            "note: --miner_semihard_margin: no effect",
-        ),
-        ("--dataset glyphs --skip_broken --source_path DIR", "note: --skip_broken, --source_path: no effect"),
-        ("--evaluation_metrics mAP@R --kmeans_restarts 3", "note: --kmeans_restarts: no effect"),
+        ("--loss proxyanchor --antico_w 3", "antico_w"),
+        ("--loss antico_pair --loss_nir_margin 1 --completed", "completed loss_nir_margin"),
+        ("--loss nir --loss_nir_logmatch 0.7 --loss_nir_noise 0.1", "loss_nir_logmatch"),
+        ("--loss margin --loss_margin_beta 1 --batch_mining all --miner_semihard_margin 1", "miner_semihard_margin"),
+        ("--dataset glyphs --skip_broken --source_path DIR --cache DIR", "cache skip_broken source_path"),
+        ("--evaluation_metrics mAP@R --kmeans_restarts 3", "kmeans_restarts"),
         ("--evaluation_metrics mAP@R c_nmi --kmeans_restarts 3", ""),
-        ("--loss antico_pair --antico_base none --loss_ac_w_align 2", "note: --loss_ac_w_align: no effect"),
+        ("--loss antico_pair --antico_base none --loss_ac_w_align 2", "loss_ac_w_align"),
+        ("--loss antico_pair --antico_gam2 2 --antico_eps 0.1", "antico_gam2"),
         ("--loss antico --antico_w 3 --antico_gam2 2", ""),
-        (
-            "--loss antico_pair --antico_base triplet --loss_triplet_margin 1 --batch_mining semihard "
-            "--miner_semihard_margin 1",
-            "",
-        ),
-        ("--loss nir --loss_oproxy_lrmulti 3 --loss_oproxy_pos_alpha 3", "note: --loss_oproxy_lrmulti: no effect"),
-        ("--loss proxyanchor --loss_oproxy_mode nca --loss_oproxy_lrmulti 3", "note: --loss_oproxy_mode: no effect"),
+        ("--loss antico_pair --antico_base triplet --batch_mining semihard --miner_semihard_margin 1", ""),
+        ("--loss nir --loss_oproxy_lrmulti 3 --loss_oproxy_pos_alpha 3", "loss_oproxy_lrmulti"),
+        ("--loss proxyanchor --loss_oproxy_mode nca --loss_oproxy_lrmulti 3", "loss_oproxy_mode"),
         ("--loss antico --loss_oproxy_mode nca", ""),
-        (
-            "--loss npair --batch_mining all --antico_base none --pml_lrmulti 3",
-            "note: --antico_base, --batch_mining, --pml_lrmulti: no effect",
-        ),
+        ("--loss proxyanchor --pml_args m=1", "pml_args"),
+        ("--loss npair --batch_mining all --antico_base none --pml_lrmulti 3", "antico_base batch_mining pml_lrmulti"),
+        ("--tv_split_by_samples", "tv_split_by_samples"),
+        ("--data_sampler random --samples_per_class 4 --scheduler none --tau 3", "samples_per_class tau"),
     ],
 )
-def test_a_flag_that_acts_on_nothing_is_a_note_in_one_line(line, idle):
-    note = parameters.note(parameters.parse(shlex.split(line)))
-    assert note.startswith(idle) and bool(note) == bool(idle) and "\n" not in note
+def test_flags_that_do_nothing_are_known(line, idle):
+    opt = parse(line)
+    assert parameters.without_effect(opt, criteria.acting_flags(opt)) & set(opt.given) == set(idle.split())
 
 
-def test_what_a_name_stands_for_is_what_config_says():
-    opt = parameters.parse(["--loss", "antico_all_proxy"])
-    assert opt.antico_type == "all_proxy" and "antico_type" not in parameters.without_effect(opt)
-    for loss, entry in criteria.CRITERIA.items():
-        opt = vars(parameters.parse(["--loss", loss]))
-        assert {name: opt[name] for name in entry.defaults} == entry.defaults
+def test_every_flag_has_a_role_and_those_of_none_act_on_nothing():
+    known = parameters.flags()
+    assert {action.role for action in known.values()} == {"training", "evaluation", "housekeeping", "nothing"}
+    idle = {name for name, action in known.items() if action.role == "nothing"}
+    for line in ("--loss antico", "--loss nir", "--log_online --use_tv_split --tv_split_perc 0.5"):
+        opt = parse(line)
+        assert idle <= parameters.without_effect(opt, criteria.acting_flags(opt))
 
 
-def test_flags_without_effect_are_the_last_group_of_help():
-    *others, last = parameters.build_parser()._action_groups
-    assert "act on nothing" in last.title and {"data_ssl_set", "internal_split", "completed"} <= {
-        a.dest for a in last._group_actions
-    }
-    always = {a.dest for a in last._group_actions}
-    assert not any(a.help.startswith("accepted for") for group in others for a in group._group_actions)
-    for loss in ("antico", "nir", "margin"):
-        assert always <= parameters.without_effect(
-            parameters.parse(["--loss", loss, "--log_online", "--scheduler", "step"])
-        )
-    assert parameters.build_parser().format_help().rstrip().rfind(
-        last.title
-    ) > parameters.build_parser().format_help().find("writing down")
+def test_a_new_flag_of_housekeeping_tells_no_two_runs_apart(tmp_path):
+    """And --resume may change it, where it may not change what is learned."""
+
+    def telling(known):
+        return {name for name, action in known.items() if action.role == "training"}
+
+    parser = parameters.build_parser()
+    flag(add_group(parser, "mine", "housekeeping"), "colour", 3, "of the terminal")
+    flag(add_group(parser, "more of mine"), "wobble", 0.5, "of the weights")
+    known = parameters.flags(parser)
+    assert telling(known) == telling(parameters.flags()) | {"wobble"}
+    saved = {name: action.default for name, action in known.items()}
+    (tmp_path / "config.json").write_text(json.dumps({"flags": saved}))
+    resume = {"resume": str(tmp_path)}
+    assert flags_of_run({**resume, "colour": 4, "wobble": 0.5}, known) == (saved, str(tmp_path))
+    with pytest.raises(ValueError, match="--wobble"):
+        flags_of_run({**resume, "wobble": 0.4}, known)

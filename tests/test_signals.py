@@ -1,96 +1,22 @@
-"""Signals in the seconds before a run, in workers and in destructors; runs that get one are in test_resume.py."""
+"""Signals at each part of a run and to all of its processes; workers that die or lose their run; closed pipes."""
 
 import os
 import signal
-import subprocess
-import sys
 import time
+from pathlib import Path
 
 import pytest
-from runs import HERE, SMALL, image_folder, outcome, same, start
+from runs import LONG, SMALL, image_folder, once, outcome, run, same, start
 
 import main
-from utilities import interrupts
-
-LONG = 300  # seconds: the machine may be busy
-
-
-@pytest.mark.parametrize("number", interrupts.SIGNALS)
-def test_a_signal_during_the_imports_is_one_line(tmp_path, number):
-    run = start(["--dataset", "glyphs", "--arch", "conv4", "--save_path", tmp_path])
-    end = time.monotonic() + LONG
-    while time.monotonic() < end:  # until the handler is there
-        with open(f"/proc/{run.pid}/status", encoding="utf-8") as file:
-            caught = next(int(line.split()[1], 16) for line in file if line.startswith("SigCgt"))
-        if caught >> (signal.SIGUSR1 - 1) & 1:
-            break
-        time.sleep(0.005)
-    run.send_signal(number)
-    out, err = run.communicate(timeout=LONG)
-    assert run.returncode == 128 + number and not out and err == f"stopped by {number.name}; no run was under way\n"
-    assert not list(tmp_path.iterdir())
-
-
-def send(number=signal.SIGTERM):
-    os.kill(os.getpid(), number)
-
-
-def test_a_signal_is_raised_at_once_or_after_what_must_be_finished(capfd):
-    with interrupts.Interrupts() as signals:
-        with pytest.raises(interrupts.Interrupted) as stop:
-            send(signal.SIGUSR1)
-        assert stop.value.number == signal.SIGUSR1 == signals.signal
-        send()  # while the run is being saved: a line and no more
-        assert capfd.readouterr().err == "stopping; the run is being saved\n"
-    with interrupts.Interrupts() as signals:
-        with signals.deferred():
-            with signals.deferred():
-                send()
-            send()
-        assert signals.signal == signal.SIGTERM
-    assert signal.getsignal(signal.SIGTERM) != signals.handle  # given back
-
-
-def test_a_forked_worker_leaves_signals_to_the_main_process():
-    with interrupts.Interrupts():
-        child = os.fork()
-        if child == 0:
-            try:
-                send(signal.SIGINT)
-                os._exit(0)
-            except BaseException:
-                os._exit(1)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-
-def test_a_signal_in_a_destructor_is_no_traceback(capfd, monkeypatch):
-    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)  # pytest has its own
-
-    class Worker:
-        def __del__(self):
-            send()
-
-    with interrupts.Interrupts() as signals:
-        Worker()
-        assert signals.signal == signal.SIGTERM
-    assert "Interrupted" not in capfd.readouterr().err
-
-
-def test_a_wrong_flag_is_answered_before_torch_is_imported():
-    code = (
-        "import sys, runpy; sys.argv = ['main.py', '--lr', 'fast']\n"
-        "try: runpy.run_path('main.py', run_name='__main__')\n"
-        "except SystemExit as end: print(end.code, 'torch' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, timeout=LONG)
-    assert done.stdout == "2 False\n" and "--lr: 'fast'" in done.stderr and done.stderr.count("\n") == 1
+from utilities import records
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """(flags of a run, its outcome)."""
     place = tmp_path_factory.mktemp("undisturbed")
-    argv = [*SMALL, *image_folder(place / "images"), *"--kernels 0 --n_epochs 1 --checkpoint_minutes 0".split()]
+    argv = [*SMALL, *image_folder(place / "images"), *"--kernels 0 --n_epochs 1".split()]
     assert main.main([*argv, "--save_path", str(place)]) == 0
     return argv, outcome(place / "folder" / "Sample_Run_s0")
 
@@ -98,15 +24,17 @@ def undisturbed(tmp_path_factory):
 # moment: (what is under way when the signal arrives, at its how-manieth call; where the run then stops)
 MOMENTS = {
     "build": (main.criteria, "select", 1, "before training began"),
-    "step": (main, "embed", 2, "after step 2 of epoch 1"),
-    "evaluation": (main.evaluation, "evaluate", 2, "after step 3 of epoch 1"),
-    "save": (main.state, "save", 3, "after step 1 of epoch 1"),  # after best.pt and the checkpoint of epoch 0
+    "step": (main, "embed", 2, "epoch 0, step 2 of the next"),
+    "evaluation": (main.evaluation, "evaluate", 2, "epoch 0, step 3 of the next"),
+    "save": (os, "fsync", 3, "epoch 0"),  # after config.json and best.pt
+    "record": (records, "write_rows", 1, "epoch 0"),
 }
 
 
 @pytest.mark.filterwarnings("error:Detected call of")  # an epoch resumed at its end has no step of the optimizer
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_signal_at_each_part_of_a_run(undisturbed, tmp_path, monkeypatch, capsys, moment):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_at_each_part_of_a_run_loses_nothing(undisturbed, tmp_path, monkeypatch, capsys, moment, number):
     """In the test's own process, where the moment is certain."""
     argv, expected = undisturbed
     argv = [*argv, "--save_path", str(tmp_path)]
@@ -116,13 +44,81 @@ def test_a_signal_at_each_part_of_a_run(undisturbed, tmp_path, monkeypatch, caps
     def act(*args, **more):
         calls.append(name)
         if len(calls) == at:
-            send()
+            os.kill(os.getpid(), number)
         return real(*args, **more)
 
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, act)
-        assert main.main(argv) == 143
+        assert main.main(argv) == 128 + number
     text = capsys.readouterr().err
-    assert text.startswith(f"stopped by SIGTERM {where}") and text.count("\n") == 1
+    assert f"stopped by {number.name}" in text and where in text and text.count("\n") == 1
     assert main.main([*argv, "--resume"]) == 0
     assert same(expected, outcome(tmp_path / "folder" / "Sample_Run_s0"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_all_of_its_processes_and_another_lose_nothing(undisturbed, tmp_path, number):
+    """As a terminal's Ctrl-C comes, with torchrun's or Slurm's SIGTERM after it."""
+    argv, expected = undisturbed
+    argv = [*argv, "--kernels", 2, "--save_path", tmp_path]
+
+    def send(process):
+        os.killpg(process, number)
+        os.killpg(process, signal.SIGTERM)
+
+    status, text = run([*argv, "--n_epochs", 100], tmp_path / "log", once("epoch   0", send))
+    assert status == 128 + number and "Traceback" not in text, text
+    assert f"stopped by {number.name}" in text.splitlines()[-1] and f"--resume {tmp_path}" in text.splitlines()[-1]
+    assert run([*argv, "--resume", "--n_epochs", 1], tmp_path / "log")[0] == 0
+    assert same(expected, outcome(tmp_path / "folder" / "Sample_Run_s0"))
+
+
+def workers(process):
+    return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def alive(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="needs /proc to find the workers")
+def test_no_worker_outlives_a_run_that_is_killed(undisturbed, tmp_path):
+    found = []
+
+    def kill(process):
+        found.extend(workers(process))
+        os.kill(process, signal.SIGKILL)
+
+    argv = [*undisturbed[0], "--kernels", 2, "--n_epochs", 100, "--save_path", tmp_path]
+    assert run(argv, tmp_path / "log", once("epoch   1", kill))[0] == -signal.SIGKILL
+    end = time.monotonic() + 10
+    while any(map(alive, found)) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert len(found) == min(2, os.cpu_count()) and not any(map(alive, found))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="needs /proc to find the workers")
+def test_a_killed_worker_is_one_line(undisturbed, tmp_path):
+    argv = [*undisturbed[0], "--kernels", 2, "--n_epochs", 100, "--save_path", tmp_path]
+    kill = once("epoch   1", lambda process: os.kill(workers(process)[0], signal.SIGKILL))
+    status, text = run(argv, tmp_path / "log", kill)
+    assert status == 1 and text.splitlines()[-1].startswith("error: ") and "Traceback" not in text, text
+    assert "Last checkpoint: epoch " in text
+
+
+def test_closed_pipes_are_one_line_at_most(undisturbed, tmp_path):
+    read, write = os.pipe()
+    os.close(read)
+    listings = [start([flag], stdout=write) for flag in ("--list", "--help")]
+    os.close(write)
+    begun = start([*undisturbed[0], "--save_path", tmp_path])
+    assert begun.stdout.readline().startswith("folder: ")
+    begun.stdout.close()
+    text = begun.stderr.read()
+    assert begun.wait(LONG) == 141 and text.count("\n") == 1 and "a closed pipe" in text
+    for process in listings:
+        text = process.communicate(timeout=LONG)[1]
+        assert "Traceback" not in text and "Exception" not in text and text.count("\n") <= 1

@@ -13,31 +13,35 @@ import parameters
 from architectures import BACKBONES
 
 
-def test_weights_from_a_file(tmp_path):
-    source = build("resnet18", "--not_pretrained")
-    state = {**source.features.state_dict(), "fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
-    torch.save({k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}, tmp_path / "w.pth")
-    torch.manual_seed(1)
-    model = architectures.select(parameters.parse(["--arch", "resnet18", "--weights", str(tmp_path / "w.pth")]))
-    assert torch.equal(model.features.conv1.weight, source.features.conv1.weight)
+def refused(source, arch="resnet18"):
+    """The line that says why --weights `source` is none."""
+    with pytest.raises(ValueError) as problem:
+        build(arch, "--weights", source)
+    text = str(problem.value)
+    assert "\n" not in text and str(source) in text
+    return text
 
 
-@pytest.mark.parametrize(
-    "change, words",
-    [
-        (lambda s: s.pop("conv1.weight"), "missing conv1.weight"),
-        (lambda s: s.update(extra=torch.ones(1)), "not in this backbone extra"),
-        (lambda s: s.update({"conv1.weight": torch.ones(2, 2)}), "other shape conv1.weight"),
-        (lambda s: s.update(code="x"), "no state dict"),
-    ],
-)
-def test_weights_that_do_not_fit(tmp_path, change, words):
-    state = dict(build("resnet18", "--not_pretrained").features.state_dict())
-    change(state)
+CHANGES = {
+    "conv1.weight": lambda state: state.pop("conv1.weight"),
+    "extra": lambda state: state.update(extra=torch.ones(1)),
+    "bn1.weight": lambda state: state.update({"bn1.weight": torch.ones(2, 2)}),
+    "": lambda state: state.update(code="x"),
+}
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_all_weights_of_a_file_must_fit(tmp_path, key):
+    state = dict(build("resnet18").features.state_dict())
+    state |= {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
+    state = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    state["conv1.weight"] = torch.randn(64, 3, 7, 7)
+    torch.save({"state_dict": state}, tmp_path / "w.pth")
+    loaded = build("resnet18", "--weights", tmp_path / "w.pth").features
+    assert torch.equal(loaded.conv1.weight, state["conv1.weight"])
+    CHANGES[key](state)
     torch.save(state, tmp_path / "w.pth")
-    with pytest.raises(ValueError, match=words) as problem:
-        architectures.select(parameters.parse(["--arch", "resnet18", "--weights", str(tmp_path / "w.pth")]))
-    assert str(tmp_path / "w.pth") in str(problem.value) and "\n" not in str(problem.value)
+    assert key in refused(tmp_path / "w.pth")
 
 
 def test_weights_never_unpickle_code(tmp_path):
@@ -46,71 +50,60 @@ def test_weights_never_unpickle_code(tmp_path):
             return (open, (str(tmp_path / "exploded"), "w"))
 
     torch.save({"conv1.weight": Bomb()}, tmp_path / "w.pth")
-    with pytest.raises(ValueError, match="not a file of tensors"):
-        architectures.select(parameters.parse(["--arch", "resnet18", "--weights", str(tmp_path / "w.pth")]))
+    refused(tmp_path / "w.pth")
     assert not (tmp_path / "exploded").exists()
-    with pytest.raises(FileNotFoundError, match="--weights nowhere.pth: no such file"):
-        architectures.select(parameters.parse(["--arch", "resnet18", "--weights", "nowhere.pth"]))
+    with pytest.raises((ValueError, OSError), match="nowhere.pth"):
+        build("resnet18", "--weights", "nowhere.pth")
 
 
 @pytest.fixture
-def server(tmp_path, monkeypatch):
+def served(tmp_path, monkeypatch):
     """A folder that a local server gives: (its path, its address); torch.hub's own folder lies beside it."""
     folder = tmp_path / "served"
     folder.mkdir()
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     handler = type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *words: None})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), lambda *a: handler(*a, directory=str(folder))) as served:
-        threading.Thread(target=served.serve_forever, daemon=True).start()
-        yield folder, f"http://127.0.0.1:{served.server_port}/"
-        served.shutdown()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), lambda *a: handler(*a, directory=str(folder))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield folder, f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
 
 
-def test_weights_from_an_address_with_its_hash(server, tmp_path):
-    folder, address = server
-    source = build("conv4")
-    torch.save(source.features.state_dict(), folder / "w.pth")
+def test_weights_from_an_address_with_its_hash(served, tmp_path):
+    folder, address = served
+    source = build("conv4").features.state_dict()
+    source = {name: value + 1 for name, value in source.items()}
+    torch.save(source, folder / "w.pth")
     digest = hashlib.sha256((folder / "w.pth").read_bytes()).hexdigest()
     named = f"w-{digest[:8]}.pth"
     (folder / "w.pth").rename(folder / named)
-    for _ in range(2):  # the second comes from the folder
-        torch.manual_seed(1)
-        model = architectures.select(parameters.parse(["--arch", "conv4", "--weights", address + named]))
-        assert torch.equal(model.features[0].weight, source.features[0].weight)
-        if (folder / named).exists():
-            (folder / named).rename(folder / "plain.pth")
-    (tmp_path / "hub" / "checkpoints" / named).write_bytes(
-        b"cut off"
-    )  # a damaged copy is fetched anew, and here it is gone
-    with pytest.raises(ValueError, match="cannot be downloaded.*404"):
-        build("conv4", "--weights", address + named)
-    assert torch.equal(
-        build("conv4", "--weights", f"{address}plain.pth#sha256={digest}").features[0].weight, source.features[0].weight
-    )
-    with pytest.raises(ValueError, match="cannot be downloaded .invalid hash value"):
-        build("conv4", "--weights", f"{address}plain.pth#sha256={digest[::-1]}")
-    with pytest.raises(ValueError, match="an address must carry its hash"):
-        build("conv4", "--weights", address + "plain.pth")
+
+    def loaded(end):
+        return torch.equal(build("conv4", "--weights", address + end).features[0].weight, source["0.weight"])
+
+    assert loaded(named)
+    (folder / named).rename(folder / "plain.pth")
+    assert loaded(named)  # from torch.hub's folder
+    (tmp_path / "hub" / "checkpoints" / named).write_bytes(b"cut off")  # fetched anew, and it is gone
+    assert "404" in refused(address + named, "conv4")
+    assert loaded(f"plain.pth#sha256={digest}")
+    assert "hash" in refused(f"{address}plain.pth#sha256={digest[::-1]}", "conv4")
+    assert "hash" in refused(address + "plain.pth", "conv4")
 
 
 def test_weights_of_a_path_with_its_hash(tmp_path):
-    torch.save({"state_dict": build("conv4").features.state_dict()}, tmp_path / "w.pth")
+    torch.save(build("conv4").features.state_dict(), tmp_path / "w.pth")
     digest = hashlib.sha256((tmp_path / "w.pth").read_bytes()).hexdigest()
     build("conv4", "--weights", f"{tmp_path / 'w.pth'}#sha256={digest[:12].upper()}")
-    with pytest.raises(ValueError, match=f"its SHA-256 is {digest}, not 00000000"):
-        build("conv4", "--weights", f"{tmp_path / 'w.pth'}#sha256=00000000")
-    with pytest.raises(ValueError, match="8 to 64 hexadecimal digits"):
-        build("conv4", "--weights", f"{tmp_path / 'w.pth'}#sha256=xyz")
+    assert digest in refused(f"{tmp_path / 'w.pth'}#sha256=00000000", "conv4")
 
 
 @pytest.mark.parametrize("arch", ["bninception", "googlenet", "resnet18", "resnet50_frozen_normalize"])
 def test_failed_download_names_both_flags(monkeypatch, tmp_path, arch):
-    def offline(address, path, hash_prefix):
-        assert (
-            address == BACKBONES[arch.split("_")[0]].address
-            and f"-{hash_prefix}.pth" in address
-            and len(hash_prefix) >= 8
-        )
+    asked = []
+
+    def offline(address, *_, **__):
+        asked.append(address)
         raise OSError("no route to host")
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
@@ -119,3 +112,4 @@ def test_failed_download_names_both_flags(monkeypatch, tmp_path, arch):
         architectures.select(parameters.parse(["--arch", arch]))
     text = str(problem.value)
     assert "\n" not in text and all(word in text for word in ("--weights PATH", "--not_pretrained", "no route to host"))
+    assert asked == [BACKBONES[arch.split("_")[0]].address]

@@ -1,4 +1,4 @@
-"""How flags are read and explained, and bad input told: in one line. Without torch, which takes seconds."""
+"""How flags are read and explained, and bad input told: in one line."""
 
 import argparse
 import functools
@@ -15,12 +15,6 @@ class OneLineParser(argparse.ArgumentParser):
         first = os.environ.get("RANK", "0") == "0"  # all processes of a torchrun have the same command line
         self.exit(2, f"error: {message} ({self.prog} --help lists every flag)\n" if first else None)
 
-    def print_help(self, file=None):
-        try:
-            super().print_help(file)
-        except BrokenPipeError:  # at which argparse looks from Python 3.11 on
-            silence()
-
 
 def line_of(problem):
     """An exception in words: of what the system says, the file and the reason."""
@@ -32,6 +26,7 @@ def line_of(problem):
 def silence():
     """Nothing more to standard output, or Python's own last flush would complain of a closed pipe."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return 128 + signal.SIGPIPE  # the exit status
 
 
 def one_line_errors(main):
@@ -45,8 +40,7 @@ def one_line_errors(main):
             sys.stdout.flush()
             return status
         except BrokenPipeError:
-            silence()
-            return 128 + signal.SIGPIPE  # as main.py's
+            return silence()
         except (ValueError, OSError) as problem:
             print(f"error: {line_of(problem)}", file=sys.stderr)
             return 2
@@ -77,17 +71,20 @@ def number(kind, low=-LARGE, high=LARGE):
     return convert
 
 
-def flag(group, name, default, help, low=-LARGE, high=LARGE, kind=None, **more):
-    """Add one flag. Its type, where `kind` does not say it, is its default's; a list takes several such values.
+def add_group(parser, title, role="training", about=None):
+    """A group of flags with one role (parameters.py)."""
+    group = parser.add_argument_group(title, about)
+    group.role = role
+    return group
 
-    A default that goes with other names is said in the help: `by_name`, {name: default}.
-    """
-    by_name = more.pop("by_name", None)
-    default = list(default) if isinstance(default, tuple) else default
+
+def flag(group, name, default, help, low=-LARGE, high=LARGE, kind=None, role=None, may_change=False, **more):
+    """Add one flag, of the group's role. Its type, where `kind` does not say it, is its default's; a list takes several
+    such values. may_change: a run that goes on may have it otherwise, though it is a training flag."""
     several = isinstance(default, list)
     kind = type(default[0] if default else "") if several else kind or type(default)
     if kind is bool:
-        more["action"] = argparse.BooleanOptionalAction if default else "store_true"
+        more["action"] = "store_true"
     elif kind in (int, float):
         more |= {"type": number(kind, low, int(high) if kind is int else high)}
         more.setdefault("metavar", "N" if kind is int else "X")
@@ -95,7 +92,6 @@ def flag(group, name, default, help, low=-LARGE, high=LARGE, kind=None, **more):
         more.setdefault("metavar", "NAME")
     if several:
         more["nargs"] = "+"
-    help = help.replace("%", "%%")
-    if by_name:
-        help += f" (default: %(default)s; {', '.join(f'{key}: {value}' for key, value in by_name.items())})"
-    group.add_argument(f"--{name}", default=default, help=help, **more)
+    action = group.add_argument(f"--{name}", default=default, help=help.replace("%", "%%"), **more)
+    action.role = role or group.role
+    action.may_change = may_change or action.role != "training"

@@ -1,6 +1,5 @@
 """The device of a process, its precision, and the way of the batches to it."""
 
-import contextlib
 import itertools
 import os
 import warnings
@@ -13,10 +12,7 @@ from utilities import distributed
 def choose_device(opt):
     """(device, its name): the GPU of --gpu, under torchrun the process's own, or the CPU where there is no GPU."""
     torch.backends.cudnn.deterministic = True  # the same seed gives the same numbers on one machine
-    torch.backends.cudnn.allow_tf32 = False  # see `tf32`
     if not torch.cuda.is_available():
-        if opt.tf32:
-            distributed.print_once("note: --tf32 is for a GPU, and there is none")
         return torch.device("cpu"), "CPU"
     index, count = opt.gpu[0], torch.cuda.device_count()
     if distributed.under_torchrun():
@@ -45,23 +41,8 @@ def autocast_dtype(opt, device):
 
 def compiled(opt, model, device):
     """The model for training, compiled at its first call where --compile asks for it; evaluation has other sizes."""
-    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")  # advice of the compiler; that is --tf32
+    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")  # advice of the compiler
     return torch.compile(model) if opt.compile == "on" or (opt.compile == "auto" and device.type == "cuda") else model
-
-
-@contextlib.contextmanager
-def tf32(on):
-    """Within it float32 products on a GPU may round to TF32: for the network, never for loss or search."""
-    if not on:
-        yield
-        return
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.allow_tf32 = True
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision("highest")
-        torch.backends.cudnn.allow_tf32 = False
 
 
 def seed(number, device):
@@ -72,30 +53,21 @@ def seed(number, device):
         torch.cuda.manual_seed(number)
 
 
-def prefetch(loader, device, augment=None):
-    """The loader's (images, labels) on the device; on a GPU the next batch is copied while the last one is trained on.
-
-    augment : what makes images of the loader's (squares, aspect ratios, seeds), for --gpu_augment
-    """
-    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-
-    def copy(images, labels):
-        with torch.cuda.stream(stream) if stream else contextlib.nullcontext():
-            pixels, *settings = images if augment else (images,)  # what is drawn stays on the CPU
-            pixels, labels = (tensor.to(device, non_blocking=True) for tensor in (pixels, labels))
-            return pixels, settings, labels, stream.record_event() if stream else None
-
-    def wait_for(pixels, settings, labels, copied):
-        if copied:
-            torch.cuda.current_stream().wait_event(copied)
-            for tensor in (pixels, labels):
-                tensor.record_stream(torch.cuda.current_stream())
-        images = augment(pixels, *settings) if augment else pixels
-        return images.contiguous(memory_format=torch.channels_last), labels
-
-    previous = None
+def prefetch(loader, device):
+    """The loader's (images, labels) on the device; on a GPU the next is copied while the last is trained on."""
+    if device.type == "cpu":
+        for images, labels in loader:
+            yield images.contiguous(memory_format=torch.channels_last), labels
+        return
+    stream, ready = torch.cuda.Stream(device), None
     for batch in itertools.chain(loader, [None]):
-        coming = copy(*batch) if batch else None
-        if previous:
-            yield wait_for(*previous)
-        previous = coming
+        if batch:
+            with torch.cuda.stream(stream):
+                batch = [tensor.to(device, non_blocking=True) for tensor in batch]
+                copied = stream.record_event()
+        if ready:
+            torch.cuda.current_stream().wait_event(ready[2])
+            for tensor in ready[:2]:
+                tensor.record_stream(torch.cuda.current_stream())
+            yield ready[0].contiguous(memory_format=torch.channels_last), ready[1]
+        ready = batch and (*batch, copied)

@@ -32,7 +32,7 @@ antico_environment() {
     if [ -n "${ANTICO_PYTHON:-}" ]; then
         # looked for, not imported: that takes seconds
         if ! "$ANTICO_PYTHON" -c 'import sys, importlib.util as i; sys.exit(not all(map(i.find_spec, sys.argv[1:])))' \
-            torch torchvision numpy sklearn tqdm PIL matplotlib; then
+            torch torchvision numpy sklearn tqdm PIL matplotlib scipy pandas tabulate jinja2; then
             echo "error: ANTICO_PYTHON=$ANTICO_PYTHON lacks a package of requirements.txt (faiss is optional)" >&2
             return 2
         fi

@@ -1,19 +1,13 @@
-"""The folder of a run: claimed by one process, found again, and its config.json. Without torch, which takes seconds."""
+"""The folder of a run: claimed and locked by one process, found again, and its config.json. Without torch."""
 
 import contextlib
+import fcntl
 import functools
 import glob
 import itertools
 import json
 import os
 import subprocess
-
-from utilities.files import write_whole
-
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None
 
 DIVERGED = "diverged.json"
 
@@ -28,17 +22,12 @@ def read_config(folder):
     try:
         with open(path, encoding="utf-8") as file:
             config = json.load(file)
-        if not isinstance(config["flags"], dict):
-            raise TypeError("flags")
+        all_flags(config)["loss"]
         return config
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{folder}: no run there (a folder with config.json and checkpoint.pt)") from None
-    except (OSError, ValueError, KeyError, TypeError) as problem:
+    except (ValueError, KeyError, TypeError, AttributeError) as problem:
         raise ValueError(f"{path}: damaged ({type(problem).__name__})") from problem
-
-
-def write_config(folder, config):
-    write_whole(os.path.join(folder, "config.json"), lambda file: json.dump(config, file, indent=2, default=str))
 
 
 def all_flags(config):
@@ -46,47 +35,42 @@ def all_flags(config):
     return {**config.get("without_effect", {}), **config["flags"]}
 
 
-def note_divergence(folder, reason):
-    """Leave diverged.json: the run's own numbers ended it, and would again."""
-    write_whole(os.path.join(folder, DIVERGED), lambda file: json.dump({"reason": reason}, file, indent=2))
+def flags_of_run(given, known):
+    """(flags of the run gone on with or evaluated, the folder of one gone on with); ({}, None) for a new run.
 
-
-def divergence(folder):
-    """Why the run of a folder diverged in its last start, "" where it did not."""
-    try:
-        with open(os.path.join(folder, DIVERGED), encoding="utf-8") as file:
-            return str(json.load(file)["reason"])
-    except FileNotFoundError:
-        return ""
-    except (OSError, ValueError, KeyError, TypeError):
-        return f"{DIVERGED} there says so, but is damaged"
-
-
-def forget_divergence(folder):
-    """As the run goes on."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(os.path.join(folder, DIVERGED))
+    given : {flag: value} of the command line; known : {flag: its default, role, may_change}, of parameters.py
+    """
+    named = {**{name: flag.default for name, flag in known.items()}, **given}
+    if named["evaluate_only"] and named["checkpoint"]:
+        folder = os.path.dirname(os.path.abspath(named["checkpoint"]))
+        saved = all_flags(read_config(folder)) if os.path.isfile(os.path.join(folder, "config.json")) else {}
+        return {n: value for n, value in saved.items() if n in known and known[n].role != "housekeeping"}, None
+    folder = named["resume"]
+    if folder is True:
+        folder = find(named["save_path"], named["dataset"], run_name(named["savename"], named["group"], named["seed"]))
+    if folder == "":
+        raise ValueError("--resume: is empty; give a run's folder, or the flag alone for the newest run of this name")
+    if not folder:
+        return {}, None
+    saved = {name: value for name, value in all_flags(read_config(folder)).items() if name in known}
+    for name, value in given.items():
+        if not known[name].may_change and saved.get(name, value) != value:
+            before, now = (" ".join(map(str, v)) if isinstance(v, list) else v for v in (saved[name], value))
+            line = f"that run has --{name} {before}, not {now}; leave the flag out, or start a new run without --resume"
+            raise ValueError(f"--resume {folder}: {line}")
+    if not set(saved.get("storage_metrics", ())) <= set(given.get("evaluation_metrics", saved["evaluation_metrics"])):
+        del saved["storage_metrics"]  # best.pt goes by another metric from now on
+    return saved, folder
 
 
 def claim(save_path, dataset, name):
     """A new folder <save_path>/<dataset>/<name>, or <name>-2, -3, ...: made here and by nobody else."""
     base = os.path.join(save_path, dataset, name)
-    try:
-        os.makedirs(os.path.dirname(base), exist_ok=True)
-        for folder in numbered(base):
-            try:
-                os.mkdir(folder)
-                return folder
-            except FileExistsError:
-                pass
-    except OSError as problem:
-        raise ValueError(f"--save_path {save_path}: {base} cannot be made ({problem.strerror})") from problem
-
-
-def numbered(base):
-    """base, base-2, base-3, ..."""
-    yield base
-    yield from (f"{base}-{number}" for number in itertools.count(2))
+    os.makedirs(os.path.dirname(base), exist_ok=True)
+    for folder in itertools.chain([base], (f"{base}-{number}" for number in itertools.count(2))):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder)
+            return folder
 
 
 def find(save_path, dataset, name):
@@ -94,51 +78,40 @@ def find(save_path, dataset, name):
     base = os.path.join(save_path, dataset, name)
     others = [path for path in glob.glob(glob.escape(base) + "-*") if path[len(base) + 1 :].isdigit()]
     runs = [base, *sorted(others, key=lambda path: int(path[len(base) + 1 :]))]
-    runs = [folder for folder in runs if os.path.isfile(os.path.join(folder, "config.json"))]
-    return runs[-1] if runs else None
+    return next((run for run in reversed(runs) if os.path.isfile(os.path.join(run, "config.json"))), None)
 
 
-HELD = []  # open files that hold a lock
+def lock(path):
+    """The open file that keeps other processes off while it or a copy of it is open; None where one has it already.
 
-
-def lock(folder):
-    """Keep other processes from going on with the same run. Raises ValueError, one line, if one does already.
-
-    The lock is POSIX's: data workers do not inherit it, and hold it no longer than the process that was killed.
+    Processes that this one starts inherit it only where they are given it; a run's data workers end with the run.
     """
-    if fcntl is None:
-        return
-    handle = open(os.path.join(folder, ".lock"), "a")
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    handle = open(path, "a")
     try:
-        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         handle.close()
-        raise ValueError(f"--resume {folder}: another process is training this run now") from None
+        return None
     except OSError:
         pass  # a file system without locks
-    HELD.append(handle)
+    return handle
 
 
-def release():
-    """Give back what `lock` took, as the process's end does."""
-    while HELD:
-        HELD.pop().close()
-
-
-def short(commit):
-    """A commit as people write it, with its '+' where it has one."""
-    return commit[:8] + ("+" if commit.endswith("+") else "")
+def divergence(folder):
+    """Why the run of a folder diverged in its last start (diverged.json), "" where it did not."""
+    path = os.path.join(folder, DIVERGED)
+    if not os.path.exists(path):
+        return ""
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)["reason"]
 
 
 @functools.cache
 def commit():
     """The checkout's commit, with '+' behind it where tracked files were changed; "" outside a checkout."""
-
-    def git(*words):
-        folder = os.path.dirname(os.path.abspath(__file__))
-        return subprocess.run(["git", *words], capture_output=True, text=True, check=True, cwd=folder).stdout.strip()
-
+    words = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
     try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
+        return subprocess.run(words, capture_output=True, text=True, cwd=os.path.dirname(__file__)).stdout.strip()
+    except OSError:  # no git here
         return ""

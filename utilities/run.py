@@ -1,45 +1,185 @@
-"""The parts of a run, as main.py hands them from step to step."""
+"""A run: its parts, how far it is, and its folder with the last two checkpoints and the best."""
 
-import argparse
-from dataclasses import dataclass
-from typing import Any
+import io
+import os
+import sys
+import time
+import zipfile
+from types import SimpleNamespace
 
 import torch
 
-from utilities import distributed, interrupts, state
-from utilities.profile import Profile
+from utilities import distributed, folders, records
+from utilities.files import remove_unfinished, write_whole
+
+LAST, BEFORE, NEW = "checkpoint.pt", "checkpoint_before.pt", "checkpoint_new.pt"
+PARTS = ("model", "criterion", "optimizer", "scheduler", "scaler")  # what has a state_dict
+PROGRESS = ("epoch", "step", "sums", "rows", "seconds")
 
 
-@dataclass
-class Run:
-    """What main.build makes: everything that training, evaluation and the records of a run need."""
+class Run(SimpleNamespace):
+    """What main.build makes: the parts, what training takes beside them, and how far the run is:
 
-    opt: argparse.Namespace
-    device: torch.device
-    dtype: Any  # of mixed precision, None for float32
-    signals: interrupts.Interrupts
-    model: torch.nn.Module
-    criterion: torch.nn.Module
-    optimizer: torch.optim.Optimizer
-    scheduler: Any
-    scaler: torch.amp.GradScaler
-    sampler: Any  # of datasampler: which images make a batch
-    loader: torch.utils.data.DataLoader
-    evaluated: dict  # {name: split}
-    partial: str  # what the data lacks
-    progress: state.Progress
-    checkpoints: state.Checkpoints
-    log: Any  # trackers.Trackers on the first process, None on the others
-    profile: Profile
-    compiled: Any  # the model, compiled where that is asked for
-    net: Any = None  # and replicated: what trains
+    epoch, the last whole one (0 is the evaluation of the untrained network); step, the steps done of the one after it;
+    sums, {loss term: its sum over these}; rows, those of metrics.csv; seconds of all starts, up to `counted`.
+    facts, {name: number or string} of data and network, are those that a checkpoint must share.
+    """
+
+    epoch, step, seconds, newest, keep = -1, 0, 0.0, "", True
+
+    def __init__(self, **fields):
+        super().__init__(sums={}, rows=[], saved=time.monotonic(), counted=time.monotonic(), **fields)
+
+    @property
+    def place(self):
+        return f"epoch {self.epoch}" + (f", step {self.step} of the next" if self.step else "")
 
     @property
     def best_split(self):
         """best.pt follows the validation split where there is one, else the test split, as published tables do."""
         return next(name for name in ("val", "test", "train") if name in self.evaluated)
 
-    def stop_if_asked(self):
-        """Raise `Interrupted` where any of the processes was told to stop."""
-        if distributed.any_process(self.signals.signal is not None):
-            self.signals.stop()
+    def add(self, terms):
+        """Count one step with these loss terms. Does not wait for the device."""
+        self.step += 1
+        for name, value in terms.items():
+            self.sums[name] = self.sums.get(name, 0) + torch.as_tensor(value).detach().double()
+
+    def means(self):
+        """{loss term: its mean over the epoch's steps so far}; FloatingPointError where the loss is not finite."""
+        means = {name: float(value) / max(self.step, 1) for name, value in self.sums.items()}
+        if not abs(means.get("loss", 0)) < torch.inf:
+            raise FloatingPointError("the loss is not finite")
+        return means
+
+    def note_divergence(self, problem):
+        """Leave word of it in the run's folder, for tables and their queue: it would do so again. What to say."""
+        terms = ", ".join(f"{name} {value:g}" for name, value in self.criterion.logs.items())
+        reason = f"{problem}, in epoch {self.epoch + 1}, {self.step} steps done (last loss terms: {terms})"
+        if distributed.rank() == 0:
+            records.write_json(os.path.join(self.folder, folders.DIVERGED), {"reason": reason})
+        return f"{reason}; start anew with a lower --lr, a longer --warmup or another weight"
+
+    def end_epoch(self, row):
+        """Count an epoch with its row of metrics.csv, and save it: also as best.pt where it is the best so far by the
+        first of --storage_metrics, as best_<metric>.pt by each further one."""
+        files, first = [], self.opt.storage_metrics[0]
+        for metric in self.opt.storage_metrics:
+            values = [r.get(f"{self.best_split}/{metric}") for r in (*self.rows, row)]
+            if values[-1] is not None and all(value is None or value < values[-1] for value in values[:-1]):
+                files.append("best.pt" if metric == first else f"best_{metric}.pt")
+        if self.opt.store_improvements and "best.pt" in files:
+            files.append(f"improved_epoch{row['epoch']:04d}.pt")
+        self.means()
+        self.count_seconds()
+        row["seconds"] = round(self.seconds, 2)
+        self.epoch, self.step, self.sums, self.rows = row["epoch"], 0, {}, [*self.rows, row]
+        self.save(*files)
+        if distributed.rank() == 0:
+            records.write_rows(self.folder, self.rows)
+            self.trackers.log(row)
+
+    def count_seconds(self):
+        now = time.monotonic()
+        self.seconds, self.counted = self.seconds + now - self.counted, now
+
+    def save(self, *also):
+        """Write checkpoint.pt, after the files `also`; the checkpoint before it is kept. A run that has diverged keeps
+        its last good one: FloatingPointError. Of several processes, which all have the same state, the first writes."""
+        self.means()
+        self.count_seconds()
+        state = {name: getattr(self, name).state_dict() for name in PARTS}
+        weights = [w for part in ("model", "criterion") for w in state[part].values() if w.is_floating_point()]
+        if not torch.stack([w.isfinite().all() for w in weights]).all():
+            raise FloatingPointError("the weights are not finite")
+        if distributed.rank() == 0:
+            state |= {name: getattr(self, name) for name in PROGRESS} | self.facts
+            buffer = io.BytesIO()  # torch's own writer gives another error than OSError on a full disk
+            torch.save(state, buffer)
+            last, before, new = (os.path.join(self.folder, name) for name in (LAST, BEFORE, NEW))
+            for path in (*(os.path.join(self.folder, name) for name in also), new):
+                write_whole(path, lambda file: file.write(buffer.getbuffer()), "wb")
+            if self.keep and os.path.exists(last):
+                os.replace(last, before)
+            os.replace(new, last)
+        self.saved, self.newest, self.keep = time.monotonic(), self.place, True
+
+    def restore(self, folder):
+        """Go on from the newest whole checkpoint of a folder, which this process then holds. ValueError, one line, if
+        none is whole, or it is of other data or another network."""
+
+        def read():
+            self.lock = folders.lock(os.path.join(folder, ".lock"))
+            if self.lock is None:
+                raise ValueError(f"--resume {folder}: another process is training this run now")
+            return newest(folder)
+
+        name, state = distributed.on_first(read)
+        if not name:
+            return
+        for fact, value in self.facts.items():
+            if state.get(fact) != value:
+                line = f"that run has {fact} {state.get(fact)}, here it is {value}; give it its own data and flags"
+                raise ValueError(f"--resume {folder}: {line}")
+        for part in PARTS:
+            getattr(self, part).load_state_dict(state[part])
+        vars(self).update({name: state[name] for name in PROGRESS})
+        self.sums = {name: value.to(self.device) for name, value in self.sums.items()}
+        self.newest, self.keep = self.place, name != BEFORE  # a damaged one does not take the place of the good one
+
+    def open_folder(self, config):
+        """Claim a folder for a new run, or write down in an old one that it goes on."""
+        opt = self.opt
+
+        def prepare():
+            folder = opt.resume
+            if not folder:
+                folder = folders.claim(opt.save_path, opt.dataset, folders.run_name(opt.savename, opt.group, opt.seed))
+                self.lock = folders.lock(os.path.join(folder, ".lock"))
+                records.write_json(os.path.join(folder, "config.json"), config)
+                return folder
+            diverged, place = folders.divergence(folder), dict(from_epoch=self.epoch, from_step=self.step)
+            if diverged:
+                print(f"note: this run diverged before ({diverged}); on a CPU it does so again", file=sys.stderr)
+                os.unlink(os.path.join(folder, folders.DIVERGED))
+                place["after_divergence"] = diverged
+            resumed = records.describe_resumed(folders.read_config(folder), config, **place)
+            records.write_json(os.path.join(folder, "config.json"), resumed)
+            remove_unfinished(folder)
+            if self.rows:  # metrics.csv may be lost, or ahead of the checkpoint
+                records.write_rows(folder, self.rows)
+            return folder
+
+        self.folder = distributed.on_first(prepare)
+
+
+def load(path):
+    """A checkpoint, on the CPU. Raises ValueError, one line, for one that is damaged or none of this program's."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            wrong = file.testzip()  # the checksum of each part, at which torch does not look
+        if wrong is None:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        problem = f"{wrong} has another checksum"
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # torch and zipfile have many for a damaged file
+        problem = (str(error) or type(error).__name__).splitlines()[0]
+    raise ValueError(f"{path}: not a checkpoint of this program, or a damaged one ({problem})")
+
+
+def newest(folder):
+    """(file name, state) of the newest whole checkpoint, ("", None) without any. ValueError if none is whole."""
+    problems = []
+    for name in (NEW, LAST, BEFORE):  # NEW is there if the run was killed between two renames
+        try:
+            state = load(os.path.join(folder, name))
+            print(*(f"note: {problem}; going on from {name}, the one before it\n" for problem in problems), end="")
+            return name, state
+        except FileNotFoundError:
+            pass
+        except ValueError as problem:
+            problems.append(problem)
+    if problems:
+        raise ValueError(f"{'; '.join(map(str, problems))}; start the run anew without --resume")
+    return "", None

@@ -1,0 +1,200 @@
+"""The tables of antico_runs.sh: which command lines they mean, and when two of these are one run."""
+
+import os
+import shlex
+
+import pytest
+
+import criteria
+import parameters
+from tables import plan, recipes, runs, study
+
+TABLES = [(name, data) for name in recipes.TABLES for data in ("glyphs", "cub200") if name != "grid"]
+TABLES = [(name, data) for name, data in TABLES if data == "glyphs" or name not in study.TABLES]
+
+
+def planned(line, data="/data/with spaces"):
+    name, *words = shlex.split(line)
+    return plan.plan(*plan.parse([name, data, *words]))[0]
+
+
+def keys(line, data="/data"):
+    return [(run.opt.dataset, run.key) for run in planned(line, data)]
+
+
+@pytest.mark.parametrize("name, data", TABLES)
+def test_every_command_line_of_every_table_is_one_that_main_accepts_and_means_another_run(name, data, capsys):
+    words = [name, "/data/with spaces", "--datasets", data, "--dry_run", "--seeds", "0", "--out", "/results of/mine"]
+    assert runs.main(words) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert last.startswith(
+        f"{len(lines)} runs: {len(lines)} new; then: python -m tables.report RUNS --out '/results of/"
+    )
+    means = set()
+    for line in lines:
+        state, python, program, *words = shlex.split(line)
+        opt = parameters.parse(words)
+        idle = parameters.without_effect(opt, criteria.acting_flags(opt))
+        assert state == "new" and opt.dataset == data and not idle & set(opt.given)
+        assert data == "glyphs" or opt.source_path == "/data/with spaces"
+        means.add(opt.group)
+    assert len(means) == len(lines) > 3
+
+
+PUBLISHED = [  # commands: data, epochs, tau, gamma, warmup; and the data set's own K
+    ("cub200", 100, "100", 0.5, 0, "1 2 4 8"),
+    ("cars196", 300, "100", 0.5, 0, "1 2 4 8"),
+    ("online_products", 400, "190 250", 0.2, 1, "1 10 100 1000"),
+]
+
+
+@pytest.mark.parametrize("data, epochs, tau, gamma, warmup, ks", PUBLISHED)
+def test_main_has_the_published_command_lines(data, epochs, tau, gamma, warmup, ks):
+    for arch in ("bninception", "resnet50"):
+        opt = vars(parameters.parse(shlex.split(
+            f"--dataset {data} --arch {arch}_frozen_normalize_double --embed_dim 512 --n_epochs {epochs} --tau {tau} "
+            f"--gamma {gamma} --warmup {warmup} --bs 90 --samples_per_class 2 --lr 1e-5 --decay 4e-4 --optim adam "
+            "--loss antico --antico_type batch_proxy --antico_w 1 --antico_eps 0.5 --loss_ac_w_align 0.0035 "
+            "--loss_oproxy_lrmulti 2000 --data_sampler class_random"
+        )))  # fmt: skip
+        (run,) = [r for r in planned(f"main --datasets {data} --archs {arch}") if r.opt.loss == "antico"]
+        assert run.trained == {name: opt[name] for name in run.trained}
+        assert [m for m in run.opt.evaluation_metrics if "recall" in m] == [f"e_recall@{k}" for k in ks.split()]
+
+
+def test_rows_of_main_bases_and_hyper():
+    made = planned("main --datasets inshop --seeds 3")
+    assert [r.opt.loss for r in made[:9]] == [
+        "proxyanchor", "oproxy", "nir", "antico", "antico_batch_proxy", "antico_all_proxy", "antico_pair",
+        "multisimilarity", "antico_pair",
+    ]  # fmt: skip
+    assert {r.opt.arch.split("_")[0] for r in made} == {"bninception", "resnet50"} and len(made) == 18
+    assert {f"e_recall@{k}" for k in (1, 10, 20, 30)} <= set(made[0].opt.evaluation_metrics)
+    assert set(recipes.PAIR_BASES + recipes.PROXY_BASES) == set(criteria.BASES)
+    for run in planned("bases --datasets glyphs"):
+        if "nir" in (run.opt.loss, run.trained.get("antico_base")):
+            pytest.importorskip("FrEIA")
+        criterion = criteria.select(run.opt, 10)  # none is refused
+        assert run.opt.loss in criteria.ANTICO or hasattr(criterion, "proxies") == (run.opt.loss in recipes.PROXY_BASES)
+    first, *others = planned("hyper --datasets cub200")  # one thing at a time
+    changed = {name for run in others for name in run.chosen if run.trained[name] != first.trained.get(name)}
+    assert changed == {
+        *"antico_eps antico_w antico_scale antico_form bs samples_per_class warmup loss_ac_w_align".split()
+    }
+
+
+def test_tables_share_runs():
+    """The run of 512 dimensions is that of `main`: nobody trains it twice."""
+    dims = [r.key for r in planned("dims --datasets cub200") if r.opt.embed_dim == 512]
+    assert len(dims) == 4 and set(dims) <= {r.key for r in planned("main --datasets cub200 --archs resnet50")}
+    assert set(keys("quickstart")) <= set(keys("study"))
+    assert keys("cars196 --seeds '0 1'") == keys("main --datasets cars196 --seeds 0,1")  # the former spelling
+
+
+def test_names_are_the_loss_and_what_varies_in_the_table():
+    names = [os.path.basename(r.folder) for r in planned("main --datasets cub200 --archs resnet50 --lr 1e-4")]
+    assert names[0].startswith("proxyanchor-") and names[6].startswith("antico_pair,antico_base=proxyanchor-")
+    names = [os.path.basename(r.folder) for r in planned("grid --grid lr=1e-4,1e-3 'tau=2 3,4' --weights /a/b.pth")]
+    assert [name.split("-")[0] for name in names] == [
+        f"margin,lr={lr},tau={tau}" for lr in (0.0001, 0.001) for tau in ("2+3", 4)
+    ]
+    tables = {plan.table_path(*plan.parse(["quickstart", *more])) for more in ([], ["--lr", "1"], ["--archs", "conv4"])}
+    assert len(tables) == 3
+
+
+def test_what_tells_two_runs_apart():
+    plain = keys("main --datasets glyphs --archs conv4")
+    same = "--kernels 3 --eval_every 2 --evaluation_metrics f1 --no_train_metrics off --save_embeddings off --fc_lr -1"
+    assert keys(f"main --datasets glyphs --archs conv4 {same}", "/other") == plain
+    for other in ("--lr 1e-4", "--tau 2 3", "--n_epochs 6", "--train_classes 9", "--use_float16", "--seeds 1"):
+        assert not set(keys(f"main --datasets glyphs --archs conv4 {other}")) & set(plain)
+    assert keys("cub200", "/a") == keys("cub200", "/b")
+    assert keys("cub200 --allow_partial", "/a") != keys("cub200 --allow_partial", "/b")
+    assert keys("folder", "/a") != keys("folder", "/b")  # one's own images
+
+
+def test_a_flag_that_is_new_changes_no_hash_at_its_default(monkeypatch):
+    before, build = keys("main --datasets glyphs"), parameters.build_parser
+
+    def with_one_more():
+        parser = build()
+        parameters.flag(parser, "new", 1.5, "of tomorrow", role="training")
+        return parser
+
+    monkeypatch.setattr(parameters, "build_parser", with_one_more)
+    monkeypatch.setattr(plan, "FLAGS", parameters.flags())
+    assert keys("main --datasets glyphs") == before
+    assert not set(keys("main --datasets glyphs --new 2")) & set(before)
+
+
+def test_more_flags_win_over_the_recipe_and_paths_are_of_where_the_user_stands(tmp_path, monkeypatch):
+    (run, *_) = planned("main --datasets glyphs --lr 1e-4 --tau 2 3 --no_train_metrics off")
+    assert run.opt.lr == 1e-4 and run.opt.tau == [2, 3] and not run.opt.no_train_metrics
+    monkeypatch.chdir(tmp_path)
+    given, extras = plan.parse(["cub200", "my data", "--out", "my results", "--weights", "w.pth"])
+    assert (given.data, given.out) == (str(tmp_path / "my data"), str(tmp_path / "my results"))
+    assert extras == {"weights": str(tmp_path / "w.pth")}
+    assert plan.parse(["quickstart", "--weights", "https://x/y.pth"])[1] == {"weights": "https://x/y.pth"}
+
+
+def test_a_grid_has_one_row_for_what_does_not_tell_runs_apart(capsys):
+    line = "grid --grid loss=proxyanchor,antico_pair antico_w=1,10 --antico_base proxyanchor"
+    made = planned(line)
+    assert [(r.opt.loss, r.trained.get("antico_w")) for r in made] == [
+        ("proxyanchor", None), ("antico_pair", 1), ("antico_pair", 10)
+    ]  # fmt: skip
+    assert runs.main([*shlex.split(line), "--dry_run"]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["note: --grid antico_w: no effect on proxyanchor: one row for all its values"]
+
+
+def test_a_grid_without_a_base_says_which_command_has_it(capsys):
+    line = "grid --grid antico_w=1,10 --loss antico_pair --lr 1e-3"
+    assert runs.main([*shlex.split(line), "--dry_run"]) == 0
+    (note,) = capsys.readouterr().err.splitlines()
+    base, *others = planned(note.split("bash antico_runs.sh ")[1])
+    assert base.opt.loss == "multisimilarity" and [run.key for run in others] == [run.key for run in planned(line)]
+
+
+WRONG = [
+    ("quickstrat", "TABLE quickstrat: unknown (did you mean quickstart?)"),
+    ("main --datasets cub", "--datasets cub: unknown (did you mean cub200?)"),
+    ("main --archs resnet5O", "--arch resnet5O: unknown (did you mean resnet50?)"),
+    ("main --evaluation_metrics e_recal@1", "e_recal@1: unknown"),
+    ("quickstart --n_epoch 1", "--n_epoch: unknown (did you mean --n_epochs?)"),
+    ("quickstart --n_epochs one", "--n_epochs: 'one' is not a whole number"),
+    ("quickstart --seeds x", "'x' is not a whole number"),
+    ("quickstart --seeds ''", "is empty"),
+    ("quickstart --seeds 1 1", "has one twice"),
+    ("quickstart --seed 1", "--seed: unknown (did you mean --seeds?)"),
+    ("quickstart --lr 1 --lr 1", "--lr: stands twice"),
+    ("cub200 --datasets cars196", "--datasets: stands twice"),
+    ("grid", "--grid FLAG=VALUE,VALUE"),
+    ("main --grid lr=1", "--grid FLAG=VALUE,VALUE"),
+    ("grid --grid antico_ww=1", "--antico_ww"),
+    ("grid --grid antico_w", "--grid antico_w: write FLAG=VALUE,VALUE"),
+    ("grid --grid seed=1,2", "--grid seed=1,2: write"),
+    ("grid --grid lr=1,1.0", "--grid lr=1,1.0: write"),
+    ("grid --grid lr=1,2 --lr 3", "--grid lr --lr: give one of the two"),
+    ("grid --grid loss=margin,proxyanchor antico_w=1,2", "antico_w: has no effect on what margin, proxyanchor"),
+    ("grid --grid kernels=1,2", "--grid kernels: has no effect"),
+    ("quickstart --slurm --gpus 0", "--jobs --gpus --slurm: give one"),
+    ("quickstart --jobs 0", "--jobs: '0' is not a whole number from 1 to 1024"),
+    ("quickstart --no_test_metrics maybe", "maybe"),
+    ("quickstart --bs 90 --samples_per_class 4", "--bs 90 --samples_per_class 4: not divisible"),
+    (
+        "main /no/such/folder",
+        "/no/such/folder: no such folder; give the one that holds the data sets: bash antico_runs.sh main DATA",
+    ),
+]
+
+
+@pytest.mark.parametrize("line, words", WRONG)
+def test_a_wrong_word_is_one_line_and_status_2(line, words, capsys, monkeypatch):
+    monkeypatch.setattr(runs, "Queue", None)  # nothing runs
+    try:
+        status = runs.main(shlex.split(line))
+    except SystemExit as end:  # a parser
+        status = end.code
+    text = capsys.readouterr().err
+    assert status == 2 and words in text and text.startswith("error: ") and text.count("\n") == 1

@@ -1,0 +1,362 @@
+"""The report: its numbers by hand and as they were stored, which runs count, which make a row, and bad input."""
+
+import html
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from tables import figures
+from tables.report import main
+from tables.rows import head_of
+from tests.report_runs import DATA, report, write
+from utilities import records
+
+HERE = Path(__file__).parents[1]
+KEPT = HERE / "tables" / "figures"
+SHARE, RANK = "test/coding_rate@share", "test/effective_rank"
+
+
+@pytest.fixture(autouse=True)
+def without_figures(monkeypatch):
+    """They have tests of their own, and take seconds."""
+    monkeypatch.setattr(figures, "write_all", lambda tables, out: ({}, []))
+
+
+def cells_of(text):
+    """The rows of the tables of a Markdown text, without their first cell."""
+    rows = [line.strip("| \n").split("|") for line in text.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in row[1:]] for row in rows]
+
+
+# --- numbers ---
+
+
+def test_means_and_differences_are_those_that_the_former_report_stored(tmp_path):
+    """18 runs of the README's table, and its 30 means and 20 differences with intervals and p, to the last digit."""
+    lines = pd.read_csv(KEPT / "quickstart_runs.csv", dtype=str)
+    flags = [name for name in lines if name not in ("folder", "data set", "label", "seed", "split", "row", "epoch")]
+    for _, run in lines.groupby("folder", sort=False):
+        given = run.iloc[0][flags].drop(["metric", "value", "loss"]).dropna()
+        values = dict(zip(run["metric"], map(float, run["value"])))
+        columns = {f"test/{name}": [0.0, 0.0, 0.0, value] for name, value in values.items()}
+        words = [word for name, value in given.items() for word in (f"--{name}", value)]
+        write(
+            tmp_path, run["loss"].iloc[0], run["seed"].iloc[0], columns.pop("test/e_recall@1"), *words, columns=columns
+        )
+    found = report(tmp_path, "--tuned", "--columns", *lines["metric"].unique())
+    numbers = [[cell for cell in row if re.match(r"\**[-+\d]", cell)] for row in cells_of(found.md)]
+    kept = [
+        [cell for cell in row if re.match(r"\**[-+\d]", cell)] for row in cells_of((KEPT / "quickstart.md").read_text())
+    ]
+    assert sorted(numbers) == sorted(kept) and sum(map(len, kept)) == 6 * 6 + 4 * 6 and "which is 20 here" in found.md
+    old, new = (set(zip(table["metric"], map(float, table["value"]))) for table in (lines, found.runs))
+    assert old == new
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_the_paired_test_is_the_formula(tmp_path, n):
+    generator = np.random.default_rng(n)
+    base, ours = generator.normal(0.5, 0.03, n + 1), generator.normal(0.51, 0.03, n + 1)
+    for seed in range(n + 1):  # the last seeds are not common
+        write(tmp_path, "proxyanchor", seed, [0.1, base[seed]])
+        write(tmp_path, "antico_batch_proxy", seed if seed < n else 9, [0.1, ours[seed]])
+    line = report(tmp_path).csv.loc["AntiCo batch_proxy over ProxyAnchor"]
+    d = 100 * (ours - base)[:n]
+    error = d.std(ddof=1) / np.sqrt(n)
+    half, p = stats.t.ppf(0.975, n - 1) * error, 2 * stats.t.sf(abs(d.mean() / error), n - 1)
+    shown = [line[f"Recall@1{name}"] for name in ("", " std", " difference", " low", " high", " p")]
+    mean = [100 * ours.mean(), 100 * ours.std(ddof=1)]
+    assert shown == pytest.approx([*mean, d.mean(), d.mean() - half, d.mean() + half, p])
+
+
+def test_equal_differences_and_one_seed_have_no_test(tmp_path):
+    for seed in (0, 1, 2):
+        write(tmp_path / "a", "proxyanchor", seed, [0.1, 0.1 * seed + 0.2])
+        write(tmp_path / "a", "antico_batch_proxy", seed, [0.1, 0.1 * seed + 0.3])
+    text = report(tmp_path / "a").md
+    assert "| +10.0 (all equal: no test) |" in text and "nan" not in text
+    write(tmp_path / "b", "proxyanchor", 3, [0.1, 0.40])
+    write(tmp_path / "b", "antico_batch_proxy", 3, [0.1, 0.43])
+    found = report(tmp_path / "b")
+    assert "+3.0 |" in found.md and "no test" in found.md and "±" not in found.md
+    assert found.csv["Recall@1 std"].isna().all() and found.csv["Recall@1 p"].isna().all()
+
+
+def test_bold_is_what_is_significant_in_either_direction(tmp_path):
+    noise = [0.0, 0.003, -0.002]
+    for seed in (0, 1, 2):
+        write(tmp_path, "proxyanchor", seed, [0.1, 0.4], columns={"test/nmi": [0.1, 0.7], "test/f1": [0.1, 0.3]})
+        columns = {"test/nmi": [0.1, 0.6 + noise[seed]], "test/f1": [0.1, 0.3 + noise[seed]]}
+        write(tmp_path, "antico_batch_proxy", seed, [0.1, 0.5 + noise[seed]], columns=columns)
+    found = report(tmp_path)
+    assert "**+10.0 [" in found.md and "**-10.0 [" in found.md and "| +0.0 [" in found.md
+    assert r"\textbf{+10.0 [" in found.tex
+
+
+def test_units_and_digits(tmp_path):
+    values = np.array([0.501, 0.532, 0.517])
+    for seed, value in enumerate(values):
+        more = {
+            RANK: [9.0, 30.123 + seed],
+            "test/mAP_1000": [0.1, 0.25],
+            "test/dists@intra": [0.5, 0.0123 + seed / 1000],
+        }
+        write(tmp_path, "proxyanchor", seed, [0.1, float(value)], columns=more)
+    found = report(tmp_path)
+    assert list(found.runs["value"][found.runs["metric"] == "e_recall@1"].astype(float)) == list(values)
+    recall = f"{100 * values.mean():.1f} ± {100 * values.std(ddof=1):.1f}"
+    assert cells_of(found.md)[1] == ["3", recall, "31.1 ± 1.0", "25.0 ± 0.0", "0.0133 ± 0.0010", "9 ± 0"]
+    assert report(tmp_path, "--columns", "mAP_1000", "Recall@1").md.split("|")[3].strip() == "mAP_1000"
+
+
+# --- what makes a row ---
+
+
+def test_every_training_flag_makes_a_row_and_its_label(tmp_path):
+    changes = [(), ("--antico_base", "multisimilarity"), ("--antico_form", "neg"), ("--antico_eps", 1),
+               ("--antico_w", 3), ("--loss_oproxy_pos_alpha", 32), ("--decay", 0), ("--augmentation", "big"),
+               ("--tau", 3, 5)]  # fmt: skip
+    for number, change in enumerate(changes):
+        for seed in (0, 1):
+            value = 0.3 + number / 100
+            write(tmp_path, "antico_pair", seed, [0.1, 0.2, value], "--antico_base", "proxyanchor", *change)
+    write(tmp_path, "antico_pair", 0, [0.1, 0.9], "--antico_base", "proxyanchor")  # another number of epochs
+    found = report(tmp_path, "--columns", "e_recall@1")
+    head = "AntiCo pair over ProxyAnchor"
+    assert set(found.csv.index) == {
+        head, "AntiCo pair over MultiSimilarity", f"{head}, neg form", f"{head} (antico_eps 1)", f"{head} (antico_w 3)",
+        f"{head} (loss_oproxy_pos_alpha 32)", f"{head} (decay 0)", f"{head} (augmentation big)", f"{head} (tau 3 5)",
+        f"{head} (n_epochs 1)",
+    }  # fmt: skip
+    assert "In brackets: what differs from antico_eps 0.005, antico_w 30, augmentation base, decay 0.0004," in found.md
+    assert sorted(found.csv["n"]) == [1] + [2] * 9 and found.csv.loc[f"{head} (decay 0)", "Recall@1"] == 36
+
+
+def test_numbers_in_labels_rise_and_tell_rows_apart(tmp_path):
+    for w in (100, 10, 1000):
+        write(tmp_path, "antico_batch_proxy", 0, [0.1, w / 2000], "--antico_w", w)
+    head = "AntiCo batch_proxy over ProxyAnchor"
+    found = report(tmp_path)
+    assert list(found.csv.index) == [f"{head} (antico_w {w})" for w in (10, 100, 1000)]
+    assert list(found.csv["Recall@1"]) == [0.5, 5, 50] and set(found.runs["antico_w"]) == {"10", "100", "1000"}
+    found = report(tmp_path, "--by", "antico_w")
+    assert list(found.csv.index) == [head] * 3 and list(found.csv["antico_w"]) == [10, 100, 1000]
+
+
+@pytest.mark.parametrize("flags, head", [
+    (dict(loss="antico_pair", antico_type="pair"), "AntiCo pair without a base loss"),
+    (dict(loss="antico", antico_type="pair", antico_base="oproxy", antico_form="exp", loss_oproxy_mode="anchor"),
+     "AntiCo pair over oproxy anchor, exp form, as published"),
+    (dict(loss="antico_pair", antico_base="pml.CircleLoss", antico_scale="mcr2"),
+     "AntiCo pair over CircleLoss (pytorch-metric-learning), mcr2 scale"),
+    (dict(loss="oproxy", loss_oproxy_mode="nca"), "oproxy nca"),
+])  # fmt: skip
+def test_names_say_what_acted(flags, head):
+    assert head_of(flags) == head
+
+
+def test_what_does_not_train_tells_no_rows_apart(tmp_path):
+    every = [(), ("--kernels", 2, "--group", "other", "--gpu", 1), ("--eval_every", 2, "--save_path", "/x"),
+             ("--evaluation_metrics", "e_recall@1", "f1", "--search", "torch", "--grad_cache", 8),
+             ("--tensorboard", "--save_embeddings", "--cache", "/c", "--antico_w", 9)]  # fmt: skip
+    for seed, flags in enumerate(every):
+        write(tmp_path, "proxyanchor", seed, [0.1, 0.4], *flags)
+    found = report(tmp_path)
+    assert list(found.csv["n"]) == [5] and "Search differs within rows: auto, torch" in found.md
+
+
+def test_flags_that_are_new_or_gone(tmp_path):
+    write(tmp_path / "a", "antico_all_proxy", 0, [0.1, 0.4], changed={"antico_scale": None, "antico_w": None})
+    write(tmp_path / "a", "antico_all_proxy", 1, [0.1, 0.6], changed={"former_flag": False})
+    write(tmp_path / "a", "proxyanchor", 0, [0.1, 0.5], changed={"antico_scale": None, "compile": None})
+    write(tmp_path / "a", "proxyanchor", 1, [0.1, 0.5])
+    assert list(report(tmp_path / "a").csv["n"]) == [2, 2]
+    write(tmp_path / "a", "proxyanchor", 2, [0.1, 0.5], changed={"former_flag": 3})
+    assert sorted(report(tmp_path / "a").csv["n"]) == [1, 2, 2]
+
+
+def test_other_data_is_another_table(tmp_path):
+    write(tmp_path, "proxyanchor", 0, [0.1, 0.1])
+    write(tmp_path, "proxyanchor", 1, [0.1, 0.2], data=DATA | dict(n_classes=20, n_images=300))
+    write(tmp_path, "proxyanchor", 2, [0.1, 0.3], "--dataset", "folder", "--source_path", "/a/birds")
+    write(tmp_path, "proxyanchor", 3, [0.1, 0.4], "--dataset", "folder", "--source_path", "/a/cars")
+    write(tmp_path, "proxyanchor", 4, [0.1, 0.5], skipped_broken=["x.jpg"])
+    drawn = [
+        (0, "train 200 (1a), test 7446 (2b)"), (1, "train 201 (3c), test 7446 (2b)"),
+        (2, "train 202 (1a), test 7000 (2b)"), (3, "train 203 (4d), test 7446 (2b)", "--train_images", 4),
+    ]  # fmt: skip
+    for seed, contents, *more in drawn:  # classes drawn by the seed are one table, other test images or parts are not
+        facts = DATA | dict(n_classes=50, n_images=200 + seed, contents=contents)
+        write(tmp_path, "proxyanchor", seed, [0.1, 0.6 + seed / 10], "--train_classes", 50, *more, data=facts)
+    found = report(tmp_path)
+    sizes = {name: sorted(part["n"]) for name, part in found.csv.groupby("data set")}
+    assert len(sizes) == 8 and sorted(sizes.values()) == [[1]] * 7 + [[2]]
+    assert {"folder birds", "glyphs, 50 classes x 4 images"} <= set(sizes) and "1 broken images skipped" in found.md
+
+
+# --- what counts ---
+
+
+def test_runs_that_do_not_count_are_listed_with_what_to_do(tmp_path):
+    more = {SHARE: [0.7, 0.3], RANK: [30.0, 20.0]}
+    first = write(tmp_path, "proxyanchor", 0, [0.1, 0.5], columns=more, started="2026-01-01T13:00:00+0200")
+    cases = [
+        (write(tmp_path, "proxyanchor", 1, [0.1], epochs=1), "stopped after epoch 0 of 1", "main.py --resume {}"),
+        (write(tmp_path, "proxyanchor", 2, [], epochs=1), "stopped before its first evaluation", "main.py --resume {}"),
+        (write(tmp_path, "proxyanchor", 3, [0.1, 0.9], columns={"loss": [None, float("nan")]}),
+         "diverged: loss is not finite in epoch 1", "start it anew"),
+        (write(tmp_path, "proxyanchor", 4, [0.1], epochs=1), "diverged: it blew up", "start it anew"),
+        (write(tmp_path, "proxyanchor", 5, [0.1, 0.9], partial="2 of 100 classes"), "partial data (2 of", "complete"),
+        (write(tmp_path, "proxyanchor", 0, [0.1, 0.9], started="2026-01-01T11:30:00+0000"),
+         f"repeats seed 0 of {first}, which began first and counts", "name only"),
+        (write(tmp_path, "proxyanchor", 6, [0.1, 0.9], columns={SHARE: [0.7, 0.05]}),
+         "collapsed in epoch 1: coding rate 5.0% of its maximum, e_recall@1 0.900", "--count_collapsed"),
+        (write(tmp_path, "proxyanchor", 7, [0.1, 0.9], columns={RANK: [0.7, 3.1]}),  # 3.2 is 5% of 64
+         "collapsed in epoch 1: effective rank 3.1 of 64", "--count_collapsed"),
+    ]  # fmt: skip
+    records.write_json(os.path.join(cases[3][0], "diverged.json"), {"reason": "it blew up"})
+    found = report(tmp_path, "--html")
+    page = html.unescape((tmp_path / "out" / "t.html").read_text())
+    for text in (found.md, found.tex, page):
+        text = text.replace("`", "").replace("**", "")
+        for folder, reason, advice in cases:
+            assert f"{folder}: {reason}" in text and advice.format(folder) in text.split(f"{folder}: {reason}")[1]
+    (line,) = found.csv.itertuples()
+    assert (line.n, line[3], line.seeds, line[7]) == (1, 8, "0", 50) and cells_of(found.md)[1][0] == "1 of 9"
+
+
+def test_collapsed_runs_that_count_are_marked_in_their_row(tmp_path):
+    for seed, share in enumerate((0.05, 0.5, 0.06)):
+        write(tmp_path, "proxyanchor", seed, [0.1, 0.2 * (seed + 1)], columns={SHARE: [0.7, share]})
+    found = report(tmp_path, "--count_collapsed", "--html")
+    assert cells_of(found.md)[1][:2] == ["3 (2 collapsed)", "40.0 ± 20.0"]
+    assert "& 3 (2 collapsed) &" in found.tex and ">3 (2 collapsed)<" in (tmp_path / "out" / "t.html").read_text()
+    assert list(found.csv["n"]) == [3] and list(found.csv["collapsed"]) == [2]
+
+
+def test_a_run_that_trains_now_is_waited_for(tmp_path):
+    folder = write(tmp_path, "proxyanchor", 1, [0.1, 0.2], epochs=2)
+    code = "import sys; from utilities import folders; folders.lock(sys.argv[1]); print('held', flush=True); input()"
+    words = [sys.executable, "-c", code.replace("folders.lock", "lock = folders.lock"), f"{folder}/.lock"]
+    holder = subprocess.Popen(words, cwd=HERE, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        assert "is training now: epoch 1 of 2 done. **To do:** wait for its end." in report(tmp_path).md
+    finally:
+        holder.communicate("\n")
+    assert "stopped after epoch 1 of 2" in report(tmp_path).md
+
+
+def test_an_unfinished_or_collapsed_run_and_its_repetition(tmp_path):
+    write(tmp_path / "a", "proxyanchor", 0, [0.1], epochs=1, started="2026-01-01T11:00:00+0000")
+    write(tmp_path / "a", "proxyanchor", 0, [0.1, 0.9], started="2026-01-01T12:00:00+0000")
+    assert list(report(tmp_path / "a").csv["Recall@1"]) == [90]
+    for hour, rank in ((11, 1.5), (12, 30.0)):  # nobody picks the better one
+        columns = {RANK: [40.0, rank]}
+        write(tmp_path / "b", "proxyanchor", 0, [0.1, 0.5], columns=columns, started=f"2026-01-01T{hour}:00:00+0000")
+    assert list(report(tmp_path / "b").csv["n"]) == [0]
+
+
+def test_resumed_runs_and_what_differs_in_their_starts(tmp_path):
+    entry = dict(when="2026", command=["main.py"], commit="a" * 40, device="GPU", versions={"torch": "9.9"})
+    write(tmp_path, "proxyanchor", 0, [0.1, 0.4, 0.5])
+    write(tmp_path, "proxyanchor", 1, [0.1, 0.4, 0.7], history=[entry])
+    write(tmp_path, "proxyanchor", 2, [0.1, 0.4, 0.9], epochs=1)  # --resume --n_epochs 1 does not untrain
+    found = report(tmp_path, "--html")
+    assert list(found.csv["n"]) == [3] and "Commit differs within rows: " in found.md and "aaaaaaaa" in found.md
+
+
+def test_which_epoch_is_shown(tmp_path):
+    columns = {"val/e_recall@1": [0.9, 0.2, 0.8, 0.3]}
+    flags = ["--use_tv_split", "--tv_split_perc", 0.5]
+    write(tmp_path, "proxyanchor", 0, [0.99, 0.8, 0.4, 0.6], *flags, columns=columns)
+    for more, value in ((["last"], 60), (["best-test"], 80), (["best-val"], 40), (["last", "--split", "val"], 30)):
+        assert list(report(tmp_path, "--row", *more).csv["Recall@1"]) == [value]  # epoch 0 is never the best
+
+
+def test_tuned_rows_are_compared_with_the_one_row_of_their_base(tmp_path, capsys):
+    for seed, base, ours in ((0, 0.50, 0.55), (1, 0.52, 0.56)):
+        write(tmp_path, "proxyanchor", seed, [0.1, base], "--lr", 1e-3)
+        write(tmp_path, "antico_pair", seed, [0.1, ours], "--antico_base", "proxyanchor", "--lr", 3e-3)
+    row = "AntiCo pair over ProxyAnchor (lr 0.003)"
+    found = report(tmp_path)
+    assert np.isnan(found.csv.loc[row, "Recall@1 difference"])
+    assert "--loss proxyanchor" in found.md and "--lr 0.003 --loss_oproxy_lrmulti 3" in found.md  # what would make it
+    assert report(tmp_path, "--tuned").csv.loc[row, "Recall@1 difference"] == pytest.approx(4.5)
+    write(tmp_path, "proxyanchor", 0, [0.1, 0.4], "--lr", 1e-2)  # two rows of the base: neither is it
+    assert np.isnan(report(tmp_path, "--tuned").csv.loc[row, "Recall@1 difference"])
+
+
+# --- files ---
+
+
+def test_latex_is_escaped_and_compiles(tmp_path):
+    write(tmp_path, "multisimilarity", 0, [0.1, 0.4], "--dataset", "folder", "--source_path", "/a/50%_&ü#")
+    write(tmp_path, "antico_pair", 0, [0.1, 0.4], "--dataset", "folder", "--source_path", "/a/50%_&ü#")
+    tex = report(tmp_path).tex
+    assert r"folder 50\%\_\&?\#" in tex
+    if not shutil.which("pdflatex"):
+        pytest.skip("pdflatex is not installed")
+    document = r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}\input{t}\end{document}"
+    (tmp_path / "out" / "main.tex").write_text(document)
+    words = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main.tex"]
+    assert subprocess.run(words, cwd=tmp_path / "out", capture_output=True).returncode == 0
+
+
+# --- bad input ---
+
+
+@pytest.mark.parametrize("name, text", [
+    ("config.json", ""), ("config.json", "{"), ("config.json", "[]"), ("config.json", '{"flags": {}}'),
+    ("config.json", '{"flags": {"loss": "proxyanchor", "dataset": "glyphs", "n_epochs": 1}}'),
+    ("metrics.csv", ""), ("metrics.csv", "epoch,test/e_recall@1\n"), ("metrics.csv", "a,b\n1,2\n"),
+    ("metrics.csv", "epoch,a\n1\n"), ("metrics.csv", "epoch,a\n1,2,3\n"), ("metrics.csv", "epoch,a\n1,half\n"),
+    ("metrics.csv", "epoch,epoch\n1,1\n"), ("metrics.csv", "epoch,a\n1,0.5\n1,0.6\n"),
+    ("metrics.csv", 'epoch,a\n1,"0.5\n'), ("metrics.csv", "epoch,a\n,0.5\n"), ("metrics.csv", "epoch,a\n0.5,1\n"),
+])  # fmt: skip
+def test_damaged_files_are_one_line(tmp_path, capsys, name, text):
+    folder = write(tmp_path, "proxyanchor", 0, [0.1, 0.4])
+    Path(folder, name).write_text(text)
+    assert main([str(tmp_path), "--out", str(tmp_path / "out" / "t")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and folder in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_bad_input_is_one_line(tmp_path, capsys):
+    good, out = write(tmp_path / "runs", "proxyanchor", 0, [0.1, 0.4]), str(tmp_path / "t")
+    (tmp_path / "empty").mkdir()
+    for argv, message in (
+        ([tmp_path / "none", "--out", out], "none: no run there"),
+        ([good, tmp_path / "empty", "--out", out], "empty: no run there"),
+        ([good, "--out", out, "--split", "val"], "--split val: no run has measured it; --use_tv_split makes one"),
+        ([good, "--out", out, "--row", "best-val"], "has measured no val/e_recall@1"),
+        ([good, "--out", out, "--by", "antico_v"], "--by antico_v: unknown"),
+        ([good, "--out", out, "--columns", "recall@1"], "--columns recall@1: unknown (did you mean e_recall@1?)"),
+        ([good, "--out", tmp_path], "is a folder"),
+        ([good, "--out", good + "/metrics.csv/t"], "metrics.csv/t.md: "),
+    ):
+        assert main(argv) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_what_is_passed_over(tmp_path):
+    """A queue's logs beside its runs, links to them, other programs' config.json; and nothing that counts."""
+    folder = write(tmp_path / "runs", "proxyanchor", 0, [0.1], epochs=1)
+    Path(f"{folder}.log").write_text("epoch ...")
+    os.symlink(folder, tmp_path / "runs" / "link")
+    (tmp_path / "runs" / "network").mkdir()
+    (tmp_path / "runs" / "network" / "config.json").write_text('{"architectures": ["ViT"]}')
+    given = [str(tmp_path / "runs"), folder, f"{folder}.log"]
+    assert main([*given, "--out", tmp_path / "table.md", "--columns", "e_recall@1"]) == 0
+    (line,) = pd.read_csv(tmp_path / "table.csv").itertuples()
+    assert line.n == 0 and "stopped after epoch 0 of 1" in (tmp_path / "table.md").read_text()

@@ -1,0 +1,80 @@
+"""The study's chosen flags are what its own runs say: the best on validation classes, in the files of its tables."""
+
+from pathlib import Path
+
+import pandas
+import pytest
+
+from tables import study
+from tables.plan import words_of
+
+RESULTS = Path(study.__file__).parent / "study"
+
+
+def runs(*names):
+    """A line a run of these tables, with its Recall@1 on validation classes, flags as text."""
+    found = pandas.concat(pandas.read_csv(RESULTS / f"{name}_runs.csv", dtype=str) for name in names)
+    found = found[found.metric == "e_recall@1"].fillna("").astype({"value": float})
+    assert {*zip(found.split, found.row, found.seed)} == {("val", "last", "0")}
+    return found
+
+
+def of(found, base, variant):
+    """Those of a base alone, or of a variant on it."""
+    loss = base if variant is None else f"antico_{variant}"
+    return found[(found.loss == loss) & found.get("antico_base", found.loss).isin([base, ""])]
+
+
+def having(found, flags):
+    for name, value in flags.items():
+        found = found[found[name] == words_of({name: value})[1]]
+    return found
+
+
+def best(found):
+    return found[found.value == found.value.max()]
+
+
+@pytest.mark.parametrize("base", study.BEST)
+def test_first_rates_and_flags_are_the_best(base):
+    rates, flags = study.BEST[base]
+    found = of(runs("tune_first"), base, None)
+    assert len(found) == (10 if "all_proxy" in study.TUNED_BASES[base]["w"] else 8)
+    by_rate = found.groupby("lr").value.max().sort_values(ascending=False)
+    assert [float(lr) for lr in by_rate.index[:2]] == rates and len(having(best(found), flags))
+
+
+@pytest.mark.parametrize("base", study.TUNED)
+def test_tuned_bases_are_the_best_of_both(base):
+    assert len(having(best(of(runs("tune_first", "tune_second"), base, None)), study.TUNED[base]))
+
+
+@pytest.mark.parametrize("base, variant", study.CHOSEN)
+def test_chosen_weights_are_the_best(base, variant):
+    found = of(runs("tune_third"), base, variant)
+    assert len(found) >= 2 and len(having(best(found), study.CHOSEN[base, variant]))
+    assert len(found) < len(of(runs("tune_first", "tune_second"), base, None))  # the base was tuned harder
+
+
+def test_chosen_forms_are_the_best():
+    """Each kind's own runs, told by the variant, its form and scale."""
+    found = runs("tune_forms")
+    assert len(found) == len([*study.tune_forms()])
+    for base, kinds in study.FORMS.items():
+        for (variant, flags, weights), (lr, w) in zip(kinds, study.FORMS_CHOSEN[base], strict=True):
+            varied = {name: value for name, value in flags.items() if name in found}  # the others all have
+            same = having(of(found, base, variant), varied)
+            assert len(same) == 2 * len(weights) and len(having(best(same), dict(lr=lr, antico_w=w)))
+
+
+def test_a_warm_up_is_no_better_but_where_it_was_looked_at_again():
+    """tune_warmup has what was chosen, with an epoch of warm-up."""
+    before = runs("tune_first", "tune_second", "tune_third")
+    before = before.assign(base=before.antico_base.where(before.antico_base != "", before.loss))
+    before = before.groupby(["base", "loss"]).value.max()
+    found = runs("tune_warmup")
+    assert len(found) == len([*study.tune_warmup()])
+    keys = [(line.antico_base or line.loss, line.loss) for line in found.itertuples()]
+    better = [key for key, value in zip(keys, found.value) if value > before[key]]
+    again = [(base, f"antico_{variant[0]}" if variant else base) for base, *variant in study.WARMER]
+    assert sorted(better) == sorted(again)

@@ -1,0 +1,153 @@
+"""What a run writes down: config.json, metrics.csv (one row an epoch), TensorBoard, Weights & Biases."""
+
+import contextlib
+import csv
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import sys
+import time
+
+from utilities import distributed, folders
+from utilities.files import write_whole
+
+PACKAGES = ("torch", "torchvision", "numpy", "faiss-gpu", "faiss-cpu", "scikit-learn", "pillow", "matplotlib")
+
+
+def describe(opt, without_effect, **facts):
+    """The config.json of a new run: the flags that act, those that do not, and what else decides its numbers."""
+    flags = {name: value for name, value in vars(opt).items() if name not in ("wandb_key", "resume", "list", "given")}
+    key = opt.wandb_key or "<your_wandb_key>"
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return dict(
+        flags={name: value for name, value in flags.items() if name not in without_effect},
+        without_effect={name: value for name, value in flags.items() if name in without_effect},
+        seed=opt.seed,
+        **facts,
+        machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        versions=versions,
+        commit=folders.commit() or None,
+        command=[word.replace(key, "(key)") for word in [os.path.basename(sys.argv[0]), *sys.argv[1:]]],
+        started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        history=[],
+    )
+
+
+def describe_resumed(former, new, **place):
+    """The config.json of a run that goes on: its own, with the flags of now, and in `history` what was changed when."""
+    before, after = folders.all_flags(former), folders.all_flags(new)
+    changed = {name: [before.get(name), value] for name, value in after.items() if before.get(name) != value}
+    entry = {name: new[name] for name in ("command", "commit", "device", "machine", "processes", "versions")}
+    entry |= dict(when=new["started"], changed=changed, **place)
+    flags = dict(flags=new["flags"], without_effect=new["without_effect"])
+    return {**former, **flags, "history": [*former.get("history", []), entry]}
+
+
+def write_json(path, content):
+    write_whole(path, lambda file: json.dump(content, file, indent=2, default=str))
+
+
+def protocol_rows(rows, metric):
+    """{"last", "best-test", "best-val": row}, of the evaluated epochs, as far as there are such.
+
+    last: the final epoch. best-test: the highest test/<metric>, the convention of published tables, which flatters.
+    best-val: the highest val/<metric>. The first of equals counts.
+    """
+    splits = ("test/", "val/", "train/")
+    known = [row for row in rows if any(v is not None and name.startswith(splits) for name, v in row.items())]
+    chosen = {"last": known[-1]} if known else {}
+    for split in ("test", "val"):
+        measured = [row for row in rows if row.get(f"{split}/{metric}") is not None]
+        if measured:
+            chosen[f"best-{split}"] = max(measured, key=lambda row: row[f"{split}/{metric}"])
+    return chosen
+
+
+def write_rows(folder, rows):
+    """metrics.csv, with the union of the rows' columns in order of appearance."""
+
+    def write(file):
+        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+    write_whole(os.path.join(folder, "metrics.csv"), write)
+
+
+def write_evaluation(opt, epoch, partial, metrics):
+    """Print the metrics of --evaluate_only, and write them beside the checkpoint."""
+    notes = [f"PARTIAL DATA: {partial}"] * bool(partial)
+    print(
+        "; ".join([f"{opt.checkpoint}: epoch {epoch}, {opt.dataset}, {opt.arch}, {opt.embed_dim} dimensions", *notes])
+    )
+    print("\n".join(f"{name:32s} {value:.6f}" for name, value in metrics.items()))
+    path = f"{os.path.abspath(opt.checkpoint).removesuffix('.pt')}_{opt.dataset}.json"
+    names = ("checkpoint", "dataset", "source_path", "input_size", "search", "kmeans_restarts", "seed")
+    write_json(path, dict(epoch=epoch, partial=partial, metrics=metrics, **{n: getattr(opt, n) for n in names}))
+    print(f"written: {path}")
+
+
+def tensorboard(folder, opt, config):
+    """(function that logs a row, function that ends)"""
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(os.path.join(folder, "tensorboard"))
+
+    def log(row):
+        for name in row.keys() - {"epoch"}:
+            writer.add_scalar(name, row[name], row["epoch"])
+        writer.flush()
+
+    return log, writer.close
+
+
+def weights_and_biases(folder, opt, config):
+    """(function that logs a row, function that ends)"""
+    import wandb
+
+    if opt.wandb_key != "<your_wandb_key>":
+        os.environ["WANDB_API_KEY"] = opt.wandb_key  # its own login would write the key to a file
+    name = folders.run_name(opt.savename, opt.group, opt.seed)
+    run = wandb.init(project=opt.project, group=opt.group, name=name, config=config, dir=folder)
+    return lambda row: run.log(row, step=row["epoch"]), run.finish
+
+
+TRACKERS = {"tensorboard": ("tensorboard", tensorboard), "log_online": ("wandb", weights_and_biases)}
+
+
+def check_trackers(opt):
+    """ValueError, one line, if the library of a tracker is missing: before the run begins."""
+    for flag, (package, _) in TRACKERS.items():
+        if getattr(opt, flag) and importlib.util.find_spec(package) is None:
+            raise ValueError(f"--{flag}: needs the package {package}: pip install {package}")
+
+
+class Trackers:
+    """log(row) and close() for the trackers that were asked for, on the first process. One that fails is left out:
+    whatever a foreign library says of its network must not end the run."""
+
+    def __init__(self, folder, opt, config):
+        self.open = {}
+        for flag, (_, start) in TRACKERS.items():
+            if getattr(opt, flag) and distributed.rank() == 0:
+                self.guarded(flag, lambda flag=flag, start=start: self.open.update({flag: start(folder, opt, config)}))
+
+    def guarded(self, flag, action):
+        try:
+            action()
+        except Exception as problem:
+            self.open.pop(flag, None)
+            print(f"note: --{flag}: {problem or type(problem).__name__}; the run goes on without it", file=sys.stderr)
+
+    def log(self, row):
+        for flag, (log, _) in list(self.open.items()):
+            self.guarded(flag, lambda log=log: log(row))
+
+    def close(self):
+        for flag, (_, end) in list(self.open.items()):
+            self.guarded(flag, end)

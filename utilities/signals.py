@@ -1,0 +1,57 @@
+"""SIGINT (Ctrl-C), SIGTERM and SIGUSR1 (Slurm's warning): the step is finished, the run saved, and then it ends."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class Stopped(BaseException):
+    """A signal that ends the run; no Exception, so that nothing on the way catches it."""
+
+    def __init__(self, number):
+        super().__init__(number)
+        self.name, self.status = signal.Signals(number).name, 128 + number  # as shells have it
+
+
+class Signals:
+    """Signals raise `Stopped` at once, but within `waiting()` only set `.number`. Used as a context manager."""
+
+    number, waits = 0, False
+
+    def __enter__(self):
+        self.former = {number: signal.signal(number, self.handle) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.former.items():
+            signal.signal(number, handler)
+
+    def handle(self, number, _):
+        again, self.number = self.number, self.number or number
+        if not again and not self.waits:  # a second one changes nothing: torchrun sends its own after a Ctrl-C
+            raise Stopped(number)
+
+    @contextlib.contextmanager
+    def waiting(self, waits=True):
+        """Within it the run looks itself where it can stop; with False, inside of that, it stops at once again."""
+        former, self.waits = self.waits, waits
+        try:
+            if self.number and not waits:
+                raise Stopped(self.number)
+            yield
+        finally:
+            self.waits = former
+
+
+def shield_worker(_):
+    """For data loading processes: a run's signals are not for them, and they end with its main process."""
+    os.setsid()  # out of the terminal's group of processes
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # how the main process ends them
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG; elsewhere torch notices within 5 seconds
