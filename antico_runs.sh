@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The runs behind every table: bash antico_runs.sh TABLE [DATA] [flags]; without words it says which tables there are.
-# It prepares Python (once) and calls utilities/runs; the recipes are in utilities/recipes.py.
+# It prepares Python (once) and calls tables/runs.py; the recipes are in tables/recipes.py.
 #
 # ANTICO_PYTHON: a prepared interpreter, instead of the environment made under ~/.cache/antico
 set -euo pipefail
@@ -8,13 +8,9 @@ export ANTICO_STARTED_IN=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source utilities/environment.sh
 
-if [ -z "${ANTICO_PYTHON:-}" ]; then # what needs no environment, or is wrong, is answered before one is made
-    python=$(antico_find_python)
-    case " $* " in
-    "  " | " -h " | " --help " | *" --dry_run "*) exec "$python" -m utilities.runs "$@" ;;
-    esac
-    "$python" -m utilities.runs "$@" --check
-fi
-# nir and timm's networks need packages that the tests bring
-case "${1:-}" in quickstart | sweep) antico_environment ;; *) antico_environment test ;; esac
-exec "$PYTHON" -m utilities.runs "$@"
+case "${1:-}" in
+"" | -h | --help) PYTHON=${ANTICO_PYTHON:-$(antico_find_python)} ;; # needs no environment
+quickstart | sweep) antico_environment ;;
+*) antico_environment test ;; # nir and timm's networks need packages that the tests bring
+esac
+exec "$PYTHON" -m tables.runs "$@"

@@ -1,0 +1,193 @@
+"""The runs behind every table of antico_runs.sh, as dicts of main.py's flags: read them, change them, add your own.
+
+A run has the flags of its data set (DATASETS), then of its table (`flags`), its network (`archs`) and its row (`rows`),
+then those of the command line; the later wins. True is a flag without a value, a list one with several.
+`rows` and `archs` may be a dict with one list for "images" (photographs, a GPU) and one for "glyphs" (two CPU cores).
+README.md says how they are run. Your own table is an entry in TABLES.
+"""
+
+import parameters
+from tables import study
+
+
+def measures(*ks):
+    """Recall@K, then what the published code reports, then the Reality Check's mAP@R and the collapse metrics."""
+    recall = [f"e_recall@{k}" for k in ks]
+    return [*recall, "nmi", "f1", "mAP_1000", "mAP@R", "coding_rate@share", "effective_rank"]
+
+
+# --- data sets ---
+
+# the published command lines; what differs between data sets follows
+PUBLISHED = dict(
+    arch="resnet50_frozen_normalize_double", embed_dim=512, bs=90, samples_per_class=2, data_sampler="class_random",
+    lr=1e-5, decay=4e-4, loss_oproxy_lrmulti=2000, no_train_metrics=True,
+)  # fmt: skip
+CUB = PUBLISHED | dict(n_epochs=100, tau=100, gamma=0.5, warmup=0)
+SOP = PUBLISHED | dict(n_epochs=400, tau=[190, 250], gamma=0.2, warmup=1)
+# kept where the test split is small, for the report's spectrum and t-SNE: 12 MB a run of cub200, 124 of online_products
+EMBEDDINGS = dict(save_embeddings=True)
+DATASETS = {
+    "cub200": CUB | EMBEDDINGS | dict(evaluation_metrics=measures(1, 2, 4, 8)),
+    "cars196": CUB | EMBEDDINGS | dict(n_epochs=300, evaluation_metrics=measures(1, 2, 4, 8)),
+    "online_products": SOP | dict(evaluation_metrics=measures(1, 10, 100, 1000)),
+    # ours, not among the published lines: the schedule of online_products, the K of In-Shop's own paper
+    "inshop": SOP | dict(evaluation_metrics=measures(1, 10, 20, 30)),
+    # one's own images, the schedule of cub200
+    "folder": CUB | EMBEDDINGS | dict(evaluation_metrics=measures(1, 2, 4, 8)),
+    # letters of 32 pixels: the rates at which two CPU cores learn in five epochs, proxies three times the network's
+    "glyphs": dict(
+        arch="conv4_normalize", embed_dim=64, bs=96, samples_per_class=4, data_sampler="class_balanced", kernels=0,
+        lr=1e-3, decay=1e-4, n_epochs=5, tau=4, no_train_metrics=True, save_embeddings=True,
+        loss_oproxy_lrmulti=3, loss_proxynca_lrmulti=3, loss_normalized_softmax_lrmulti=3, loss_arcface_lrmulti=3,
+        loss_nir_proxy_lrmulti=6, loss_nir_lrmulti=1,
+        evaluation_metrics=[*measures(1, 2, 4, 8)[:5], "mAP@R", "coding_rate@share", "effective_rank"],
+    ),
+}  # fmt: skip
+# after five epochs from random weights the rate of some losses is just below a tenth of its maximum, of others just
+# above: leaving out the former would compare a method with the better half of its base
+GLYPHS_REPORT = ["--count_collapsed"]
+SUFFIX = {"images": "_frozen_normalize_double", "glyphs": "_normalize"}  # of an --archs name without any: resnet50
+
+# --- losses ---
+
+PROXYANCHOR = dict(loss="proxyanchor")
+OPROXY = dict(loss="oproxy", loss_oproxy_mode="anchor")  # Proxy-Anchor as in the published code: the base of ANTICO
+NIR = dict(loss="nir")
+ANTICO = dict(loss="antico", antico_type="batch_proxy", antico_w=1, antico_eps=0.5, loss_ac_w_align=0.0035)  # published
+BATCH_PROXY = dict(loss="antico_batch_proxy")
+ALL_PROXY = dict(loss="antico_all_proxy")
+PAIR_OVER_PROXYANCHOR = dict(loss="antico_pair", antico_base="proxyanchor")
+MULTISIMILARITY = dict(loss="multisimilarity")
+PAIR = dict(loss="antico_pair")  # over multisimilarity
+
+MAIN = [
+    PROXYANCHOR, OPROXY, NIR, ANTICO, BATCH_PROXY, ALL_PROXY, PAIR_OVER_PROXYANCHOR, MULTISIMILARITY, PAIR,
+]  # fmt: skip
+FEW = [PROXYANCHOR, BATCH_PROXY, ALL_PROXY, PAIR_OVER_PROXYANCHOR]  # where a table varies something else as well
+
+# --- rows of the tables ---
+
+PAIR_BASES = ["contrastive", "triplet", "margin", "npair", "multisimilarity"]
+PROXY_BASES = ["proxyanchor", "oproxy", "proxynca", "normalized_softmax", "arcface", "nir"]
+
+
+def bases():
+    """Every base alone, then with each variant that applies: the proxy variants need proxies. The weights are the
+    defaults of a variant over its base; over triplet, npair, oproxy and nir, which the study left out, a start."""
+    for base in PAIR_BASES + PROXY_BASES:
+        mode = dict(loss_oproxy_mode="anchor") if base == "oproxy" else {}
+        yield dict(loss=base, **mode)
+        weight = parameters.DEFAULTS["antico_pair over proxyanchor"] if base == "oproxy" else {}
+        yield dict(loss="antico_pair", antico_base=base, **mode, **weight)
+        yield dict(loss="antico_class_means", antico_base=base, **mode)
+        if base in PROXY_BASES:
+            yield dict(loss="antico_batch_proxy", antico_base=base, **mode)
+            yield dict(loss="antico_all_proxy", antico_base=base, **mode)
+
+
+def hyper(batches, samples, warmups):
+    """batch_proxy, one hyperparameter changed at a time; the first row has the defaults. --loss names another."""
+    alone = dict(
+        antico_eps=[0.1, 0.25, 1, 2], antico_w=[0, 3, 10, 100, 300], antico_scale=["mcr2"], bs=batches,
+        samples_per_class=samples, warmup=warmups,
+    )  # fmt: skip
+    forms = [
+        dict(antico_form="exp", antico_w=1, loss_ac_w_align=0.0035),  # as published
+        dict(antico_form="neg", antico_w=8),  # 30 / 3.64 nats, the largest rate of 45 classes: as strong as normalized
+    ]
+    changes = [{}, *({name: value} for name, values in alone.items() for value in values), *forms]
+    return [BATCH_PROXY | change for change in changes]
+
+
+def sweep():
+    """The search for the default weights."""
+    for loss, weights in (
+        (PAIR, [0, 0.03, 0.1, 0.3, 1]),
+        (BATCH_PROXY, [0, 3, 30, 100, 300, 1000]),
+        (ALL_PROXY, [0, 3, 30, 100, 300, 1000]),
+    ):
+        yield from (loss | dict(antico_w=w) for w in weights)
+
+
+def poolings(arch):
+    return [arch, f"{arch}_double", f"{arch}_lp2", f"{arch}_lp3"]
+
+
+SMALL = dict(not_pretrained=True, input_size=32)  # a network for photographs on letters
+
+# --- tables ---
+
+PAPER = ["cub200", "cars196", "online_products"]
+TABLES = {
+    "quickstart": dict(
+        about="six losses of the study by three seeds, no data needed: some 5 minutes on two CPU cores",
+        datasets=["glyphs"],
+        rows=[
+            *(study.chosen("proxyanchor", variant) for variant in (None, "batch_proxy", "pair", "class_means")),
+            *(study.chosen("multisimilarity", variant) for variant in (None, "pair")),
+        ],
+        flags=study.STUDY,
+        seeds=range(3),
+        jobs=2,
+        report=["--tuned", "--columns", *study.COLUMNS],
+    ),
+    "main": dict(
+        about="the losses on each data set, BN-Inception and ResNet-50, 512 dimensions",
+        datasets=PAPER,
+        rows=MAIN,
+        archs={"images": ["bninception", "resnet50"], "glyphs": ["conv4"]},
+    ),
+    "dims": dict(
+        about="64, 128, 512 and 1024 dimensions",
+        datasets=PAPER,
+        rows=[loss | dict(embed_dim=d) for d in (64, 128, 512, 1024) for loss in FEW],
+    ),
+    "bases": dict(about="every base loss, alone and under each variant that applies", datasets=PAPER, rows=[*bases()]),
+    "hyper": dict(
+        about="eps, w, scale, batch size, samples per class, warm-up and form, one at a time",
+        datasets=PAPER,
+        rows={
+            "images": hyper([90, 250, 400], [2, 3, 5], [0, 1, 5, 10]),
+            "glyphs": hyper([48, 96, 192], [2, 4, 8], [0, 1, 2]),
+        },
+    ),
+    "pooling": dict(
+        about="average, average + maximum, generalised mean of 2 and 3",
+        datasets=PAPER,
+        rows=FEW,
+        archs={"images": poolings("resnet50_frozen_normalize"), "glyphs": poolings("conv4_normalize")},
+    ),
+    "backbones": dict(
+        about="ResNet-50 against timm's ViT-S (supervised, DINO) and CLIP's ViT-B",
+        datasets=PAPER,
+        rows=FEW,
+        archs={
+            "images": [
+                "resnet50",
+                "timm.vit_small_patch16_224_normalize",
+                "timm.vit_small_patch16_224.dino_normalize",
+                "timm.vit_base_patch16_clip_224.openai_normalize",
+            ],
+            "glyphs": [  # random weights: nothing here is a ranking of networks
+                "conv4",
+                dict(arch="resnet18_normalize") | SMALL,
+                dict(arch="timm.test_vit_normalize") | SMALL,
+                dict(arch="timm.test_convnext_normalize") | SMALL,
+            ],
+        },
+    ),
+    "sweep": dict(
+        about="the search for the default weights, on validation classes; the test classes are not looked at",
+        datasets=["glyphs"],
+        rows=[*sweep()],
+        flags=dict(n_epochs=8, tau=6, eval_every=8, use_tv_split=True, tv_split_perc=0.8, no_test_metrics=True),
+        report=["--split", "val", "--by", "antico_w"],
+    ),
+    **study.TABLES,
+    "grid": dict(
+        about="your own: the product of values, --grid loss=proxyanchor,antico_pair --antico_base proxyanchor",
+        datasets=["glyphs"],
+        rows=[{}],
+    ),
+}
