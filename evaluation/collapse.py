@@ -1,13 +1,38 @@
-"""Collapse metrics: how much of the space the embeddings of a split fill, and how classes lie in it."""
+"""Collapse metrics: how much of the space the embeddings of a split fill, and how classes lie in it; and the rule.
+
+Sources: Yu et al., MCR², NeurIPS 2020 (coding rates, of the published scale s = d / (0.5 n), see criteria/rate.py);
+Roth et al., Revisiting Training Strategies, ICML 2020 (rho, intra, inter); Wang & Isola, ICML 2020 (uniformity,
+alignment). All but the spectrum's are of L2-normalised embeddings (n, d).
+"""
 
 import math
 
 import torch
 
-from criteria import coding_rate
+from criteria import rate
 from evaluation.search import Unmeasurable
 
+COLLAPSE = ("effective_rank", "coding_rate@share")  # the metrics that the rule asks for
 PAIR_BYTES = 256 * 2**20  # memory that a block of pairwise distances may take
+
+
+def is_collapse(rank, share, dimensions):
+    """Whether an effective rank is under 5% of the dimensions, or a coding rate under a tenth of its maximum; None for
+    what was not measured. One direction is a collapse in few dimensions too."""
+    least = max(0.05 * dimensions, 1.1 if dimensions > 2 else 0)
+    return (rank is not None and rank < least) or (share is not None and share < 0.1)
+
+
+def collapse_line(metrics, split, embed_dim):
+    """A line that says a collapse of a split with these metrics, empty where there is none."""
+    rank, share = (metrics[name] for name in COLLAPSE)
+    dimensions = min(embed_dim, len(getattr(split, "gallery", split)))  # few images span no more
+    if not is_collapse(rank, share, dimensions):
+        return ""
+    return (
+        f"\nthe embeddings have collapsed: effective rank {rank:.1f} of {dimensions}, coding rate {share:.0%} of its "
+        "maximum; a lower --lr, --warmup or AntiCo's pair term (--loss antico_pair, --antico_eps 0.005) help"
+    )
 
 
 def unit(embeddings):
@@ -18,44 +43,30 @@ def unit(embeddings):
 
 
 def coding_rate_share(embeddings):
-    """R / R_max of the L2-normalised embeddings (n, d), a float in 0..1: 1 is spread evenly, near 0 is collapsed.
-
-    The scale is the published one, s = d / (0.5 n), so that values of splits of one dimension compare.
-    Source: Yu et al., MCR², NeurIPS 2020, eq. 1, over its maximum (criteria/coding_rate.py).
-    """
-    return min(float(coding_rate.coding_rate_share(unit(embeddings))), 1.0)  # a full rate can round above its maximum
+    """R / R_max, a float in 0..1: 1 is spread evenly, near 0 is collapsed."""
+    return min(float(rate.coding_rate_share(unit(embeddings))), 1.0)  # a full rate can round above its maximum
 
 
-def coding_rate_expansion(embeddings):
-    """`coding_rate@dis`: R of the L2-normalised embeddings, s = d / (0.5 n), in nats.
-
-    Source: Yu et al., NeurIPS 2020, eq. 7.
-    """
-    return float(coding_rate.coding_rate(unit(embeddings)))
+def coding_rate_all(embeddings):
+    """`coding_rate@dis`: R, in nats (eq. 7)."""
+    return float(rate.coding_rate(unit(embeddings)))
 
 
-def coding_rate_compression(embeddings, labels):
-    """`coding_rate@com`: Σ over classes of n_c / n · R(Z_c), s = d / (0.5 n_c), in nats: what the classes fill.
-
-    Source: Yu et al., NeurIPS 2020, eq. 8.
-    """
-    rows = unit(embeddings)
-    order = torch.argsort(torch.as_tensor(labels).to(rows.device), stable=True)
-    sizes = torch.as_tensor(labels).unique(return_counts=True)[1].tolist()
-    return sum(len(part) / len(rows) * float(coding_rate.coding_rate(part)) for part in rows[order].split(sizes))
+def coding_rate_classes(embeddings, labels):
+    """`coding_rate@com`: Σ over classes of n_c / n · R(Z_c), in nats: what the classes fill (eq. 8)."""
+    rows, labels = unit(embeddings), torch.as_tensor(labels)
+    parts = rows[labels.argsort()].split(labels.unique(return_counts=True)[1].tolist())
+    return sum(len(part) / len(rows) * float(rate.coding_rate(part)) for part in parts)
 
 
 def coding_rate_reduction(embeddings, labels):
-    """`coding_rate@delta`: the expansion minus the compression, in nats. Source: Yu et al., NeurIPS 2020, eq. 9."""
-    return coding_rate_expansion(embeddings) - coding_rate_compression(embeddings, labels)
+    """`coding_rate@delta`: R of all minus R of the classes, in nats (eq. 9)."""
+    return coding_rate_all(embeddings) - coding_rate_classes(embeddings, labels)
 
 
 def singular_values(embeddings):
-    """Singular values of the embeddings as they come, not centred, largest first: float64 (min(n, d),).
-
-    Those below float32's rounding of the largest count as that, so that a collapsed model gives a large number and not
-    infinity. ValueError if all embeddings are zero.
-    """
+    """Singular values of embeddings as they come, not centred, largest first: float64 (min(n, d),). At least float32's
+    rounding of the largest, so that of a collapsed model all is finite. Unmeasurable if all embeddings are zero."""
     rows = torch.as_tensor(embeddings).detach().double()
     values = torch.linalg.svdvals(torch.linalg.qr(rows, mode="r").R if rows.shape[0] > rows.shape[1] else rows)
     if not values[0] > 0:
@@ -63,108 +74,74 @@ def singular_values(embeddings):
     return values.clamp(min=float(values[0]) * torch.finfo(torch.float32).eps)
 
 
-def rho_spectrum(embeddings, k=1):
-    """Divergence between the singular values (of sum 1) and the uniform distribution, in nats; 0 is spread evenly.
+def rho_spectrum(spectrum, k):
+    """Divergence between singular_values, of sum 1, and the uniform distribution, in nats; 0 is spread evenly.
 
-    k ≥ 1: KL(uniform ‖ spectrum) without the k − 1 largest values; k ≤ −1: KL(spectrum ‖ uniform) without
-    the |k| − 1 largest; 0: all values, where the published code has the distribution itself instead of a
-    number: here as 1. ValueError if no value is left.
-    Source: Roth et al., Revisiting Training Strategies, ICML 2020, sec. 5.
+    k ≥ 1: KL(uniform ‖ spectrum) without the k − 1 largest values; k ≤ −1: KL(spectrum ‖ uniform) without the |k| − 1
+    largest; 0: as 1 (published: the distribution itself). ValueError if no value is left.
     """
-    return rho_of(singular_values(embeddings), k)
-
-
-def rho_of(values, k):
-    """rho_spectrum from singular_values."""
-    left = values[max(abs(k) - 1, 0) :]
+    left = spectrum[max(abs(k) - 1, 0) :]
     if not len(left):
-        raise ValueError(
-            f"--evaluation_metrics rho_spectrum@{k}: the embeddings have only {len(values)} singular values"
-        )
+        raise ValueError(f"rho_spectrum@{k}: the embeddings have only {len(spectrum)} singular values")
     share = left / left.sum()
     logs = (share * len(share)).log()
     return max(float((share * logs).sum() if k < 0 else -logs.mean()), 0.0) + 0.0  # -0 prints as such
 
 
-def effective_rank(embeddings):
-    """exp(entropy of the singular values, of sum 1) of the embeddings as they come, in 1..min(n, d).
-
-    Source: Roy & Vetterli, EUSIPCO 2007.
-    """
-    return effective_rank_of(singular_values(embeddings))
-
-
-def effective_rank_of(values):
-    share = values / values.sum()
+def effective_rank(spectrum):
+    """exp(entropy of singular_values, of sum 1), in 1..min(n, d). Source: Roy & Vetterli, EUSIPCO 2007."""
+    share = spectrum / spectrum.sum()
     return float((-(share * share.log()).sum()).exp())
 
 
-def uniformity(embeddings, t=2.0):
-    """log of the mean over pairs of different images of exp(−t |x − y|²), L2-normalised; 0 is collapsed.
-
-    In blocks of rows. Source: Wang & Isola, ICML 2020.
-    """
+def uniformity(embeddings):
+    """log of the mean over pairs of different images of exp(−2 |x − y|²); 0 is collapsed."""
     rows = unit(embeddings)
-    if len(rows) < 2:
-        raise ValueError("evaluation: uniformity needs two images")
     rows = rows - rows.mean(0)  # about the centre no terms of |x|² - 2 x·y + |y|² cancel where all lie together
-    squared = rows.square().sum(1)
+    squared, total = rows.square().sum(1), 0.0
     block = max(1, PAIR_BYTES // (16 * len(rows)))
-    total = 0.0
     for start in range(0, len(rows), block):
-        stop, rest = start + block, rows[start:]  # each pair once
-        distances = torch.addmm(squared[start:], rows[start:stop], rest.T, alpha=-2).add_(squared[start:stop, None])
-        total += float(distances.clamp_(min=0).mul_(-t).expm1_().triu_(1).sum())
+        part, rest = slice(start, start + block), slice(start, None)  # each pair once
+        distances = torch.addmm(squared[rest], rows[part], rows[rest].T, alpha=-2).add_(squared[part, None])
+        total += float(distances.clamp_(min=0).mul_(-2).expm1_().triu_(1).sum())
     return math.log1p(total / (len(rows) * (len(rows) - 1) / 2))
 
 
 def class_means(rows, labels):
-    """Mean of the rows of each class (C, d), in float64, the classes' sizes (C,), and the class of each row (n,)."""
-    rows = torch.as_tensor(rows).detach().double()
+    """Mean of the rows (n, d) of each class (C, d), the classes' sizes (C,), and the class of each row (n,)."""
     _, where, sizes = torch.as_tensor(labels).to(rows.device).unique(return_inverse=True, return_counts=True)
     offset = rows[0].clone()  # so that equal rows have exactly their mean
-    sums = torch.zeros(len(sizes), rows.shape[1], dtype=torch.float64, device=rows.device)
-    return sums.index_add_(0, where, rows - offset) / sizes[:, None] + offset, sizes, where
+    sums = rows.new_zeros(len(sizes), rows.shape[1]).index_add_(0, where, rows - offset)
+    return sums / sizes[:, None] + offset, sizes, where
 
 
-def scatter(rows, labels):
-    """Of each class (C,): Σ |x − mean|² over its rows, their number, and how many of them are zero."""
+def pairs_within(rows, labels):
+    """Of classes with several of the rows (n, d), of length 1 or 0: mean |x − y|² and mean 1 − cos(x, y) over pairs of
+    different ones, and the number of these pairs."""
     means, sizes, where = class_means(rows, labels)
-    values = torch.stack([(rows - means[where]).square().sum(1), (rows == 0).all(1).double()])
-    within, zeros = values.new_zeros(2, len(sizes)).index_add_(1, where, values)
-    return within, sizes, zeros
+    per_row = torch.stack([(rows - means[where]).square().sum(1), (rows == 0).all(1).double()], 1)
+    (squares, zeros), several = class_means(per_row, labels)[0].T, sizes > 1
+    # the mean over pairs is 2 n / (n − 1) of that to the mean; a zero row, of cosine 0, adds 1/2 to each of its pairs
+    half = squares * sizes / (sizes - 1)
+    return [values[several] for values in (2 * half, half + zeros, sizes * (sizes - 1) / 2)]
 
 
 def alignment(embeddings, labels):
-    """Mean |x − y|² over pairs of different images of one class, L2-normalised; 0 where there is no such pair.
-
-    Source: Wang & Isola, ICML 2020.
-    """
-    within, sizes, _ = scatter(unit(embeddings), labels)
-    pairs = float((sizes * (sizes - 1)).sum()) / 2
-    return float((sizes * within).sum()) / pairs if pairs else 0.0  # Σ over pairs |x − y|² = n_c Σ |x − mean|²
+    """Mean |x − y|² over pairs of different images of one class; 0 where there is no such pair."""
+    squares, _, pairs = pairs_within(unit(embeddings), labels)
+    return float((squares * pairs).sum() / pairs.sum()) if len(pairs) else 0.0
 
 
 def intra(embeddings, labels):
-    """`dists@intra`: mean over classes of the mean cosine distance between their images, in 0..2.
-
-    Classes of one image are left out (the published code gives them another class's value); 0 where all are.
-    A zero vector has cosine 0 with everything. Source: Roth et al., ICML 2020.
-    """
-    within, sizes, zeros = scatter(unit(embeddings), labels)
-    kept = sizes > 1
-    if not kept.any():
-        return 0.0
-    # 1 − cos(x, y) = |x − y|² / 2, to which each zero vector adds 1/2
-    return float((within / (sizes - 1) + zeros / sizes)[kept].mean())
+    """`dists@intra`: mean over classes of several images of the mean cosine distance between these, in 0..2; 0 where
+    there are none. (The published code gives a class of one image another's value.)"""
+    distances = pairs_within(unit(embeddings), labels)[1]
+    return float(distances.mean()) if len(distances) else 0.0
 
 
 def inter(embeddings, labels):
-    """`dists@inter`: mean cosine distance between the means of different classes, in 0..2; 0 with one class.
-
-    The means are those of the embeddings as they come, normalised. Source: Roth et al., ICML 2020.
-    """
-    means, sizes, _ = class_means(embeddings, labels)
+    """`dists@inter`: mean cosine distance between different classes' means of embeddings as they come, in 0..2."""
+    means, sizes, _ = class_means(torch.as_tensor(embeddings).double(), labels)
     return intra(means, torch.zeros_like(sizes))
 
 
