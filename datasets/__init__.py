@@ -4,10 +4,9 @@ import zlib
 from types import ModuleType
 from typing import Callable, NamedTuple, Optional
 
-from datasets import cars196, cub200, folder, glyphs, inshop, online_products
-from datasets.loading import files
-from datasets.loading.decode import BrokenImage
-from datasets.loading.split import QueryGallery, Split, Splits, subset_of_classes, train_val_split
+from datasets import cars196, cub200, folder, glyphs, images, inshop, online_products
+from datasets.images import BrokenImage
+from datasets.split import QueryGallery, Split, Splits, subset_of_classes, train_val_split
 from utilities.registry import lookup
 
 __all__ = ["DATASETS", "BrokenImage", "QueryGallery", "Split", "Splits", "evaluated_splits", "select"]
@@ -20,7 +19,7 @@ class DataSet(NamedTuple):
 
 
 def image_files(module):
-    return DataSet(module.ABOUT, lambda opt, input_size: files.load(opt, input_size, module), module)
+    return DataSet(module.ABOUT, lambda opt, input_size: images.load(opt, input_size, module), module)
 
 
 DATASETS = {
@@ -43,8 +42,7 @@ def select(opt, input_size=224):
 
     --train_classes and --train_images make .train smaller; what is evaluated stays whole, so runs can be compared.
 
-    split[i] → (uint8 image (3, H, W), label); with --gpu_augment the training split's image is what `split.on_device`
-    takes. Raises ValueError or FileNotFoundError that names the flag or the file.
+    split[i] → (uint8 image (3, H, W), label). Raises ValueError or FileNotFoundError that names the flag or the file.
     """
     splits = lookup("--dataset", opt.dataset, DATASETS).load(opt, input_size)
     if opt.use_tv_split:

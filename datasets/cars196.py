@@ -2,7 +2,7 @@
 
 import os
 
-from datasets.loading.layout import class_folders, find_layout
+from datasets.layout import class_folders, find_layout
 
 ABOUT = "Cars196, 196 models of cars (Krause et al., 3dRR 2013)"
 COUNTS = {"train": (98, 8054), "test": (98, 8131)}
@@ -17,7 +17,7 @@ TREE = """\
   DIR/cars196/images/<class name>/*.jpg                                         as published"""
 GET = """both car_ims.tgz (the images) and cars_annos.mat (their classes; the devkit alone has neither), \
 http://ai.stanford.edu/~jkrause/car196/car_ims.tgz and http://ai.stanford.edu/~jkrause/car196/cars_annos.mat"""
-UNPACK = {"car_ims/": "cars196/car_ims/", "cars_annos.mat": "cars196/cars_annos.mat"}
+UNPACK = {"car_ims": "cars196/car_ims", "cars_annos.mat": "cars196/cars_annos.mat"}
 
 
 def rows(source_path):
@@ -38,10 +38,7 @@ def annotated(folder):
     """[(class number from 1, class name, [path, ...]), ...] of cars_annos.mat."""
     from scipy.io import loadmat  # comes with scikit-learn
 
-    path, images = os.path.join(folder, "cars_annos.mat"), os.path.join(folder, "car_ims")
-    if not os.path.isdir(images):
-        advice = f"unpack car_ims.tgz beside cars_annos.mat. To be had: {GET}"
-        raise FileNotFoundError(f"--dataset cars196: {images} is missing; {advice}")
+    path = os.path.join(folder, "cars_annos.mat")
     try:
         mat = loadmat(path, squeeze_me=True)
         names = [str(name) for name in mat["class_names"]]
@@ -49,6 +46,5 @@ def annotated(folder):
         for row in mat["annotations"]:
             files[int(row["class"])].append(os.path.join(folder, str(row["relative_im_path"])))
     except Exception as problem:  # scipy raises whatever comes for a file that is no .mat, or a damaged one
-        reason = f"{type(problem).__name__}: {' '.join(str(problem).split())}"
-        raise ValueError(f"{path}: not the annotations of Cars196 ({reason})") from problem
+        raise ValueError(f"{path}: not the annotations of Cars196 ({' '.join(str(problem).split())})") from problem
     return [(c, names[c - 1], sorted(paths)) for c, paths in files.items() if paths]

@@ -3,7 +3,7 @@
 import os
 import re
 
-from datasets.loading.layout import class_folders, find_layout
+from datasets.layout import class_folders, find_layout
 
 ABOUT = "CUB-200-2011, 200 species of birds (Wah et al., 2011)"
 COUNTS = {"train": (100, 5864), "test": (100, 5924)}  # classes, images
@@ -17,7 +17,7 @@ TREE = """\
   DIR/cub200/images/001.Black_footed_Albatross/*.jpg ...                                  as published"""
 GET = """CUB_200_2011.tgz of CUB-200-2011 (not CUB-200 of 2010), \
 https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"""
-UNPACK = {"CUB_200_2011/": "CUB_200_2011/"}  # what of the archive goes where, see loading/unpack.py
+UNPACK = {"CUB_200_2011": "CUB_200_2011"}  # {file or folder of the archive: its place in --source_path}
 
 
 def rows(source_path):

@@ -2,7 +2,7 @@
 
 import os
 
-from datasets.loading.layout import class_folders
+from datasets.layout import class_folders, find_layout
 
 ABOUT = "any <source_path>/<class>/*.jpg, or <source_path>/{train,test}/<class>/*.jpg, or train, query and gallery"
 TREE = """\
@@ -12,29 +12,13 @@ TREE = """\
 
 def rows(source_path):
     """{split: [(class, class name, path), ...]} for train and test, or for train, query and gallery."""
-    named = f"--dataset folder --source_path {source_path}"
-    expected = f"Expected, DIR being --source_path:\n{TREE}"
-    if not os.path.isdir(source_path):
-        raise FileNotFoundError(f"{named}: is no folder. {expected}")
-    present = {name for name in ("train", "test", "query", "gallery") if os.path.isdir(os.path.join(source_path, name))}
-    if "train" not in present:
-        return halves(source_path, named)
-    splits = {}
-    for split in ("train", "query", "gallery") if present & {"query", "gallery"} else ("train", "test"):
-        folder = os.path.join(source_path, split)
-        if split not in present:
-            raise FileNotFoundError(f"{named}: {folder} is missing. {expected}")
-        splits[split] = [(name, name, path) for name, paths in class_folders(folder) for path in paths]
-    return splits
-
-
-def halves(folder, named):
-    """The first half of the classes by name trains, the others test."""
-    classes = class_folders(folder)
-    if len(classes) < 2:
-        problem = f"has one class, {classes[0][0]}; at least two are needed, one to train and one to test"
-        raise ValueError(f"{named}: {problem}")
-    splits = {"train": [], "test": []}
-    for number, (name, paths) in enumerate(classes):
-        splits["train" if number < len(classes) // 2 else "test"] += [(name, name, path) for path in paths]
-    return splits
+    find_layout(source_path, "folder", [("", "", "")], TREE)
+    present = [name for name in ("train", "query", "gallery") if os.path.isdir(os.path.join(source_path, name))]
+    if "train" in present:
+        parts = ("train", "query", "gallery") if len(present) > 1 else ("train", "test")
+        classes = {part: class_folders(os.path.join(source_path, part)) for part in parts}
+    else:
+        of_all = class_folders(source_path)
+        half = max(1, len(of_all) // 2)
+        classes = {"train": of_all[:half], "test": of_all[half:]}
+    return {part: [(name, name, path) for name, paths in of for path in paths] for part, of in classes.items()}

@@ -2,7 +2,7 @@
 
 Class = letter, images = the letter in different faces; dark on white, one size and one baseline, so that o and O
 differ. Letters that look the same (Latin A, Greek Alpha, Cyrillic A) are one class. Classes are ordered by code point;
-the first half is for training, the last for testing. python -m utilities.figures.glyphs FILE.png draws some of it.
+the first half is for training, the last for testing.
 """
 
 import collections
@@ -10,15 +10,16 @@ import functools
 import hashlib
 import os
 import unicodedata
-import zipfile
-import zlib
 
 import numpy as np
+import PIL
 import torch
+from PIL import Image, ImageDraw, ImageFont
 from torch.nn.functional import affine_grid, grid_sample, interpolate
+from tqdm import tqdm
 
-from datasets.loading.split import Split, Splits
-from utilities.files import DAY, remove_unfinished, write_whole
+from datasets.split import Split, Splits
+from utilities.files import write_whole
 
 ABOUT = "1,218 letters of five scripts in several faces, embedded, no download"
 
@@ -48,15 +49,13 @@ AUGMENTATIONS = {
 }
 
 
-def font_folder():
-    import matplotlib
-
-    return os.path.join(matplotlib.get_data_path(), "fonts", "ttf")
-
-
 def faces():
-    """FACES, then the ASCII_FACES that this matplotlib has: before 3.11 it lacks cmti10 and its 52 training images."""
-    return FACES + [face for face in ASCII_FACES if os.path.isfile(os.path.join(font_folder(), face))]
+    """{face: path} of FACES, then of the ASCII_FACES that this matplotlib has: before 3.11 it lacks cmti10 and its 52
+    training images."""
+    import matplotlib  # takes half a second, which only this data set needs
+
+    paths = {f: os.path.join(matplotlib.get_data_path(), "fonts", "ttf", f) for f in FACES + ASCII_FACES}
+    return {face: path for face, path in paths.items() if face in FACES or os.path.isfile(path)}
 
 
 def is_letter(code):
@@ -68,10 +67,8 @@ def is_letter(code):
 def render():
     """All letters that enough faces have: ink (n, SIZE, SIZE) uint8, code points (n,), face numbers (n,)."""
     from matplotlib.ft2font import FT2Font
-    from PIL import ImageFont
-    from tqdm import tqdm
 
-    paths = [os.path.join(font_folder(), face) for face in faces()]
+    paths = faces().values()
     codes_of = [{code for code in FT2Font(path).get_charmap() if is_letter(code)} for path in paths]
     count = collections.Counter(code for codes in codes_of[: len(FACES)] for code in codes)
     ink, codes, numbers = [], [], []
@@ -87,8 +84,6 @@ def render():
 
 def letter_image(letter, font):
     """The ink of a letter, (SIZE, SIZE) uint8; None if it is blank or cut off."""
-    from PIL import Image, ImageDraw
-
     image = Image.new("L", (SIZE, SIZE))
     left, _, right, _ = font.getbbox(letter, anchor="ls")
     place = round((SIZE - right - left) / 2), BASELINE
@@ -143,11 +138,9 @@ def build():
 
 
 def cache_file():
-    import PIL
-
     key = hashlib.sha256(f"{RECIPE} {PIL.__version__} {unicodedata.unidata_version}".encode())
-    for face in faces():
-        with open(os.path.join(font_folder(), face), "rb") as file:
+    for path in faces().values():
+        with open(path, "rb") as file:
             key.update(file.read())
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = os.environ.get("ANTICO_CACHE") or os.path.join(caches, "antico")
@@ -158,16 +151,14 @@ def load():
     """The arrays of `build`, from the cache where it is whole, else rendered and cached."""
     path = cache_file()
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(path) as file:
             return {name: file[name] for name in ("ink", "code", "face", "cls")}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-        arrays = build()  # not there, or damaged
+    except Exception:  # not there, or damaged, of which zipfile, zlib and numpy each have their own way to tell
+        arrays = build()
     try:
-        remove_unfinished(os.path.dirname(path), DAY)  # younger ones may be another run's, at work now
         write_whole(path, lambda file: np.savez_compressed(file, **arrays), "wb")
     except OSError as problem:
-        reason = f"{path} cannot be written ({problem.strerror})"
-        print(f"note: glyphs are not cached, {reason}; ANTICO_CACHE names another folder")
+        print(f"note: glyphs are not cached ({path}: {problem.strerror}); ANTICO_CACHE names another folder")
     return arrays
 
 
@@ -216,7 +207,7 @@ def splits(input_size=32, augmentation="base"):
     fetch_keys = functools.partial(fetch, images, input_size, augmentation)
 
     names = {c: f"U+{c:04X} {unicodedata.name(chr(c))}" for c in np.unique(arrays["cls"]).tolist()}
-    files = faces()
+    files = list(faces())
     paths = [f"{files[f]}:U+{c:04X}" for f, c in zip(arrays["face"], arrays["code"])]
     classes = arrays["cls"].tolist()
     every = Split(fetch_keys, range(len(classes)), classes, names, paths)

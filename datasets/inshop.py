@@ -2,7 +2,7 @@
 
 import os
 
-from datasets.loading.layout import find_layout, read_lines
+from datasets.layout import find_layout, read_list
 
 ABOUT = "DeepFashion In-Shop, 7,982 clothes, query against gallery (Liu et al., CVPR 2016)"
 COUNTS = {"train": (3997, 25882), "query": (3985, 14218), "gallery": (3985, 12612)}
@@ -13,21 +13,15 @@ TREE = """\
   or the same in DIR/inshop/ or DIR/In-shop Clothes Retrieval Benchmark/"""
 GET = """Img/img.zip (not img_highres) and Eval/list_eval_partition.txt of the In-shop Clothes Retrieval Benchmark, \
 https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/InShopRetrieval.html"""
-UNPACK = {"img/": "inshop/img/", "list_eval_partition.txt": "inshop/Eval/list_eval_partition.txt"}
+UNPACK = {"img": "inshop/img", "list_eval_partition.txt": "inshop/Eval/list_eval_partition.txt"}
 
 
 def rows(source_path):
     """{split: [(class, class name, path), ...]} for train, query and gallery."""
     _, folder = find_layout(source_path, "inshop", LAYOUTS, TREE, GET)
     images = os.path.join(folder, "Img") if os.path.isdir(os.path.join(folder, "Img", "img")) else folder
-    path = os.path.join(folder, LIST)
+    form, columns = r"\S+ \S+ (train|query|gallery)", "image_name item_id train|query|gallery"
     splits = {"train": [], "query": [], "gallery": []}
-    for line in read_lines(path, "inshop")[2:]:  # a count and the columns' names stand above
-        columns = line.split()
-        if columns and (len(columns) != 3 or columns[2] not in splits):
-            expected = "each line below the two of the head must be 'image_name item_id train|query|gallery'"
-            raise ValueError(f"{path}: {expected}, found {' '.join(columns)!r}")
-        if columns:
-            name, item, split = columns
-            splits[split].append((item, item, os.path.join(images, name)))
+    for name, item, split in read_list(os.path.join(folder, LIST), 2, form, columns):  # below a count and a header
+        splits[split].append((item, item, os.path.join(images, name)))
     return splits

@@ -2,7 +2,7 @@
 
 import os
 
-from datasets.loading.layout import find_layout, read_lines
+from datasets.layout import find_layout, read_list
 
 ABOUT = "Stanford Online Products, 22,634 products (Oh Song et al., CVPR 2016)"
 COUNTS = {"train": (11318, 59551), "test": (11316, 60502)}
@@ -18,7 +18,7 @@ TREE = """\
   DIR/online_products/Info_Files/Ebay_{train,test}.txt, images/bicycle_final/*.JPG ...  as published"""
 GET = """Stanford_Online_Products.zip, ftp://cs.stanford.edu/cs/cvgl/Stanford_Online_Products.zip \
 (page: https://cvgl.stanford.edu/projects/lifted_struct/)"""
-UNPACK = {"Stanford_Online_Products/": "Stanford_Online_Products/"}
+UNPACK = {"Stanford_Online_Products": "Stanford_Online_Products"}
 
 
 def rows(source_path):
@@ -32,10 +32,7 @@ def rows(source_path):
 
 def listed(path, images):
     """[(class, class name, path), ...] of a list with the columns image_id class_id super_class_id path."""
-    lines = [line.split() for line in read_lines(path, "online_products")[1:] if line.strip()]
-    if not lines or any(len(line) != 4 or not line[1].isdigit() for line in lines):
-        raise ValueError(f"{path}: each line below the header must be 'image_id class_id super_class_id path'")
     return [
         (int(c), f"{name.split('/')[0].removesuffix('_final')} {c}", os.path.join(images, name))
-        for _, c, _, name in lines
+        for _, c, _, name in read_list(path, 1, r"\S+ \d+ \S+ \S+", "image_id class_id super_class_id path")
     ]

@@ -2,76 +2,68 @@
 
     python -m datasets.prepare cub200 --archive CUB_200_2011.tgz --source_path DIR [--verify]
 
-Archives are unpacked safely (nothing leaves DIR, and nothing stays of one with a wrong checksum; a plain .tar has
-none), then classes and images are counted. It can be interrupted and repeated; files that are there are not written
-again. --verify decodes every image and lists the broken ones; without --archive it checks what is there. Exit status:
-0 all is well, 1 broken images, 2 anything else, 130 interrupted.
+An archive is unpacked into a hidden folder of DIR; its files get their places when all of it was read, so that nothing
+stays of a damaged one. Then classes and images are counted; without --archive, those that are there. --verify decodes
+every image and lists the broken ones. Exit status: 0 all is well, 1 broken images, 2 anything else.
 """
 
 import argparse
+import contextlib
 import os
 import shutil
 import sys
 import tarfile
+import tempfile
+import zipfile
 
-from datasets import DATASETS
-from datasets.loading import decode
-from datasets.loading.layout import rows_on_disk, shortfall
-from datasets.loading.unpack import inside, unpack
+from tqdm import tqdm
+
+from datasets import DATASETS, images
+from datasets.layout import on_disk
 from utilities.command_line import OneLineParser, one_line_errors
-from utilities.files import write_whole
 
 MODULES = {name: entry.module for name, entry in DATASETS.items() if entry.module}
 
 
-def place_file(path, source_path, places):
-    """Copy a file that is no archive, such as cars_annos.mat, to its place; True if it is one."""
-    place = places.get(os.path.basename(path))
-    if place is None:
-        return False
-    target = inside(source_path, tarfile.TarInfo(place))
-    if not (os.path.exists(target) and os.path.samefile(path, target)):
-        with open(path, "rb") as source:
-            write_whole(target, lambda file: shutil.copyfileobj(source, file), "wb")
-    return True
+def extract(path, folder):
+    """All of a tar or zip, whose checksums are compared, into `folder`; a file that is neither is copied there."""
+    how = dict(desc=f"{os.path.basename(path)}: unpacking", unit=" files", leave=False, disable=None)
+    if tarfile.is_tarfile(path):
+        with tarfile.open(path) as archive:
+            archive.extractall(folder, tqdm(archive, **how), filter="data")
+            while archive.fileobj.read(1 << 20):  # to the end, where gzip has its checksum
+                pass
+    elif zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            archive.extractall(folder, tqdm(archive.namelist(), **how))
+    else:
+        shutil.copy(path, folder)
 
 
-def unpack_all(name, archives, source_path):
-    module = MODULES[name]
-    if archives and not hasattr(module, "UNPACK"):
-        tree = f". Expected:\n{module.TREE}" if hasattr(module, "TREE") else ""
-        raise ValueError(f"{name}: has no archive of its own; unpack yours as you like and leave --archive away{tree}")
-    for path in archives:
-        if not os.path.isfile(path):
-            raise FileNotFoundError(f"--archive {path}: there is no such file. To be had: {module.GET}")
-    for path in archives:
-        if place_file(path, source_path, module.UNPACK):
-            print(f"{path}: put in place")
-        else:
-            print(f"{path}: {unpack(path, source_path, module.UNPACK):,} files unpacked into {source_path}")
+def unpack(path, source_path, module):
+    """Put what module.UNPACK names of an archive, or the file itself, into source_path: all of it or nothing.
 
-
-def prepare(name, archives, source_path, verify=False, allow_partial=False, workers=0):
-    """Unpack, count and, with verify, decode; the exit status. Raises ValueError or OSError that says what is wrong."""
-    unpack_all(name, archives, source_path)
-    rows, missing = rows_on_disk(MODULES[name], source_path)
-    partial = shortfall(MODULES[name], rows, missing)
-    for split, part in rows.items():
-        print(f"{name} {split}: {len({c for c, _, _ in part}):,} classes, {len(part):,} images")
-    if partial and not allow_partial:
-        raise ValueError(f"{name} in {source_path} is not whole: {partial}")
-    published = getattr(MODULES[name], "COUNTS", None)
-    verdict = "whole" if published else "counted; there are no published counts to hold it against"
-    print(f"{name}: " + (f"PARTIAL: {partial}" if partial else verdict))
-    if not verify:
-        return 0
-    paths = [path for part in rows.values() for _, _, path in part]
-    problems = decode.broken(paths, workers, f"{name}: decoding")
-    for line in problems.values():
-        print(line)
-    verdict = f"{len(problems):,} of {len(paths):,} images are broken"
-    print(f"{name}: " + (verdict if problems else f"all {len(paths):,} images can be decoded"))
-    return 1 if problems else 0
+    Raises ValueError, one line: damaged, not whole, links or devices that lead elsewhere, another archive, a full disk.
+    """
+    os.makedirs(source_path, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=source_path, prefix=".unpacking-") as folder:
+            extract(path, folder)
+            found = [name for name in module.UNPACK if os.path.exists(os.path.join(folder, name))]
+            if not found:
+                raise ValueError(f"damaged, or has nothing of {', '.join(module.UNPACK)}")
+            for name in found:
+                source, target = os.path.join(folder, name), os.path.join(source_path, module.UNPACK[name])
+                os.makedirs(os.path.dirname(target), exist_ok=True)
+                if os.path.isdir(source):
+                    shutil.copytree(source, target, copy_function=shutil.move, dirs_exist_ok=True)
+                else:
+                    shutil.move(source, target)
+    except Exception as problem:  # tarfile's, zipfile's, gzip's, bz2's, lzma's, and the disk's
+        with contextlib.suppress(OSError):
+            os.rmdir(source_path)  # if nothing else is there
+        raise ValueError(f"{path}: cannot be unpacked ({problem}). To be had: {module.GET}") from problem
+    print(f"{path}: unpacked into {source_path}")
 
 
 @one_line_errors
@@ -83,15 +75,28 @@ def main(argv):
     add("--archive", nargs="+", default=[], metavar="FILE", help="downloaded archives, and files like cars_annos.mat")
     add("--source_path", required=True, metavar="DIR", help="folder that holds the data sets, as main.py's")
     add("--verify", action="store_true", help="decode every image and list the broken ones")
-    add("--allow_partial", action="store_true", help="count and go on though classes or images are missing")
+    add("--allow_partial", action="store_true", help="exit status 0 though classes or images are missing")
     add("--kernels", type=int, default=os.cpu_count() or 1, help="processes that decode")
     args = parser.parse_args(argv)
-    try:
-        workers = max(args.kernels, 0)
-        return prepare(args.name, args.archive, args.source_path, args.verify, args.allow_partial, workers)
-    except KeyboardInterrupt:
-        print("\nstopped; give the same command again", file=sys.stderr)
-        return 130
+    module = MODULES[args.name]
+    if args.archive and not hasattr(module, "UNPACK"):
+        parser.error(f"{args.name} has no archive of its own: unpack yours as you like, and leave --archive away")
+    for path in args.archive:
+        unpack(path, args.source_path, module)
+
+    rows, partial = on_disk(module, args.source_path)
+    for split, part in rows.items():
+        print(f"{args.name} {split}: {len({c for c, _, _ in part}):,} classes, {len(part):,} images")
+    broken = {}
+    if args.verify:
+        paths = [path for part in rows.values() for *_, path in part]
+        broken = images.broken(paths, args.kernels, f"{args.name}: decoding")
+        print(*broken.values(), f"{args.name}: {len(broken):,} of {len(paths):,} images are broken", sep="\n")
+    if partial and not args.allow_partial:
+        raise ValueError(f"{args.name} in {args.source_path} is not whole: {partial}")
+    verdict = "whole" if hasattr(module, "COUNTS") else "counted; there are no published counts to hold it against"
+    print(f"{args.name}: " + (f"PARTIAL: {partial}" if partial else verdict))
+    return 1 if broken else 0
 
 
 if __name__ == "__main__":

@@ -9,22 +9,12 @@ import torch
 class Split(torch.utils.data.Dataset):
     """Images with labels: split[i] → (uint8 image (3, H, W), int label). split[i, seed] augments by that seed.
 
-    Parameters
-    ----------
-    fetch : function (list of n keys, list of n seeds or None) → n images, uint8 (3, H, W)
-        Where the images come from; a whole batch at once, so that a data set can work on it as a tensor. Each image is
-        augmented by its seed alone; without seeds there is no augmentation.
-    keys : list
-        What `fetch` is asked for, one an image.
-    classes : sequence
-        Class of each image; any sortable values. `.labels` numbers those present 0..C-1 in their order.
+    fetch : function (n keys, n seeds or None) → n images; each is augmented by its seed alone, or not without seeds
+    keys : what `fetch` is asked for, one an image
+    classes : of each image, any sortable values; `.labels` numbers those present 0..C-1 in their order
     names : {class: str}
-    paths : list of str
-        Where each image comes from, for people.
-    augmented : bool
-        Whether images come with the training augmentation.
-    numbering : collection of classes, optional
-        What `.labels` numbers instead of the classes present, so that splits share their labels (query and gallery).
+    paths : where each image comes from, for people
+    numbering : classes that `.labels` numbers instead, so that splits share their labels (query and gallery)
     """
 
     def __init__(self, fetch, keys, classes, names, paths, augmented=False, numbering=None):
@@ -42,16 +32,12 @@ class Split(torch.utils.data.Dataset):
         return self.__getitems__([i])[0]
 
     def __getitems__(self, indices):  # what DataLoader calls for a batch
-        new_seed = lambda: int(torch.randint(2**62, ())) if self.augmented else None  # noqa: E731
-        seeded = [i if isinstance(i, tuple) else (i, new_seed()) for i in indices]
-        keys, seeds = [self.keys[i] for i, _ in seeded], [seed for _, seed in seeded]
-        images = self.fetch(keys, seeds if self.augmented else None)
-        return [(image, int(self.labels[i])) for image, (i, _) in zip(images, seeded)]
+        def new_seed():
+            return int(torch.randint(2**62, ())) if self.augmented else None
 
-    @property
-    def on_device(self):
-        """What makes the training images of a batch on its device (--gpu_augment), or None."""
-        return getattr(self.fetch, "on_device", None) if self.augmented else None
+        indices, seeds = zip(*(i if isinstance(i, tuple) else (i, new_seed()) for i in indices))
+        images = self.fetch([self.keys[i] for i in indices], seeds if self.augmented else None)
+        return [(image, int(self.labels[i])) for image, i in zip(images, indices)]
 
     def subset(self, indices, augmented=None):
         """The images at `indices`, with labels numbered anew."""
@@ -88,10 +74,7 @@ class Splits:
 
 
 def train_val_split(train, share, by_samples=False, seed=0):
-    """(train, val): `share` of the classes, drawn by seed, stay in training; by_samples: of each class's images.
-
-    val is not augmented. Raises ValueError, one line, if nothing would be left on one side.
-    """
+    """(train, val): `share` of the classes, drawn by seed, stay in training; by_samples: of each class's images."""
     generator = torch.Generator().manual_seed(seed)
     if by_samples:
         kept = torch.zeros(len(train), dtype=torch.bool)
@@ -103,17 +86,14 @@ def train_val_split(train, share, by_samples=False, seed=0):
         order = torch.randperm(len(train.class_names), generator=generator)
         kept = torch.isin(train.labels, order[: round(share * len(order))])
     if kept.all() or not kept.any():
-        all_of_it = f"{len(train.class_names)} classes, {len(train)} images"
-        raise ValueError(f"--tv_split_perc {share:g}: leaves nothing on one side of {all_of_it}")
-    indices = torch.arange(len(train))
-    return train.subset(indices[kept].tolist()), train.subset(indices[~kept].tolist(), augmented=False)
+        raise ValueError(f"--tv_split_perc {share:g}: leaves nothing on one side of {len(train.class_names)} classes")
+    return train.subset(kept.nonzero()[:, 0].tolist()), train.subset((~kept).nonzero()[:, 0].tolist(), augmented=False)
 
 
 def subset_of_classes(train, n_classes=None, n_images=None, seed=0):
     """`train` with n_classes of its classes and at most n_images of each, both drawn by seed; None takes all.
 
-    Of one seed, the images of a smaller subset are among those of a larger one. Raises ValueError, one line, for more
-    classes than there are.
+    Of one seed, the images of a smaller subset are among those of a larger one.
     """
     n_present = len(train.class_names)
     if n_classes is not None and n_classes > n_present:
