@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Callable, Optional
 
+import torch
+
 from architectures.bninception import BNInception
 from architectures.conv4 import conv4
-from architectures.embedding import POOLINGS, EmbeddingNet, features_of_one
+from architectures.embedding import POOLINGS, EmbeddingNet
 from architectures.from_timm import check_name, timm_backbone
 from architectures.googlenet import googlenet
 from architectures.resnet import resnet
-from architectures.weights import load_backbone
+from architectures.weights import WAY_OUT, first_line, load_backbone
 from utilities.registry import lookup
 
 __all__ = ["BACKBONES", "Backbone", "EmbeddingNet", "select"]
@@ -21,7 +23,7 @@ __all__ = ["BACKBONES", "Backbone", "EmbeddingNet", "select"]
 # what a network wants of its input, by the names of EmbeddingNet
 IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 HALVES = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-CAFFE = dict(mean=(104, 117, 128), std=(1, 1, 1), channels="BGR", input_range=255)
+CAFFE = dict(mean=(104, 117, 128), std=(1, 1, 1), bgr=True, input_range=255)
 SUFFIXES = ("frozen", "normalize", *(name for name in POOLINGS if name != "avg"))
 
 
@@ -29,10 +31,11 @@ SUFFIXES = ("frozen", "normalize", *(name for name in POOLINGS if name != "avg")
 class Backbone:
     about: str  # one line for main.py --list, with the paper
     build: Callable  # () → nn.Module: normalised images → feature maps
-    width: Optional[int] = None  # channels of those maps
     input_size: Optional[int] = None  # pixels, H = W
     wants: Optional[dict] = None  # mean and std of the channels, ..., see EmbeddingNet
-    address: str = ""  # of the ImageNet weights; the name carries the first hexadecimal digits of their SHA-256
+    address: Optional[str] = (
+        None  # of the ImageNet weights; the name carries the first hexadecimal digits of their SHA-256
+    )
     not_in_backbone: tuple = ()  # keys of that file which begin so belong to the classifier
 
 
@@ -40,20 +43,20 @@ TORCHVISION = "https://download.pytorch.org/models/"
 BACKBONES = {
     "conv4": Backbone(
         "four convolutions for 32 x 32 pixels, no pretrained weights (Vinyals et al., NeurIPS 2016)",
-        conv4, 64, 32, HALVES),
+        conv4, 32, HALVES),
     "bninception": Backbone(
         "BN-Inception (Ioffe and Szegedy, ICML 2015), ImageNet weights from Caffe",
-        BNInception, 1024, 224, CAFFE,
+        BNInception, 224, CAFFE,
         "http://data.lip6.fr/cadene/pretrainedmodels/bn_inception-52deb4733.pth", ("last_linear.",)),
     "googlenet": Backbone(
         "GoogLeNet with BatchNorm (Szegedy et al., CVPR 2015), ImageNet weights",
-        googlenet, 1024, 224, HALVES, TORCHVISION + "googlenet-1378be20.pth", ("fc.", "aux1.", "aux2.")),
+        googlenet, 224, HALVES, TORCHVISION + "googlenet-1378be20.pth", ("fc.", "aux1.", "aux2.")),
     "resnet18": Backbone(
         "ResNet-18 (He et al., CVPR 2016), ImageNet weights",
-        partial(resnet, "resnet18"), 512, 224, IMAGENET, TORCHVISION + "resnet18-f37072fd.pth", ("fc.",)),
+        partial(resnet, "resnet18"), 224, IMAGENET, TORCHVISION + "resnet18-f37072fd.pth", ("fc.",)),
     "resnet50": Backbone(
         "ResNet-50 (He et al., CVPR 2016), ImageNet weights",
-        partial(resnet, "resnet50"), 2048, 224, IMAGENET, TORCHVISION + "resnet50-0676ba61.pth", ("fc.",)),
+        partial(resnet, "resnet50"), 224, IMAGENET, TORCHVISION + "resnet50-0676ba61.pth", ("fc.",)),
     # what stands for one network above is asked of timm for each of its own
     "timm.<name>": Backbone(
         "every network of timm (Wightman, PyTorch Image Models, 2019), e.g. timm.vit_small_patch16_224 (Dosovitskiy "
@@ -63,46 +66,47 @@ BACKBONES = {
 
 def parse_arch(arch):
     """'resnet50_frozen_double' → ('resnet50', {'frozen', 'double'}); ValueError, one line, for an unknown part."""
-    if arch.startswith("timm."):
-        name, suffixes = arch, []  # names of timm have underscores of their own: known suffixes come off the end
-        while name.rpartition("_")[2] in SUFFIXES:
-            name, _, suffix = name.rpartition("_")
-            suffixes.append(suffix)
-        check_name(arch, name.removeprefix("timm."))
+    name, suffixes = arch, set()  # names of timm have underscores of their own: known suffixes come off the end
+    while name.rpartition("_")[2] in SUFFIXES:
+        name, _, suffix = name.rpartition("_")
+        suffixes.add(suffix)
+    if name.startswith("timm."):
+        check_name(name)
     else:
-        name, *suffixes = arch.split("_")
         lookup("--arch", name, BACKBONES)
-        for suffix in suffixes:
-            lookup(f"--arch {arch}: suffix", f"_{suffix}", {f"_{known}": known for known in SUFFIXES})
-    poolings = [f"_{suffix}" for suffix in SUFFIXES if suffix in suffixes and suffix in POOLINGS]
+    poolings = sorted(suffixes & POOLINGS.keys())
     if len(poolings) > 1:
-        raise ValueError(f"--arch {arch}: a network has one pooling; keep one of {', '.join(poolings)}")
-    return name, set(suffixes)
+        raise ValueError(f"--arch {arch}: a network has one pooling; keep one of _{', _'.join(poolings)}")
+    return name, suffixes
 
 
 def select(opt):
     """The network that --arch names, with its published weights unless --not_pretrained, or those of --weights.
 
     RGB images (B, 3, H, W), uint8 or float in 0..1 → embeddings (B, embed_dim). H = W = --input_size, or the
-    network's own.
+    network's own. Raises ValueError, one line.
     """
-    if opt.weights == "":
-        raise ValueError("--weights: is empty; give a file or an address, or leave the flag away")
     name, suffixes = parse_arch(opt.arch)
-    pooling = next((suffix for suffix in suffixes if suffix in POOLINGS), "avg")
-    pretrained = not opt.weights and not opt.not_pretrained
-    if name.startswith("timm."):
-        maps = pooling != "avg"
-        backbone = Backbone(**timm_backbone(opt.arch, name.removeprefix("timm."), maps, pretrained, opt.input_size))
-    else:
-        backbone = BACKBONES[name]
-    features = backbone.build()
-    if opt.input_size:
-        features_of_one(features, opt.input_size, opt.arch)
-    source = opt.weights or (backbone.address if pretrained else "")
-    if source:
+    pooling = next(iter(suffixes & POOLINGS.keys()), "avg")
+    pretrained = opt.weights is None and not opt.not_pretrained
+    flags = f"--arch {opt.arch}" if opt.input_size is None else f"--input_size {opt.input_size} --arch {opt.arch}"
+    try:
+        if name.startswith("timm."):
+            backbone = Backbone(**timm_backbone(name, pooling != "avg", pretrained, opt.input_size))
+        else:
+            backbone = BACKBONES[name]
+        features, size = backbone.build(), opt.input_size or backbone.input_size
+        with torch.no_grad():
+            maps = features.eval()(torch.zeros(1, 3, size, size))
+    except (RuntimeError, AssertionError, IndexError, OSError, TypeError, ValueError) as problem:  # maps of 0 pixels, ...
+        advice = f"; {WAY_OUT}" if isinstance(problem, OSError) else ""
+        raise ValueError(f"{flags}: this network cannot be made ({first_line(problem)}){advice}") from problem
+    shape = getattr(maps, "shape", ())  # some networks of timm give a list of token maps
+    if pooling != "avg" and len(shape) != 4:
+        raise ValueError(f"{flags}: gives tokens, not a feature map to pool; leave _{pooling} away for its own pooling")
+    source = backbone.address if pretrained else opt.weights
+    if source is not None:
         # .net: timm's, which knows no prefix
         load_backbone(getattr(features, "net", features), source, backbone.not_in_backbone)
     form = dict(frozen="frozen" in suffixes, normalize="normalize" in suffixes, pooling=pooling)
-    size = opt.input_size or backbone.input_size
-    return EmbeddingNet(features, backbone.width, opt.embed_dim, size, **backbone.wants, **form)
+    return EmbeddingNet(features, shape[1], opt.embed_dim, size, **backbone.wants, **form)

@@ -30,8 +30,8 @@ def synchronize(model):
     for norm in norms:
         if type(norm) is not nn.BatchNorm2d:
             raise ValueError(
-                f"torchrun on CPUs: the {type(norm).__name__} of this network cannot take its statistics from the "
-                "whole batch; freeze it with the suffix _frozen of --arch, or train with one process"
+                f"torchrun on CPUs: {type(norm).__name__} cannot take its statistics from the whole batch; freeze it "
+                "with the suffix _frozen of --arch"
             )
         norm.__class__ = WholeBatchNorm2d  # the parameters, statistics and settings stay
     return model
@@ -39,11 +39,10 @@ def synchronize(model):
 
 def with_sync_batchnorm(model):
     """The model with SyncBatchNorm for each BatchNorm."""
-    if {type(norm) for norm in norms_of(model)} <= {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}:
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    from timm.layers import convert_sync_batchnorm  # its BatchNorm may hold an activation, which torch's would drop
-
-    return convert_sync_batchnorm(model)
+    convert = nn.SyncBatchNorm.convert_sync_batchnorm
+    if not {type(norm) for norm in norms_of(model)} <= {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}:
+        from timm.layers import convert_sync_batchnorm as convert  # torch's would drop the activation inside timm's
+    return convert(model)
 
 
 class SumOverProcesses(torch.autograd.Function):
@@ -57,9 +56,7 @@ class SumOverProcesses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        gradient = gradient.clone()
-        dist.all_reduce(gradient)
-        return gradient
+        return SumOverProcesses.apply(gradient)
 
 
 class WholeBatchNorm2d(nn.BatchNorm2d):

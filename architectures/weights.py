@@ -13,29 +13,22 @@ WAY_OUT = "give a file with --weights PATH, or start from random weights with --
 
 
 def load_backbone(features, source, not_in_backbone=()):
-    """Load a state dict into `features`: from a path, or from a http(s) address that carries its hash.
+    """Load a state dict into `features`. Raises ValueError, one line.
 
     source : PATH, PATH#sha256=<hex>, https://.../name-<hex>.pth or https://...#sha256=<hex>, where <hex> is the SHA-256
         of the file or at least its first 8 digits; of torch.save, as a PATH also .safetensors
-    not_in_backbone : keys that begin so belong to the classifier and stay away. All others must fit exactly; only
-        BatchNorm's num_batches_tracked may be missing (old files have none).
-
-    Raises ValueError, one line.
+    not_in_backbone : keys that begin so stay away, as the classifier's. All others must fit exactly; only BatchNorm's
+        num_batches_tracked may be missing (old files have none).
     """
     try:
         state = read_state(source)
         state = next((state[k] for k in ("state_dict", "model") if isinstance(state.get(k), dict)), state)
         state = {k: v for k, v in state.items() if not k.startswith(tuple(not_in_backbone))}
-        missing, unexpected = features.load_state_dict(state, strict=False)  # its own line would name all of the first
-        lines = [
-            f"{what} {', '.join(keys[:4])}{' ...' * (len(keys) > 4)} ({len(keys)})"
-            for what, keys in (("missing", missing), ("not in this backbone", unexpected))
-            if keys
-        ]
-        if lines:
-            raise ValueError(f"does not fit this backbone: {'; '.join(lines)}")
+        features.load_state_dict(state)
     except Exception as problem:  # no network, a proxy's page, a full disk, a wrong hash, other keys, ...
-        reason = textwrap.shorten(str(problem), 500, placeholder=" ...").rstrip(".")
+        # of torch's list of keys, one line each that are missing and unexpected
+        lines = [textwrap.shorten(line, 200, placeholder=" ...") for line in str(problem).splitlines()[:3]]
+        reason = "; ".join(lines).rstrip(".")
         if isinstance(problem, (pickle.UnpicklingError, AttributeError, EOFError)):  # the first advises to run its code
             reason = "not a file of tensors by name"
         raise ValueError(f"--weights {source}: {reason}; {WAY_OUT}") from problem

@@ -7,7 +7,6 @@ from functools import partial
 import torch
 
 from utilities.randomness import derive
-from utilities.registry import lookup
 from utilities.signals import shield_worker
 
 __all__ = ["SAMPLERS", "ClassBatches", "Draws", "RandomBatches", "loader", "select"]
@@ -21,14 +20,7 @@ class Batches(torch.utils.data.Sampler):
     first k, and what follows is what would have followed.
     """
 
-    def __init__(self, bs, seed, rank, world, samples_per_class=1):
-        if not 0 <= rank < world:
-            raise ValueError(f"rank {rank}: must be from 0 to world - 1 = {world - 1}")
-        if bs % world:
-            unit = math.lcm(world, samples_per_class)
-            lower = bs - bs % unit
-            advice = f"{lower or unit} or {lower + unit} can"
-            raise ValueError(f"--bs {bs}: cannot be shared by {world} processes; {advice}")
+    def __init__(self, bs, seed, rank, world):
         self.bs, self.seed, self.rank, self.world = bs, seed, rank, world
         self.epoch, self.start, self.n_batches = 0, 0, 0
 
@@ -47,7 +39,7 @@ class Batches(torch.utils.data.Sampler):
 
 
 class ClassBatches(Batches):
-    """Batches of bs / samples_per_class classes with samples_per_class images each.
+    """Batches of bs / samples_per_class classes with samples_per_class images each, for labels (n,).
 
     - distinct=False (`class_random`, published): every class of a batch is drawn with replacement from all classes.
       An epoch has len(labels) // bs batches.
@@ -55,29 +47,13 @@ class ClassBatches(Batches):
       batches as that takes. What fills up the last group of a class, or a batch, is drawn at random.
 
     Within a group images are drawn without replacement, or with it where the class has fewer than samples_per_class.
-
-    Parameters
-    ----------
-    labels : sequence of int (n,)
-    bs : images a batch, of all processes together
-    rank, world : this process among how many
-
-    Raises
-    ------
-    ValueError
-        If distinct classes are asked for and there are fewer than a batch takes, or if samples_per_class does not
-        divide bs.
+    Raises ValueError where there are fewer distinct classes than a batch takes.
     """
 
     def __init__(self, labels, bs, samples_per_class, distinct=False, seed=0, rank=0, world=1):
-        super().__init__(bs, seed, rank, world, samples_per_class)
+        super().__init__(bs, seed, rank, world)
         labels = torch.as_tensor(labels)
-        if len(labels) == 0:
-            raise ValueError("--data_sampler: the training split has no image")
-        if bs % samples_per_class:
-            raise ValueError(f"--bs {bs} is not divisible by --samples_per_class {samples_per_class}")
-        order = labels.argsort(stable=True)
-        self.members = list(order.split(labels.unique(return_counts=True)[1].tolist()))
+        self.members = list(labels.argsort(stable=True).split(labels.unique(return_counts=True)[1].tolist()))
         self.samples_per_class, self.classes_per_batch = samples_per_class, bs // samples_per_class
         self.distinct, n_classes = distinct, len(self.members)
         if distinct and self.classes_per_batch > n_classes:
@@ -143,8 +119,6 @@ class RandomBatches(Batches):
 
     def __init__(self, labels, bs, seed=0, rank=0, world=1):
         super().__init__(bs, seed, rank, world)
-        if len(labels) == 0:
-            raise ValueError("--data_sampler: the training split has no image")
         self.n_images, self.n_batches = len(labels), max(len(labels) // bs, 1)
 
     def batches(self, generator):
@@ -185,7 +159,11 @@ SAMPLERS = {
 
 def select(opt, labels, rank=0, world=1):
     """The batch sampler that --data_sampler names, over the training labels, for process `rank` of `world`."""
-    sampler = lookup("--data_sampler", opt.data_sampler, SAMPLERS)
+    if opt.bs % world:
+        unit = math.lcm(world, opt.samples_per_class)
+        lower = opt.bs - opt.bs % unit
+        raise ValueError(f"--bs {opt.bs}: cannot be shared by {world} processes; {lower or unit} or {lower + unit} can")
+    sampler = SAMPLERS[opt.data_sampler]
     return sampler(labels, opt.bs, opt.samples_per_class, seed=opt.seed, rank=rank, world=world)
 
 

@@ -15,7 +15,7 @@ __all__ = ["DATASETS", "BrokenImage", "QueryGallery", "Split", "Splits", "evalua
 class DataSet(NamedTuple):
     about: str  # one line for main.py --list
     load: Callable  # (opt, input_size) → Splits
-    module: Optional[ModuleType] = None  # of a data set of image files, with what datasets.prepare unpacks and counts
+    module: Optional[ModuleType] = None  # of image files: what datasets.prepare unpacks and counts
 
 
 def image_files(module):

@@ -6,12 +6,7 @@ from datasets.layout import class_folders, find_layout
 
 ABOUT = "Cars196, 196 models of cars (Krause et al., 3dRR 2013)"
 COUNTS = {"train": (98, 8054), "test": (98, 8131)}
-LAYOUTS = [
-    ("published", "cars196", "images"),
-    ("archive", "cars196", "cars_annos.mat"),
-    ("archive", "", "cars_annos.mat"),
-    ("published", "", "images"),
-]
+LAYOUTS = [("cars196", "images"), ("cars196", "cars_annos.mat"), ("", "cars_annos.mat"), ("", "images")]
 TREE = """\
   DIR/car_ims/000001.jpg ... and DIR/cars_annos.mat, or both in DIR/cars196/   as the archive unpacks, or
   DIR/cars196/images/<class name>/*.jpg                                         as published"""
@@ -22,8 +17,8 @@ UNPACK = {"car_ims": "cars196/car_ims", "cars_annos.mat": "cars196/cars_annos.ma
 
 def rows(source_path):
     """{split: [(class, class name, path), ...]} of car_ims/ and cars_annos.mat, or of cars196/images/<class>/."""
-    layout, folder = find_layout(source_path, "cars196", LAYOUTS, TREE, GET)
-    if layout == "published":
+    folder, marker = find_layout(source_path, "cars196", LAYOUTS, TREE, GET)
+    if marker == "images":
         classes = [(c, *entry) for c, entry in enumerate(class_folders(os.path.join(folder, "images")), 1)]
         last_of_train = len(classes) // 2  # the folders carry no numbers: 98 where all are there
     else:

@@ -7,11 +7,7 @@ from datasets.layout import class_folders, find_layout
 
 ABOUT = "CUB-200-2011, 200 species of birds (Wah et al., 2011)"
 COUNTS = {"train": (100, 5864), "test": (100, 5924)}  # classes, images
-LAYOUTS = [
-    ("archive", "CUB_200_2011", "images"),
-    ("published", "cub200", "images"),
-    ("the folder itself", "", "images"),
-]
+LAYOUTS = [("CUB_200_2011", "images"), ("cub200", "images"), ("", "images")]  # (folder, what is in it)
 TREE = """\
   DIR/CUB_200_2011/images/001.Black_footed_Albatross/*.jpg ... 200.Common_Yellowthroat/   as the archive unpacks, or
   DIR/cub200/images/001.Black_footed_Albatross/*.jpg ...                                  as published"""
@@ -22,13 +18,11 @@ UNPACK = {"CUB_200_2011": "CUB_200_2011"}  # {file or folder of the archive: its
 
 def rows(source_path):
     """{split: [(class, class name, path), ...]} of CUB_200_2011/ or cub200/ in source_path, or of source_path."""
-    _, folder = find_layout(source_path, "cub200", LAYOUTS, TREE, GET)
+    folder, _ = find_layout(source_path, "cub200", LAYOUTS, TREE, GET)
     splits = {"train": [], "test": []}
     for name, paths in class_folders(os.path.join(folder, "images")):
         number = re.match(r"(\d{3})\.", name)
-        if not number:
-            problem = "classes are folders like 001.Black_footed_Albatross; is this CUB-200-2011?"
-            raise ValueError(f"--dataset cub200: {os.path.join(folder, 'images', name)}: {problem}")
-        number = int(number[1])
-        splits["train" if number <= 100 else "test"] += [(number, name, path) for path in paths]
+        if number:  # other folders are no classes of CUB-200-2011
+            number = int(number[1])
+            splits["train" if number <= 100 else "test"] += [(number, name, path) for path in paths]
     return splits

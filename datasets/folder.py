@@ -12,7 +12,7 @@ TREE = """\
 
 def rows(source_path):
     """{split: [(class, class name, path), ...]} for train and test, or for train, query and gallery."""
-    find_layout(source_path, "folder", [("", "", "")], TREE)
+    find_layout(source_path, "folder", [("", "")], TREE)
     present = [name for name in ("train", "query", "gallery") if os.path.isdir(os.path.join(source_path, name))]
     if "train" in present:
         parts = ("train", "query", "gallery") if len(present) > 1 else ("train", "test")

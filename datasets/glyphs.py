@@ -6,15 +6,18 @@ the first half is for training, the last for testing.
 """
 
 import collections
+import contextlib
 import functools
 import hashlib
 import os
 import unicodedata
 
 import numpy as np
+import pandas as pd
 import PIL
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from scipy.sparse.csgraph import connected_components
 from torch.nn.functional import affine_grid, grid_sample, interpolate
 from tqdm import tqdm
 
@@ -31,11 +34,8 @@ MIN_FACES = 12
 # but their identical renderings are dropped
 SAME = 0.01
 SLANTS = {"Sans": "Oblique", "SansMono": "Oblique", "Serif": "Italic"}
-FACES = [
-    f"DejaVu{family}{style}.ttf"
-    for family, slant in SLANTS.items()
-    for style in ("", "-Bold", f"-{slant}", f"-Bold{slant}")
-]
+STYLES = [(family, style) for family, slant in SLANTS.items() for style in ("", "-Bold", f"-{slant}", f"-Bold{slant}")]
+FACES = [f"DejaVu{family}{style}.ttf" for family, style in STYLES]
 FACES += ["STIXGeneral.ttf", "STIXGeneralBol.ttf", "STIXGeneralItalic.ttf", "STIXGeneralBolIta.ttf"]
 # Computer Modern's files keep TeX's own encoding: only the ASCII letters stand where Unicode has them
 ASCII_FACES = ["cmr10.ttf", "cmb10.ttf", "cmss10.ttf", "cmti10.ttf", "cmtt10.ttf"]
@@ -99,8 +99,6 @@ def lookalikes(ink, codes, faces):
     Two letters look the same if |a - b|² / (|a|² + |b|²) of their renderings a and b, as the median over the faces
     that have both, is below SAME. The relation is made transitive.
     """
-    from scipy.sparse.csgraph import connected_components  # comes with scikit-learn
-
     letters, row = np.unique(codes, return_inverse=True)
     differences = []
     for face in np.unique(faces):
@@ -127,34 +125,30 @@ def build():
     # one image of each rendering in a class, none of a rendering that two classes share (serif italic т is an m, say)
     order = np.lexsort((face, code, cls))
     ink, code, face, cls = ink[order], code[order], face[order], cls[order]
-    seen = {}
-    for i, image in enumerate(ink):
-        seen.setdefault(image.tobytes(), []).append(i)
-    kept = sorted(same[0] for same in seen.values() if len(set(cls[same])) == 1)
+    images = pd.DataFrame({"rendering": [image.tobytes() for image in ink], "cls": cls})
+    images = images[images.groupby("rendering").cls.transform("nunique") == 1].drop_duplicates("rendering")
     # letters of few faces left (all of them shared) say nothing
-    _, where, count = np.unique(cls[kept], return_inverse=True, return_counts=True)
-    kept = np.array(kept)[count[where] >= 4]
+    kept = images.index[images.groupby("cls").cls.transform("size") >= 4]
     return dict(ink=ink[kept], code=code[kept], face=face[kept], cls=cls[kept])
 
 
 def cache_file():
-    key = hashlib.sha256(f"{RECIPE} {PIL.__version__} {unicodedata.unidata_version}".encode())
-    for path in faces().values():
-        with open(path, "rb") as file:
-            key.update(file.read())
+    import matplotlib
+
+    versions = RECIPE, PIL.__version__, unicodedata.unidata_version, matplotlib.__version__, *faces()
+    key = hashlib.sha256(" ".join(map(str, versions)).encode()).hexdigest()[:16]
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = os.environ.get("ANTICO_CACHE") or os.path.join(caches, "antico")
-    return os.path.join(folder, f"glyphs-{key.hexdigest()[:16]}.npz")
+    return os.path.join(folder, f"glyphs-{key}.npz")
 
 
 def load():
     """The arrays of `build`, from the cache where it is whole, else rendered and cached."""
     path = cache_file()
-    try:
+    with contextlib.suppress(Exception):  # not there, or damaged, which zipfile, zlib and numpy tell in their own ways
         with np.load(path) as file:
-            return {name: file[name] for name in ("ink", "code", "face", "cls")}
-    except Exception:  # not there, or damaged, of which zipfile, zlib and numpy each have their own way to tell
-        arrays = build()
+            return dict(file)
+    arrays = build()
     try:
         write_whole(path, lambda file: np.savez_compressed(file, **arrays), "wb")
     except OSError as problem:
@@ -198,22 +192,17 @@ def fetch(images, size, augmentation, keys, seeds):
 
 
 def splits(input_size=32, augmentation="base"):
-    """Splits of the glyphs data set; images (3, input_size, input_size)."""
+    """The splits; images (3, input_size, input_size)."""
     arrays = load()
     images = 255 - torch.from_numpy(arrays["ink"])
     if input_size < SIZE:  # once, since it is small
         images = torch.cat([resize(part, input_size).round().to(torch.uint8) for part in images.split(1024)])
-    # no closure: data workers that are spawned get it pickled
-    fetch_keys = functools.partial(fetch, images, input_size, augmentation)
-
+    fetch_keys = functools.partial(fetch, images, input_size, augmentation)  # which can be pickled
     names = {c: f"U+{c:04X} {unicodedata.name(chr(c))}" for c in np.unique(arrays["cls"]).tolist()}
     files = list(faces())
     paths = [f"{files[f]}:U+{c:04X}" for f, c in zip(arrays["face"], arrays["code"])]
     classes = arrays["cls"].tolist()
     every = Split(fetch_keys, range(len(classes)), classes, names, paths)
-    first_half = every.labels < len(names) // 2
-    indices = torch.arange(len(classes))
-    return Splits(
-        train=every.subset(indices[first_half].tolist(), augmented=True),
-        test=every.subset(indices[~first_half].tolist(), augmented=False),
-    )
+    in_train = every.labels < len(names) // 2
+    train, test = (part.nonzero()[:, 0].tolist() for part in (in_train, ~in_train))
+    return Splits(train=every.subset(train, augmented=True), test=every.subset(test, augmented=False))

@@ -25,7 +25,7 @@ BITS, WHITE = 258, 262  # TIFF tags BitsPerSample and PhotometricInterpretation,
 # shorter side of cached images as a multiple of the input size: 392 pixels for 224, so that CUB's 375 stay as they are
 CACHED = 1.75
 CACHE_FORMAT = 3  # to be raised when what is written changes
-# a seventh more images a second than with Pillow alone, the same pixels; deprecated, so it may be missing one day
+# a seventh faster than Pillow alone, the same pixels; deprecated, so it may be missing one day
 decode_jpeg = getattr(torchvision.io, "decode_jpeg", None)
 
 
@@ -84,9 +84,7 @@ def rgb(image, file):
         grey = np.asarray(image).astype(np.int64) >> tags.get(BITS, (16,))[0] - 8  # convert would clip at 255
         image = Image.fromarray((255 - grey if tags.get(WHITE) == 0 else grey).astype(np.uint8))
     elif image.mode in ("I", "F"):
-        raise ValueError(
-            "grey in floats or 32-bit integers, where no value is said to be white; save it in 8 or 16 bits"
-        )
+        raise ValueError("grey in floats or 32-bit integers, where nothing says what is white; save it in 8 or 16 bits")
     return image.convert("RGB")
 
 
@@ -113,8 +111,7 @@ class Cache:
     An image's checksum is compared where a process reads it for the first time. Reads, not a memory map: a file that is
     cut off under a map ends the process with SIGBUS.
 
-    index : int64 (n, 5), of each image height and width in its file, those kept (0 where it is broken), CRC of its
-        pixels
+    index : int64 (n, 5): height and width in the file, height and width kept (0 if broken), CRC of the pixels
     """
 
     def __init__(self, path, index):
@@ -146,18 +143,16 @@ def open_or_build(opt, paths, shorter):
         stat = os.stat(path) if os.path.exists(path) else None  # a link may lead nowhere
         facts = f"{stat.st_size} {stat.st_mtime_ns}" if stat else ""
         state.update(os.fsencode(f"{os.path.relpath(path, opt.source_path)}\0{facts}\n"))
-    origin = hashlib.blake2b(os.fsencode(f"{shorter} {os.path.abspath(opt.source_path)}"), digest_size=4).hexdigest()
-    origin = os.path.join(opt.cache, f"{opt.dataset}-{origin}-")
-    path = f"{origin}{state.hexdigest()}.u8"
-    index = index_of(path, len(paths))
-    if index is None:
+    place = hashlib.blake2b(os.fsencode(f"{shorter} {os.path.abspath(opt.source_path)}"), digest_size=4).hexdigest()
+    prefix = os.path.join(opt.cache, f"{opt.dataset}-{place}-")
+    path = f"{prefix}{state.hexdigest()}.u8"
+    if index_of(path, len(paths)) is None:
         remove_unfinished(opt.cache, DAY)  # younger ones may be another run's, at work now
         write_whole(path, functools.partial(write_cache, paths, shorter, opt.kernels), "wb")
-        index = index_of(path, len(paths))
-    for old in set(glob.glob(glob.escape(origin) + "*")) - {path}:
+    for old in set(glob.glob(glob.escape(prefix) + "*")) - {path}:
         with contextlib.suppress(OSError):  # another run may have been faster
             os.unlink(old)
-    return Cache(path, index)
+    return Cache(path, index_of(path, len(paths)))
 
 
 def index_of(path, n):
@@ -233,12 +228,11 @@ def load(opt, size, module):
         raise ValueError(f"{named}: {partial}; unpack the archive again, or go on with what is there: --allow_partial")
     paths = [path for part in rows.values() for *_, path in part]
     cache = open_or_build(opt, paths, round(CACHED * size)) if opt.cache else None
-    fetch, skipped = Fetch(paths, size, opt.augmentation, cache), ()
-    if opt.skip_broken and cache:
-        skipped = np.flatnonzero(cache.index[:, 2] == 0).tolist()
-    elif opt.skip_broken:
-        skipped = list(broken(paths, opt.kernels, "--skip_broken: checking"))
-    if skipped:
+    fetch, skipped = Fetch(paths, size, opt.augmentation, cache), []
+    if opt.skip_broken:
+        title = "--skip_broken: checking"
+        skipped = np.flatnonzero(cache.index[:, 2] == 0) if cache else list(broken(paths, opt.kernels, title))
+    if len(skipped):
         first = problem_of(paths[skipped[0]])
         print(f"--skip_broken: {len(skipped)} of {len(paths)} images left out; the first: {first}")
     names = {c: class_name for part in rows.values() for c, class_name, _ in part}

@@ -7,7 +7,7 @@ from datasets.layout import find_layout, read_list
 ABOUT = "DeepFashion In-Shop, 7,982 clothes, query against gallery (Liu et al., CVPR 2016)"
 COUNTS = {"train": (3997, 25882), "query": (3985, 14218), "gallery": (3985, 12612)}
 LIST = os.path.join("Eval", "list_eval_partition.txt")
-LAYOUTS = [("archive", folder, LIST) for folder in ("inshop", "In-shop Clothes Retrieval Benchmark", "")]
+LAYOUTS = [(folder, LIST) for folder in ("inshop", "In-shop Clothes Retrieval Benchmark", "")]
 TREE = """\
   DIR/Eval/list_eval_partition.txt and DIR/img/WOMEN/Dresses/id_00000002/*.jpg ... (or DIR/Img/img/...),
   or the same in DIR/inshop/ or DIR/In-shop Clothes Retrieval Benchmark/"""
@@ -18,10 +18,9 @@ UNPACK = {"img": "inshop/img", "list_eval_partition.txt": "inshop/Eval/list_eval
 
 def rows(source_path):
     """{split: [(class, class name, path), ...]} for train, query and gallery."""
-    _, folder = find_layout(source_path, "inshop", LAYOUTS, TREE, GET)
+    folder, _ = find_layout(source_path, "inshop", LAYOUTS, TREE, GET)
     images = os.path.join(folder, "Img") if os.path.isdir(os.path.join(folder, "Img", "img")) else folder
-    form, columns = r"\S+ \S+ (train|query|gallery)", "image_name item_id train|query|gallery"
     splits = {"train": [], "query": [], "gallery": []}
-    for name, item, split in read_list(os.path.join(folder, LIST), 2, form, columns):  # below a count and a header
+    for name, item, split in read_list(os.path.join(folder, LIST), r"\S+ \S+ (train|query|gallery)"):
         splits[split].append((item, item, os.path.join(images, name)))
     return splits

@@ -8,14 +8,14 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
 
 def find_layout(source_path, name, layouts, tree, get=""):
-    """The first (layout, folder) whose marker exists: layouts = [(layout, folder, marker file or folder), ...].
+    """The first (folder, marker) that is there: layouts = [(folder, marker file or folder in it), ...].
 
     Raises FileNotFoundError: a line that names the flags, then the expected tree and where the archive is to be had.
     """
-    for layout, folder, marker in layouts:
+    for folder, marker in layouts:
         folder = os.path.normpath(os.path.join(source_path, folder))
         if os.path.exists(os.path.join(folder, marker)):
-            return layout, folder
+            return folder, marker
     problem = "has none of the layouts below" if os.path.isdir(source_path) else "is no folder"
     expected = f"Expected, DIR being --source_path:\n{tree}" + (f"\nTo be had: {get}" if get else "")
     raise FileNotFoundError(f"--dataset {name} --source_path {source_path}: {problem}. {expected}")
@@ -30,35 +30,29 @@ def class_folders(folder):
             # macOS leaves ._name beside an image
             images = sorted(n for n in os.listdir(inner) if n.lower().endswith(SUFFIXES) and not n.startswith("."))
             classes += [(name, [os.path.join(inner, image) for image in images])] if images else []
-    if not classes:
-        raise FileNotFoundError(f"{folder}: no folder in it has images ({', '.join(SUFFIXES)}); each class has one")
     return classes
 
 
-def read_list(path, head, form, columns):
-    """The words of each line below the `head` first ones; ValueError unless they match the pattern `form`."""
+def read_list(path, form):
+    """The words of each line that matches the pattern `form`; a head does not, and a damaged line counts as missing."""
     with open(path, encoding="utf-8", errors="surrogateescape") as file:
-        lines = [line.split() for line in file if line.strip()][head:]
-    for words in lines:
-        if not re.fullmatch(form, " ".join(words)):
-            raise ValueError(f"{path}: each line below the head must be '{columns}', found {' '.join(words)!r}")
-    return lines
+        lines = [line.split() for line in file]
+    return [words for words in lines if re.fullmatch(form, " ".join(words))]
 
 
 def on_disk(module, source_path):
-    """({split: module's rows whose file is there}, what they lack of the published counts and of their own lists).
-
-    The latter is a line, empty where nothing is lacking.
-    """
+    """({split: module's rows whose file is there}, a line that says what they lack of the published counts and of their
+    own lists, empty where nothing is lacking)."""
     # a folder is listed once, which is faster than to ask for each of its files
     names = functools.cache(lambda folder: set(os.listdir(folder)) if os.path.isdir(folder) else ())
 
     def is_there(path):
         return os.path.basename(path) in names(os.path.dirname(path))
 
-    listed, problems = module.rows(source_path), []
-    rows = {split: [row for row in part if is_there(row[2])] for split, part in listed.items()}
-    missing = [path for part in listed.values() for *_, path in part if not is_there(path)]
+    rows, problems, missing = {}, [], []
+    for split, listed in module.rows(source_path).items():
+        rows[split] = [row for row in listed if is_there(row[2])]
+        missing += [path for *_, path in listed if not is_there(path)]
     for split, (classes, images) in getattr(module, "COUNTS", {}).items():
         found = len({c for c, _, _ in rows[split]}), len(rows[split])
         if found != (classes, images):

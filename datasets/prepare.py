@@ -4,7 +4,7 @@
 
 An archive is unpacked into a hidden folder of DIR; its files get their places when all of it was read, so that nothing
 stays of a damaged one. Then classes and images are counted; without --archive, those that are there. --verify decodes
-every image and lists the broken ones. Exit status: 0 all is well, 1 broken images, 2 anything else.
+every image and lists the broken ones. Exit status: 0 all is well, 1 broken images, 2 partial data or bad input.
 """
 
 import argparse
@@ -54,10 +54,10 @@ def unpack(path, source_path, module):
                 raise ValueError(f"damaged, or has nothing of {', '.join(module.UNPACK)}")
             for name in found:
                 source, target = os.path.join(folder, name), os.path.join(source_path, module.UNPACK[name])
-                os.makedirs(os.path.dirname(target), exist_ok=True)
                 if os.path.isdir(source):
                     shutil.copytree(source, target, copy_function=shutil.move, dirs_exist_ok=True)
                 else:
+                    os.makedirs(os.path.dirname(target), exist_ok=True)
                     shutil.move(source, target)
     except Exception as problem:  # tarfile's, zipfile's, gzip's, bz2's, lzma's, and the disk's
         with contextlib.suppress(OSError):
@@ -92,11 +92,9 @@ def main(argv):
         paths = [path for part in rows.values() for *_, path in part]
         broken = images.broken(paths, args.kernels, f"{args.name}: decoding")
         print(*broken.values(), f"{args.name}: {len(broken):,} of {len(paths):,} images are broken", sep="\n")
-    if partial and not args.allow_partial:
-        raise ValueError(f"{args.name} in {args.source_path} is not whole: {partial}")
     verdict = "whole" if hasattr(module, "COUNTS") else "counted; there are no published counts to hold it against"
     print(f"{args.name}: " + (f"PARTIAL: {partial}" if partial else verdict))
-    return 1 if broken else 0
+    return 2 if partial and not args.allow_partial else int(len(broken) > 0)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,8 @@ class Split(torch.utils.data.Dataset):
     """Images with labels: split[i] → (uint8 image (3, H, W), int label). split[i, seed] augments by that seed.
 
     fetch : function (n keys, n seeds or None) → n images; each is augmented by its seed alone, or not without seeds
-    keys : what `fetch` is asked for, one an image
-    classes : of each image, any sortable values; `.labels` numbers those present 0..C-1 in their order
-    names : {class: str}
-    paths : where each image comes from, for people
+    keys, paths : what `fetch` is asked for, one an image; where each comes from, for people
+    classes, names : of each image, any sortable values; {class: str}. `.labels` numbers those present 0..C-1 in order
     numbering : classes that `.labels` numbers instead, so that splits share their labels (query and gallery)
     """
 
@@ -91,7 +89,7 @@ def train_val_split(train, share, by_samples=False, seed=0):
 
 
 def subset_of_classes(train, n_classes=None, n_images=None, seed=0):
-    """`train` with n_classes of its classes and at most n_images of each, both drawn by seed; None takes all.
+    """`train` with n_classes of its classes and at most n_images of each, drawn by seed; None takes all.
 
     Of one seed, the images of a smaller subset are among those of a larger one.
     """

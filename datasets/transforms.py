@@ -8,11 +8,6 @@ from PIL import Image
 from torchvision.transforms import v2
 
 
-def flip(image):
-    """torchvision's RandomHorizontalFlip without the time it takes to find out what an image is."""
-    return image.flip(-1) if torch.rand(1) < 0.5 else image
-
-
 class View:
     """What becomes of an image: a part of it, resized, then steps.
 
@@ -69,10 +64,10 @@ def training(name, size):
     - red: resize to 256/224 of the size, random crop, flip: reduced, it keeps the scale.
     """
     if name == "red":
-        return View(size, None, [v2.RandomCrop(size), flip])
+        return View(size, None, [v2.RandomCrop(size), v2.RandomHorizontalFlip()])
     area = {"base": (0.08, 1.0), "big": (0.4, 1.0), "adv": (0.08, 1.0)}[name]
     colour = [v2.ColorJitter(0.2, 0.2, 0.2, 0.2), v2.RandomGrayscale(0.2)] if name in ("big", "adv") else []
-    return View(size, area, [*colour, flip])
+    return View(size, area, [*colour, v2.RandomHorizontalFlip()])
 
 
 def evaluation(size):

@@ -31,9 +31,6 @@ def class_folders(folder, names, n=3):
 def cub_archive(root):
     folder = root / "CUB_200_2011"
     class_folders(folder / "images", CUB)
-    names = [f"{c}/b_{i}.jpg" for c in CUB for i in range(3)]
-    (folder / "images.txt").write_text("".join(f"{n} {name}\n" for n, name in enumerate(names, 1)))
-    (folder / "image_class_labels.txt").write_text("".join(f"{n} {int(name[:3])}\n" for n, name in enumerate(names, 1)))
     (folder / "images" / "._hidden.jpg").write_bytes(b"")  # as macOS leaves them
 
 

@@ -68,15 +68,6 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(few_letters, tmp_path, ca
     assert len(module.load()["ink"]) and "glyphs are not cached" in capsys.readouterr().out
 
 
-def test_a_matplotlib_without_a_face_gives_fewer_images_and_no_other_letters(monkeypatch, few_letters):
-    whole = module.splits()
-    monkeypatch.setattr(module, "ASCII_FACES", ["cmr10.ttf", "cmb10.ttf", "cmss10.ttf", "nothing10.ttf", "cmtt10.ttf"])
-    fewer = module.splits()
-    assert 0 <= len(whole.train) - len(fewer.train) <= 52 and len(whole.test) == len(fewer.test)
-    assert whole.train.class_names == fewer.train.class_names
-    assert {path for path in whole.train.paths if "cmti10" not in path} == set(fewer.train.paths)
-
-
 @pytest.mark.parametrize("name", list(module.AUGMENTATIONS))
 def test_glyph_augmentation(name):
     split = module.splits(32, name).train

@@ -60,7 +60,7 @@ def test_a_folder_of_train_query_and_gallery(tmp_path):
     assert splits.query.labels.tolist() == [0, 1] and splits.gallery.labels.tolist() == [0, 1, 2]
     for path in (tmp_path / "gallery").glob("*/*"):
         path.unlink()
-    with pytest.raises(FileNotFoundError, match="no folder in it has images"):
+    with pytest.raises(ValueError, match="no image of the gallery split is there"):
         select("folder", tmp_path)
 
 
@@ -102,27 +102,24 @@ def test_a_missing_folder_shows_the_expected_tree_and_the_archive(name, tmp_path
     assert module.TREE in text and getattr(module, "GET", "") in text and "Traceback" not in text
 
 
-def test_what_is_no_such_data_set_is_told(tmp_path):
+def test_what_is_no_such_data_set_is_told(tmp_path, counts):
     LAYOUTS["cars196", "archive"](tmp_path / "a")
     whole = (tmp_path / "a" / "cars_annos.mat").read_bytes()
     for damaged in (whole[:-700], b"", b"\0" * 500):
         (tmp_path / "a" / "cars_annos.mat").write_bytes(damaged)
         with pytest.raises(ValueError, match="cars_annos.mat: not the annotations of Cars196"):
             select("cars196", tmp_path / "a")
-    (tmp_path / "b" / "cub200" / "images").mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match="no folder in it has images"):
-        select("cub200", tmp_path / "b")
     write(tmp_path / "c" / "images" / "Hummer" / "1.jpg")  # a cars folder
-    with pytest.raises(ValueError, match="is this CUB-200-2011"):
-        select("cub200", tmp_path / "c")
+    with pytest.raises(ValueError, match="train: found 0 classes"):
+        datasets.select(options("cub200", tmp_path / "c"))
     with pytest.raises(ValueError, match="no image of the test split is there"):
         select("folder", tmp_path / "c" / "images")
     for name, path in (("inshop", "list_eval_partition.txt"), ("online_products", "Ebay_test.txt")):
         LAYOUTS[name, "archive"](tmp_path / name)
-        with open(next((tmp_path / name).rglob(path)), "a") as file:
-            file.write("1 two three\n")
-        with pytest.raises(ValueError, match=f"{path}: each line below the head must be '.*', found '1 two three'"):
-            select(name, tmp_path / name)
+        lines = next((tmp_path / name).rglob(path))
+        lines.write_text(lines.read_text().rstrip() + "cut_off\n1 two three\n")
+        with pytest.raises(ValueError, match="(gallery|test): found 2 classes, [35] images"):
+            datasets.select(options(name, tmp_path / name), 32)
 
 
 @pytest.mark.parametrize("kernels", [0, 1])
@@ -130,7 +127,7 @@ def test_a_broken_image_stops_a_run_with_one_line(tmp_path, kernels, capsys, mon
     LAYOUTS["cub200", "archive"](tmp_path)
     for path in (tmp_path / "CUB_200_2011" / "images").glob("100*/*"):
         path.write_bytes(b"")
-    monkeypatch.setattr(evaluation.embedding, "SMALL", 0)  # workers for the evaluation too
+    monkeypatch.setattr(evaluation, "SMALL", 0)  # workers for the evaluation too
     for more in ([], ["--no_train_metrics"]):  # it is found by the evaluation, or in training
         assert main.main([*short_run("cub200", tmp_path), "--kernels", str(kernels), *more]) == 2
         text = capsys.readouterr().err

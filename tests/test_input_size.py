@@ -6,8 +6,6 @@ import miniatures
 import pytest
 import torch
 from architecture_tools import build
-from PIL import Image
-from torchvision.transforms import v2
 
 import architectures
 import datasets
@@ -76,14 +74,6 @@ def photographs(tmp_path):
         path = tmp_path / "photographs" / f"class{n // 4}" / f"{n % 4}.jpg"
         miniatures.noise(path, size=(160, 120), seed=n, quality=95)
     return tmp_path / "photographs"
-
-
-def test_images_are_cropped_to_it_and_resized_in_the_ratio_of_256_to_224(photographs):
-    splits = miniatures.select("folder", photographs, size=56)
-    assert splits.train[0][0].shape == splits.test[0][0].shape == (3, 56, 56)
-    with Image.open(splits.test.paths[0]) as image:
-        wanted = v2.functional.pil_to_tensor(v2.CenterCrop(56)(v2.Resize(64, antialias=True)(image.convert("RGB"))))
-    assert (splits.test[0][0].float() - wanted.float()).abs().mean() < 2
 
 
 def test_a_run_its_checkpoint_and_its_evaluation_have_that_size(photographs, tmp_path, monkeypatch):

