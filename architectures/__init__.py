@@ -98,7 +98,7 @@ def select(opt):
         features, size = backbone.build(), opt.input_size or backbone.input_size
         with torch.no_grad():
             maps = features.eval()(torch.zeros(1, 3, size, size))
-    except (RuntimeError, AssertionError, IndexError, OSError, TypeError, ValueError) as problem:  # maps of 0 pixels, ...
+    except (RuntimeError, AssertionError, IndexError, OSError, TypeError, ValueError) as problem:
         advice = f"; {WAY_OUT}" if isinstance(problem, OSError) else ""
         raise ValueError(f"{flags}: this network cannot be made ({first_line(problem)}){advice}") from problem
     shape = getattr(maps, "shape", ())  # some networks of timm give a list of token maps

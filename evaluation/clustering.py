@@ -3,27 +3,15 @@
 scikit-learn is loaded where it is used: it takes over a second.
 """
 
-import contextlib
-import warnings
-
 import torch
 
 from evaluation.search import have_faiss, well_scaled
 
 
-@contextlib.contextmanager
-def quiet():
-    """Without scikit-learn's warnings: of many small classes (before 1.8), and of nearly equal points."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
 def kmeans(embeddings, n_clusters, seed=0, restarts=1):
-    """Cluster of each embedding (n,), a numpy array of ints: Lloyd's algorithm, 20 iterations, all points used.
+    """Cluster of each embedding (n,), a numpy array of ints: 20 Lloyd iterations from the best of `restarts` starts.
 
-    The best of `restarts` seeded starts, by the sum of squared distances; where there are no more distinct points than
-    clusters, each is one. By faiss (on the GPU if the embeddings are there), or scikit-learn where that is missing.
+    Where there are no more distinct points than clusters, each is one. By faiss, or scikit-learn where that is missing.
     """
     (points,), seed = well_scaled([embeddings]), int(seed) % 2**31  # what both libraries take
     distinct = points.unique(dim=0, return_inverse=True)[1].cpu().numpy()
@@ -33,9 +21,8 @@ def kmeans(embeddings, n_clusters, seed=0, restarts=1):
     if not have_faiss():
         from sklearn.cluster import KMeans
 
-        with quiet():
-            model = KMeans(n_clusters, init="random", n_init=restarts, max_iter=20, random_state=seed)
-            return model.fit_predict(points)
+        model = KMeans(n_clusters, init="random", n_init=restarts, max_iter=20, random_state=seed)
+        return model.fit_predict(points)
     import faiss
 
     how = dict(niter=20, nredo=restarts, seed=seed, gpu=embeddings.is_cuda and faiss.get_num_gpus() > 0)
@@ -45,7 +32,6 @@ def kmeans(embeddings, n_clusters, seed=0, restarts=1):
     return model.index.search(points, 1)[1][:, 0]
 
 
-@quiet()
 def nmi(labels, clusters):
     """Normalised mutual information, 2 I / (H(labels) + H(clusters)), in 0..1. Source: Manning et al. 2008, 16.3."""
     from sklearn.metrics import normalized_mutual_info_score
@@ -53,11 +39,9 @@ def nmi(labels, clusters):
     return float(normalized_mutual_info_score(torch.as_tensor(labels).cpu(), clusters))
 
 
-@quiet()
 def f1(labels, clusters):
     """F1 of "same cluster" as a prediction of "same class" over all pairs of images, in 0..1; 0 without a true pair."""
     from sklearn.metrics.cluster import pair_confusion_matrix
 
-    pairs = pair_confusion_matrix(torch.as_tensor(labels).cpu(), clusters)
-    (_, false_positive), (false_negative, true_positive) = pairs
-    return float(2 * true_positive / max(2 * true_positive + false_positive + false_negative, 1))
+    (_, wrong), (missed, right) = pair_confusion_matrix(torch.as_tensor(labels).cpu(), clusters)
+    return float(2 * right / max(2 * right + wrong + missed, 1))

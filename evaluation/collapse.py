@@ -17,9 +17,8 @@ PAIR_BYTES = 256 * 2**20  # memory that a block of pairwise distances may take
 
 
 def is_collapse(rank, share, dimensions):
-    """Whether an effective rank is under 5% of the dimensions, or a coding rate under a tenth of its maximum; None for
-    what was not measured. One direction is a collapse in few dimensions too."""
-    least = max(0.05 * dimensions, 1.1 if dimensions > 2 else 0)
+    """Whether an effective rank is under 5% of the dimensions, or a coding rate's share under 0.1; None: unmeasured."""
+    least = max(0.05 * dimensions, 1.1 if dimensions > 2 else 0)  # one direction is a collapse in few dimensions too
     return (rank is not None and rank < least) or (share is not None and share < 0.1)
 
 
@@ -65,13 +64,12 @@ def coding_rate_reduction(embeddings, labels):
 
 
 def singular_values(embeddings):
-    """Singular values of embeddings as they come, not centred, largest first: float64 (min(n, d),). At least float32's
-    rounding of the largest, so that of a collapsed model all is finite. Unmeasurable if all embeddings are zero."""
+    """Singular values of embeddings as they come, largest first: float64 (min(n, d),); Unmeasurable if all are zero."""
     rows = torch.as_tensor(embeddings).detach().double()
     values = torch.linalg.svdvals(torch.linalg.qr(rows, mode="r").R if rows.shape[0] > rows.shape[1] else rows)
     if not values[0] > 0:
         raise Unmeasurable("evaluation: all embeddings are zero; they have no spectrum")
-    return values.clamp(min=float(values[0]) * torch.finfo(torch.float32).eps)
+    return values.clamp(min=float(values[0]) * torch.finfo(torch.float32).eps)  # float32's rounding; 0 has no logarithm
 
 
 def rho_spectrum(spectrum, k):
@@ -116,8 +114,8 @@ def class_means(rows, labels):
 
 
 def pairs_within(rows, labels):
-    """Of classes with several of the rows (n, d), of length 1 or 0: mean |x − y|² and mean 1 − cos(x, y) over pairs of
-    different ones, and the number of these pairs."""
+    """Of each class with several rows (n, d), of length 1 or 0: the means over its pairs of |x − y|² and of
+    1 − cos(x, y), and the number of these pairs."""
     means, sizes, where = class_means(rows, labels)
     per_row = torch.stack([(rows - means[where]).square().sum(1), (rows == 0).all(1).double()], 1)
     (squares, zeros), several = class_means(per_row, labels)[0].T, sizes > 1
@@ -133,8 +131,7 @@ def alignment(embeddings, labels):
 
 
 def intra(embeddings, labels):
-    """`dists@intra`: mean over classes of several images of the mean cosine distance between these, in 0..2; 0 where
-    there are none. (The published code gives a class of one image another's value.)"""
+    """`dists@intra`: mean over classes of several images of the mean cosine distance between these; 0 without such."""
     distances = pairs_within(unit(embeddings), labels)[1]
     return float(distances.mean()) if len(distances) else 0.0
 

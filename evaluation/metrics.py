@@ -8,8 +8,6 @@ import re
 from functools import cached_property
 from typing import Callable, NamedTuple
 
-import torch
-
 from evaluation import clustering, collapse, retrieval
 from utilities.registry import near
 
@@ -50,13 +48,10 @@ for c_name, plain in {"c_recall@K": "e_recall@K", "c_nmi": "nmi", "c_f1": "f1", 
 def find(name, flag="metric"):
     """The Metric of a name and its k, if it has one. Raises ValueError, one line, for an unknown name."""
     number = re.search(r"(?<=[@_])-?\d{1,18}$", name)
-    row, k = (name, None) if number is None else (name[: number.start()] + "K", int(number[0]))
-    metric = METRICS.get(row)
-    if metric and row.endswith("K") == (k is not None) and (k is None or k > 0 or metric.signed):
-        return metric, metric.k if k is None else k
-    number = re.search(r"[1-9]\d*", name)
-    hint = near(name, [row.replace("K", number[0] if number else "K") for row in METRICS])
-    raise ValueError(f"{flag} {name}: unknown{hint}; known: {', '.join(METRICS)}, K from 1 up")
+    metric = METRICS.get(f"{name[: number.start()]}K" if number else name)
+    if metric is None or name.endswith("K") or (number and int(number[0]) < 1 and not metric.signed):
+        raise ValueError(f"{flag} {name}: unknown{near(name, METRICS)}; known: {', '.join(METRICS)}, K from 1 up")
+    return metric, int(number[0]) if number else metric.k
 
 
 def check_names(names, embed_dim=None, flag="--evaluation_metrics"):
@@ -70,18 +65,17 @@ def check_names(names, embed_dim=None, flag="--evaluation_metrics"):
 class Embedded:
     """What a metric can take as an argument, by name. Each is made once, and only if a metric takes it.
 
-    gallery, queries: pairs of embeddings and labels. With queries these are searched in the gallery, and all other
-    metrics take both together. metrics: pairs of a Metric and its k, which say how deep the search has to go.
+    gallery, queries: of as_sets. asked: pairs of a Metric and its k, which say how deep the search has to go.
     """
 
-    def __init__(self, gallery, queries, metrics, seed, search, restarts):
-        self.gallery, self.queries, self.metrics = gallery, queries, metrics
+    def __init__(self, gallery, queries, asked, seed, search, restarts):
+        self.gallery, self.queries, self.asked = gallery, queries, asked
         self.seed, self.search, self.restarts = seed, search, restarts
-        self.embeddings, self.labels = map(torch.cat, zip(queries, gallery)) if queries else gallery
+        self.embeddings, self.labels = retrieval.together(gallery, queries)
 
     def value(self, metric, k):
-        names = inspect.signature(metric.function).parameters
-        return metric.function(**{name: k if name == "k" else getattr(self, name) for name in names})
+        arguments = inspect.signature(metric.function).parameters
+        return metric.function(**{name: k if name == "k" else getattr(self, name) for name in arguments})
 
     @cached_property
     def class_sizes(self):
@@ -95,8 +89,8 @@ class Embedded:
 
     @cached_property
     def matches(self):
-        """Whether each of a query's nearest images has its label: bool (q, k of the metrics or the largest class)."""
-        ks = [k for metric, k in self.metrics if "matches" in inspect.signature(metric.function).parameters]
+        """Whether each of a query's nearest images has its label: bool (q, the largest k, or class)."""
+        ks = [k for metric, k in self.asked if "matches" in inspect.signature(metric.function).parameters]
         deepest = max(int(self.published_sizes.max()) if k is None else k for k in ks)
         least = min([k for k in ks if k], default=1)
         return retrieval.nearest_matches(self.gallery, self.queries, deepest, least, self.search)
@@ -112,30 +106,18 @@ class Embedded:
         return collapse.singular_values(self.embeddings)
 
 
-def compute(
-    embeddings, labels, names, seed=0, query_embeddings=None, query_labels=None, on_cpu=False, search="auto", restarts=1
-):
+def compute(embeddings, labels, names, seed=0, query_embeddings=None, query_labels=None, search="auto", restarts=1):
     """The metrics `names` of embeddings (n, d) and labels (n,), tensors or arrays: {name: float}, in that order.
 
     With query_embeddings (q, d) and query_labels (q,) these are searched in the embeddings, and nothing is left out.
-    Distances are Euclidean; the c_ names are of the L2-normalised embeddings. No metric depends on the unit of length.
-    One search and one clustering serve all (one more each for c_ names). search: a back-end of nearest_neighbours;
-    seed, restarts: of k-means; on_cpu: measure on the CPU though the embeddings are on a GPU.
-    Raises ValueError, one line, for unknown names, fewer than two images or embeddings that are not finite.
+    Distances are Euclidean; the c_ names are of the L2-normalised embeddings. search: a back-end of nearest_neighbours;
+    seed, restarts: of k-means. ValueError, one line, for unknown names and for what as_sets refuses.
     """
-    if (query_embeddings is None) != (query_labels is None):
-        raise ValueError("evaluation: query_embeddings and query_labels go together; give both")
-    asked, apart = {name: find(name) for name in names}, query_embeddings is not None
-    sets = [(embeddings, labels), (query_embeddings, query_labels)][: 1 + apart]
-    sets = [retrieval.as_tensors(*pair, least=1 if apart else 2) for pair in sets]
-    dimensions = [x.shape[1] for x, _ in sets]
-    if len(set(dimensions)) > 1:
-        raise ValueError(f"evaluation: the gallery has {dimensions[0]} dimensions, the queries {dimensions[1]}")
-    sets = [(x.cpu(), y.cpu()) for x, y in sets] if on_cpu else sets
-    values = {}
+    asked, values = {name: find(name) for name in names}, {}
+    sets = retrieval.as_sets(embeddings, labels, query_embeddings, query_labels)
     for cosine in {metric.cosine for metric, _ in asked.values()}:
+        pairs = [pair and (collapse.unit(pair[0]).to(pair[0].dtype), pair[1]) for pair in sets] if cosine else sets
         its_own = {name: pair for name, pair in asked.items() if pair[0].cosine == cosine}
-        pairs = [(collapse.unit(x).to(x.dtype), y) for x, y in sets] if cosine else sets
-        data = Embedded(pairs[0], pairs[1] if apart else None, its_own.values(), seed, search, restarts)
+        data = Embedded(*pairs, its_own.values(), seed, search, restarts)
         values |= {name: data.value(*pair) for name, pair in its_own.items()}
     return {name: values[name] for name in names}

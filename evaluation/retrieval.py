@@ -2,13 +2,17 @@
 
 import functools
 import logging
-from numbers import Integral
 
+import numpy as np
 import torch
 
 from evaluation.search import Unmeasurable, blocks_of_neighbours
 
 warn_once = functools.cache(logging.getLogger("antico").warning)
+CHANCE = (
+    "evaluation: for over 1% of the images Recall@K is chance: float32 cannot tell which of several others, not all of "
+    "their class, are nearest. Have the embeddings collapsed (see effective_rank), or are there copies across classes?"
+)
 
 
 def as_tensors(embeddings, labels, least=2):
@@ -25,19 +29,38 @@ def as_tensors(embeddings, labels, least=2):
     return embeddings, labels.long().to(embeddings.device)
 
 
+def as_sets(embeddings, labels, query_embeddings=None, query_labels=None):
+    """The gallery and the queries (None without any), each a pair of as_tensors; ValueError where they do not fit."""
+    if (query_embeddings is None) != (query_labels is None):
+        raise ValueError("evaluation: query_embeddings and query_labels go together; give both")
+    if query_labels is None:
+        return as_tensors(embeddings, labels), None
+    gallery, queries = as_tensors(embeddings, labels, 1), as_tensors(query_embeddings, query_labels, 1)
+    here, there = gallery[0].shape[1], queries[0].shape[1]
+    if here != there:
+        raise ValueError(f"evaluation: the gallery has {here} dimensions, the queries {there}")
+    return gallery, queries
+
+
+def together(gallery, queries):
+    """(embeddings, labels) of both, the queries first."""
+    return gallery if queries is None else tuple(map(torch.cat, zip(queries, gallery)))
+
+
 def nearest_matches(gallery, queries, depth, k=1, backend="auto"):
     """Whether each of the `depth` images nearest to a query has its label: bool (n, depth), cut to what there is.
 
-    gallery, queries: pairs of embeddings and labels; without queries each image is searched among all others. Warns,
-    once, where Recall@k is chance: where over 1% of the queries have more than k images as near as their nearest.
+    gallery, queries: of as_sets. Warns, once, where Recall@k is chance: where over 1% of the queries have more than k
+    images as near as their nearest, and these are not all of the query's class.
     """
     (embeddings, labels), (asked, own) = gallery, queries or gallery
     matches, undecided = [], 0
     for rows, found, alike in blocks_of_neighbours(asked, embeddings, max(depth, k + 1), queries is None, backend):
-        matches.append(labels[found[:, :depth]] == own[rows, None])
-        undecided += alike[:, k:].any(1).sum()
+        right = labels[found] == own[rows, None]
+        undecided += (alike[:, k:].any(1) & (alike & ~right).any(1)).sum()
+        matches.append(right[:, :depth])
     if undecided > 0.01 * len(own):
-        warn_once("evaluation: float32 cannot tell the nearest images of many queries apart: Recall@K is chance there")
+        warn_once(CHANCE)
     return torch.cat(matches)
 
 
@@ -86,22 +109,18 @@ def average_precision(matches, total):
 def recall_at_k(embeddings, labels, k=(1, 2, 4, 8), backend="auto"):
     """Recall@K of embeddings (n, d) and labels (n,), tensors or arrays: {K: float in 0..1}; a float where k is an int.
 
-    An image that is alone in its class is a miss. ValueError where they do not fit together or a K is below 1.
-    Source: Jégou et al., PAMI 2011; Oh Song et al., CVPR 2016.
+    ValueError where they do not fit or a K is below 1. Source: Jégou et al., PAMI 2011; Oh Song et al., CVPR 2016.
     """
-    ks = [int(each) for each in ([k] if isinstance(k, Integral) else k)]
+    ks = np.atleast_1d(k).tolist()
     if min(ks) < 1:
         raise ValueError(f"recall_at_k: K must be at least 1, got {min(ks)}")
     matches = nearest_matches(as_tensors(embeddings, labels), None, max(ks), min(ks), backend)
     recalls = {each: recall(matches, each) for each in ks}
-    return recalls[ks[0]] if isinstance(k, Integral) else recalls
+    return recalls if np.ndim(k) else recalls[ks[0]]
 
 
 def map_at_r(embeddings, labels, backend="auto"):
-    """mAP@R of embeddings (n, d) and labels (n,), tensors or arrays: a float in 0..1; ValueError as recall_at_k.
-
-    Images that are alone in their class are left out; 0 where all are. Source: Musgrave et al., ECCV 2020.
-    """
+    """mAP@R of embeddings (n, d) and labels (n,), tensors or arrays: in 0..1. Source: Musgrave et al., ECCV 2020."""
     embeddings, labels = as_tensors(embeddings, labels)
     sizes = class_sizes(labels, labels) - 1
     return mean_ap_at_r(nearest_matches((embeddings, labels), None, max(int(sizes.max()), 1), 1, backend), sizes)

@@ -30,8 +30,7 @@ def check_backend(backend):
 def well_scaled(sets):
     """Sets of rows (n_i, d), centred and scaled alike in float64, as float32, which can then tell neighbours apart.
 
-    Squared distances from products cancel far from the origin and overflow beyond 1e19. The centre and the unit of
-    length are medians of the first set, so that a few rows far away take no precision from the others.
+    The centre and the unit of length are medians of the first set: a few rows far away take no precision from others.
     """
     sample = sets[0][:: -(-len(sets[0]) // SAMPLE)].double()
     centre = sample.median(0).values
@@ -49,8 +48,7 @@ def nearest_neighbours(queries, gallery, k, exclude_self=False, backend="auto"):
     """Indices (n, k) of the k gallery rows (m, d) nearest to each query (n, d) by Euclidean distance, nearest first.
 
     k is cut to what there is. exclude_self: query i is gallery row i and is left out by its index; a duplicate of it
-    counts. Equally near rows come in the library's order. "auto" is faiss if it is installed (and sees the tensors'
-    GPU), else torch. ValueError for an unknown or missing back-end.
+    counts. Equally near rows come in the library's order. backend: "auto" is faiss where it is installed, else torch.
     """
     return torch.cat([found for _, found, _ in blocks_of_neighbours(queries, gallery, k, exclude_self, backend)])
 

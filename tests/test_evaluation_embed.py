@@ -51,7 +51,7 @@ def test_embed_with_workers_and_after_an_error(monkeypatch):
     model, split = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(48)), Points(30)
     split.images = split.images.float()
     alone = evaluation.embed(model, split, 7)[0]
-    monkeypatch.setattr("evaluation.embedding.SMALL", 0)
+    monkeypatch.setattr(evaluation, "SMALL", 0)
     assert torch.equal(alone, evaluation.embed(model, split, 7, workers=1)[0])
     split.images = split.images[:, :2]
     with pytest.raises(RuntimeError):
@@ -72,16 +72,15 @@ def test_evaluate_takes_a_query_gallery_split(monkeypatch):
 
 def test_saved_embeddings_say_what_they_are_of(tmp_path):
     model, split = Flat().eval(), Points(10)
-    evaluation.save_embeddings(model, split, str(tmp_path / "e.npz"), options(), name="val", first_label=100)
-    with np.load(tmp_path / "e.npz", allow_pickle=False) as file:
+    crossed = SimpleNamespace(query=Points(4, split.class_names), gallery=split)
+    evaluation.save_all_embeddings(model, {"val": split, "test": crossed}, options(), str(tmp_path), 100)
+    with np.load(tmp_path / "embeddings_val.npz", allow_pickle=False) as file:
         assert (file["dataset"], file["split"], file["first_label"]) == ("points", "val", 100)
         assert file["labels"].tolist() == [100 + i // 2 for i in range(10)]
         assert file["class_names"][file["labels"] - file["first_label"]][7] == "class 3"
         assert file["paths"][7] == "7.png"
         assert np.allclose(file["embeddings"], model(split.images).detach(), atol=1e-4)
-    crossed = SimpleNamespace(query=Points(4, split.class_names), gallery=split)
-    evaluation.save_embeddings(model, crossed, str(tmp_path / "c.npz"), options(), first_label=7)
-    with np.load(tmp_path / "c.npz", allow_pickle=False) as file:
-        assert file["split"] == "test" and file["query_labels"].tolist() == [7, 7, 8, 8]
+    with np.load(tmp_path / "embeddings_test.npz", allow_pickle=False) as file:  # its classes go on after val's
+        assert file["split"] == "test" and file["query_labels"].tolist() == [105, 105, 106, 106]
         assert len(file["query_paths"]) == len(file["query_embeddings"]) == 4 and len(file["labels"]) == 10
         assert file["class_names"].tolist() == split.class_names

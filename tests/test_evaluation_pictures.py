@@ -2,11 +2,11 @@
 
 import functools
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from evaluation_tools import clustered
 from PIL import Image
 
 import evaluation
@@ -14,12 +14,7 @@ from evaluation import __main__ as command
 from evaluation import pictures
 
 SUFFIXES = {"png": b"\x89PNG\r\n\x1a\n", "pdf": b"%PDF-"}
-
-
-def data(n=40, d=6, classes=8, seed=0):
-    generator = np.random.default_rng(seed)
-    labels = np.arange(n) % classes
-    return (generator.normal(size=(n, d)) + generator.normal(size=(classes, d))[labels]).astype(np.float32), labels
+data = functools.partial(clustered, n=40, d=6)
 
 
 @pytest.fixture
@@ -61,83 +56,56 @@ def grey(images):
     return images[..., middle, middle, 0]
 
 
-# --- nearest images ---
-
-
 @pytest.mark.parametrize("apart", [False, True])
 def test_right_and_wrong_are_those_of_the_metrics(apart):
-    embeddings, labels = data(90)
+    embeddings, labels = data(n=90)
     arrays = dict(embeddings=embeddings[20:], labels=labels[20:])
     own = labels[:20] if apart else arrays["labels"]
     arrays |= dict(query_embeddings=embeddings[:20], query_labels=own) if apart else {}
-    rows, nearest, right = pictures.nearest_images(**arrays, n=999, k=4)
+    rows, nearest, right = pictures.nearest_images(arrays, n=999, k=4)
     assert rows.tolist() == list(range(len(own))) and nearest.shape == right.shape == (len(own), 4)
     recalls = evaluation.compute(**arrays, names=["e_recall@1", "e_recall@4"])
     assert [right[:, 0].mean(), right.any(1).mean()] == pytest.approx(list(recalls.values()))
     assert 0 < recalls["e_recall@1"] < 1 and ((arrays["labels"][nearest] == own[:, None]) == right).all()
     assert apart or not (nearest == rows[:, None]).any()
-    some = pictures.nearest_images(**arrays, n=5, k=4, seed=1)
+    some = pictures.nearest_images(arrays, n=5, k=4, seed=1)
     assert (some[1] == nearest[some[0]]).all() and len(set(some[0])) == 5
-    assert (some[0] != pictures.nearest_images(**arrays, n=5, seed=2)[0]).any()
+    assert (some[0] != pictures.nearest_images(arrays, n=5, seed=2)[0]).any()
 
 
 def test_a_panel_marks_each_neighbour():
     right = np.array([[True, False, True], [False, False, True]])
-    images = np.arange(8, dtype=np.uint8)[:, None, None, None] * np.ones((1, 5, 5, 3), np.uint8)
-    figure = pictures.panel(images[:2], images[2:].reshape(2, 3, 5, 5, 3), right, ["a", "b"], "x" * 200)
+    images = np.arange(8, dtype=np.uint8).reshape(2, 4, 1, 1, 1) * np.ones((5, 5, 3), np.uint8)
+    figure = pictures.panel(images, right, ["a", "b"], "x" * 200)
     assert max(map(len, figure.get_suptitle().split("\n"))) <= 90  # the figure is no wider
     axes = np.array(figure.axes).reshape(2, 4)
     shown = [[axis.get_images()[0].get_array()[0, 0, 0] for axis in line] for line in axes]
-    assert shown == [[0, 2, 3, 4], [1, 5, 6, 7]]
+    assert shown == [[0, 1, 2, 3], [4, 5, 6, 7]]
     for axis, hit in zip(axes[:, 1:].ravel(), right.ravel()):
         assert axis.texts[0].get_text() == ("✓" if hit else "✗")
         assert axis.spines["left"].get_linestyle() == ("-" if hit else (0, (2, 1)))
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
-def test_the_command_shows_each_rows_own_image(saved, tmp_path, capsys, panel, suffix):
-    out = tmp_path / "new folder" / f"panel.{suffix}"
-    assert command.main([saved(), "--panel", str(out), "--seed", "3"]) == 0
+@pytest.mark.parametrize("suffix, n_queries", [("png", 0), ("pdf", 15)])
+def test_the_command_shows_each_rows_own_image(saved, tmp_path, capsys, panel, suffix, n_queries):
+    out, (embeddings, labels) = tmp_path / "new folder" / f"panel.{suffix}", data()
+    paths, first, changed = [str(tmp_path / "images" / f"{i}.png") for i in range(40)], slice(n_queries), {}
+    if n_queries:
+        of_queries = dict(query_embeddings=embeddings[first], query_labels=labels[first] + 7, query_paths=paths[first])
+        embeddings, labels, paths = embeddings[n_queries:], labels[n_queries:] + 7, paths[n_queries:]
+        names = [f"name {label}" for label in range(105)]
+        changed = dict(
+            embeddings=embeddings, labels=labels, paths=paths, class_names=names, first_label=7, **of_queries
+        )
+    path = saved(**changed)
+    assert command.main([path, "--panel", str(out), "--seed", "3"]) == 0
     assert capsys.readouterr().out == f"written: {out}\n" and out.read_bytes().startswith(SUFFIXES[suffix])
-    queries, neighbours, right, names, title = panel["args"]
-    embeddings, labels = data()
-    rows, nearest, expected = pictures.nearest_images(embeddings, labels, seed=3)
-    assert (grey(queries) == 5 * rows).all() and (grey(neighbours) == 5 * nearest).all() and (right == expected).all()
-    assert names == [f"class {labels[i]}" for i in rows] and "2 of 40" in title and "seed 3" in title
-
-
-class Files(torch.utils.data.Dataset):
-    """Images of one grey, in files whose paths are relative, as --source_path may be."""
-
-    class_names = ["dark", "grey", "light"]
-
-    def __init__(self, greys):
-        self.greys, self.labels, self.paths = greys, torch.tensor(greys) // 100, [f"{grey}.png" for grey in greys]
-        for grey, path in zip(greys, self.paths):
-            Image.new("RGB", (20, 20), (grey,) * 3).save(path)
-
-    def __len__(self):
-        return len(self.greys)
-
-    def __getitem__(self, i):
-        return torch.full((3, 4, 4), self.greys[i], dtype=torch.uint8), int(self.labels[i])
-
-
-def test_what_save_embeddings_writes_is_shown_from_anywhere(tmp_path, monkeypatch, panel):
-    """A query and a gallery split, its classes counted from 7: the nearest image is the one whose grey is nearest."""
-    monkeypatch.chdir(tmp_path)
-    split = SimpleNamespace(query=Files([12, 240]), gallery=Files([0, 10, 90, 120, 250]))
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 2))
-    torch.nn.init.constant_(model[1].weight, 0.1)
-    model.forward = lambda images: model[1](model[0](images.float()))
-    opt = SimpleNamespace(bs=8, kernels=0, dataset="greys")
-    evaluation.save_embeddings(model, split, str(tmp_path / "embeddings_test.npz"), opt, first_label=7)
-    (tmp_path / "other").mkdir()
-    monkeypatch.chdir(tmp_path / "other")
-    assert command.main(["../embeddings_test.npz", "--panel", "p.pdf"]) == 0
-    queries, neighbours, right, names, _ = panel["args"]
-    assert grey(queries).tolist() == [12, 240] and grey(neighbours)[:, 0].tolist() == [10, 250]
-    assert right[:, 0].all() and names == ["dark", "light"]
+    images, right, names, title = panel["args"]
+    rows, nearest, expected = pictures.nearest_images(pictures.load(path), seed=3)
+    assert (grey(images) == 5 * np.column_stack([rows, nearest + n_queries])).all() and (right == expected).all()
+    words = "name" if n_queries else "class"
+    assert names == [f"{words} {label}" for label in data()[1][rows]]
+    assert f"2 of {n_queries or 40}" in title and "seed 3" in title
 
 
 def test_images_of_glyphs_are_rendered():
@@ -152,33 +120,15 @@ def test_images_of_glyphs_are_rendered():
         command.images_of(["Nothing.ttf:U+0041"])
 
 
-def test_images_that_have_moved(saved, tmp_path, capsys, panel):
-    path, out = saved(), tmp_path / "p.png"
-    (tmp_path / "more").mkdir()
-    (tmp_path / "images").rename(tmp_path / "more" / "images")
-    assert "this image is missing; --images DIR" in refused(capsys, path, "--panel", out) and not out.exists()
-    assert "missing in --images" in refused(capsys, path, "--panel", out, "--images", tmp_path)
-    for place in ("more", "more/images"):
-        assert command.main([path, "--panel", str(out), "--images", str(tmp_path / place)]) == 0
-    for file in (tmp_path / "more" / "images").iterdir():
-        file.write_bytes(b"\x89PNG but broken")
-    capsys.readouterr()
-    assert "cannot be decoded as an image" in refused(capsys, path, "--panel", out, "--images", tmp_path / "more")
-
-
-# --- spaces ---
-
-
 def test_spectrum_against_numpy():
-    (one, _), (two, _) = data(), data(d=3, seed=1)
-    lines = [(number, "a", [pictures.shares(embeddings)]) for number, embeddings in enumerate((one, two))]
-    axis = pictures.spectrum([("title", lines)], with_rank=True).axes[0]
-    for line, embeddings in zip(axis.lines, (one, two)):
+    spaces = {"one": data(), "two": data(d=3, seed=1)}
+    axis = command.spectrum(spaces).axes[0]
+    for line, (name, (embeddings, _)) in zip(axis.lines, spaces.items()):
         expected = np.linalg.svd(embeddings.astype(np.float64), compute_uv=False)
         share = expected / expected.sum()
         assert line.get_ydata() == pytest.approx(share, rel=1e-6)
         rank = np.exp(-(share * np.log(share)).sum())
-        assert line.get_label() == f"a: effective rank {rank:.1f} of {embeddings.shape[1]}"
+        assert line.get_label() == f"{name}: effective rank {rank:.1f} of {embeddings.shape[1]}"
     assert axis.get_yscale() == "log" and len({line.get_linestyle() for line in axis.lines}) == 2
 
 
@@ -196,24 +146,17 @@ def test_tsne_keeps_clusters_and_says_what_is_coloured():
     assert len({(line.get_color(), line.get_marker()) for line in coloured}) == 10 == len(shown)
 
 
-def test_files_are_named_by_their_runs(saved, tmp_path, capsys, monkeypatch):
-    runs, names, real = [saved(f"{run}/embeddings_test.npz") for run in ("first", "second")], [], pictures.spectrum
-    shown = lambda spaces, **more: names.append([line[1] for line in spaces[0][1]]) or real(spaces, **more)  # noqa: E731
-    monkeypatch.setattr(pictures, "spectrum", shown)
-    other = saved("first/embeddings_val.npz")
-    for files in ([*runs, saved("plain.npz")], [runs[0], other]):
-        assert command.main([*files, "--spectrum", str(tmp_path / "s.png")]) == 0
-    assert names == [["first", "second", "plain"], [runs[0], other]]
-    capsys.readouterr()
+def test_files_are_named_by_their_runs(saved, capsys):
+    runs = [saved(f"{run}/embeddings_test.npz") for run in ("first", "second")]
+    assert list(command.names_of([*runs, saved("plain.npz")]).values()) == ["first", "second", "plain"]
+    both = [runs[0], saved("first/embeddings_val.npz")]
+    assert list(command.names_of(both).values()) == both
     assert command.main([*runs, "--metrics", "e_recall@1", "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert list(values) == runs and values[runs[0]] == evaluation.compute(*data(), ["e_recall@1"])
     assert command.main([*runs, "--metrics", "e_recall@1"]) == 0
     first = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert first == [f"{runs[0]}:", "e_recall@1", f"{runs[1]}:", "e_recall@1"]
-
-
-# --- bad input ---
 
 
 @pytest.mark.parametrize("picture", ["panel", "spectrum", "tsne"])
@@ -240,19 +183,19 @@ def test_bad_input_is_one_line_that_names_it(saved, tmp_path, capsys):
     path, out = saved(), tmp_path / "p.png"
     (tmp_path / "file").write_text("")
     damaged = tmp_path / "damaged.npz"
-    with open(path, "rb") as file:
-        damaged.write_bytes(file.read(2000))
+    damaged.write_bytes((tmp_path / "e.npz").read_bytes()[:2000])
     for arguments, message in (
         ([damaged, "--panel", out], "damaged.npz: expected an npz"),
-        ([tmp_path / "none.npz"], "none.npz: no such file"),
+        ([tmp_path / "none.npz"], "none.npz: No such file"),
         ([saved("a.npz", embeddings=np.array([["x"] * 6] * 40))], "a.npz: expected an npz"),
         ([saved("b.npz", labels=np.zeros(40))], "b.npz: expected an npz"),
         ([saved("c.npz", query_labels=np.zeros(4, int))], "query_embeddings and query_labels go together"),
         ([saved("d.npz", embeddings=np.ones((7, 6)))], "expects embeddings (n, d) and labels (n,)"),
         ([path, "--metrics", "e_recall"], "--metrics e_recall: unknown"),
-        ([path, "--panel", "p.jpg"], "--panel p.jpg: must end in .png or .pdf"),
-        ([path, saved("f.npz"), "--panel", out], "shows one FILE, 2 are given"),
+        ([path, "--spectrum", tmp_path / "p.xyz"], "Format 'xyz' is not supported"),
         ([saved("g.npz", paths=["a", "b"]), "--panel", out], "g.npz: --panel needs `paths`"),
+        ([saved("h.npz", paths=["a"] * 40), "--panel", out], "a: cannot be decoded as an image (No such file"),
+        ([saved("i.npz", paths=[str(damaged)] * 40), "--panel", out], "damaged.npz: cannot be decoded as an image"),
         ([path, "--spectrum", tmp_path / "file" / "s.png"], "s.png: File exists"),
     ):
         assert message in refused(capsys, *arguments) and not out.exists()

@@ -10,7 +10,6 @@ from runs import SMALL, image_folder, rows
 import evaluation
 import main
 import parameters
-from utilities.records import protocol_rows
 
 
 @pytest.fixture(scope="module")
@@ -21,19 +20,6 @@ def folder(tmp_path_factory):
     argv = [*SMALL, *image_folder(place / "images"), *more, "e_recall@1", "nmi", "--save_path", str(place)]
     assert main.main([*argv, "--group", "g"]) == 0
     return place / "folder" / "g_s3"
-
-
-def test_protocol_rows():
-    table = [
-        {"epoch": 0, "test/m": 0.2, "val/m": 0.5},
-        {"epoch": 1, "test/m": 0.9, "val/m": 0.6},
-        {"epoch": 2, "test/m": 0.9, "val/m": 0.7},
-        {"epoch": 3, "test/m": 0.4, "val/m": 0.1},
-        {"epoch": 4, "loss/rate": 1.0},
-    ]
-    chosen = protocol_rows(table, "m")
-    assert {name: row["epoch"] for name, row in chosen.items()} == {"last": 3, "best-test": 1, "best-val": 2}
-    assert list(protocol_rows([{"epoch": 0, "test/m": 0.2}], "m")) == ["last", "best-test"]
 
 
 def test_a_checkpoint_is_evaluated_as_its_run_did(folder, capsys):
