@@ -36,11 +36,10 @@ def check_names(opt):
 
 
 def build(opt, device, device_name, signals):
-    """The Run. What bad input can spoil comes first, the run's folder is touched last."""
+    """Build the Run; everything that can fail on bad input comes before its folder is touched."""
     dtype = devices.autocast_dtype(opt, device)
     torch.manual_seed(opt.seed)
-    model = architectures.select(opt).to(device, memory_format=torch.channels_last)
-    model = batchnorm.synchronize(model)
+    model = batchnorm.synchronize(architectures.select(opt).to(device, memory_format=torch.channels_last))
     batchnorm.check_chunks(model, opt)
     splits, evaluated = load_data(opt, model)
     n_classes = len(splits.train.class_names)
@@ -65,7 +64,7 @@ def build(opt, device, device_name, signals):
                               device=device_name, processes=distributed.world())  # fmt: skip
     run.open_folder(config)
     run.trackers = records.Trackers(run.folder, opt, config)
-    distributed.print_once(*console.notes(opt, idle), console.opening_line(run, config), sep="\n")
+    distributed.print_once(*console.notes(opt, idle), console.opening_line(run, device_name), sep="\n")
     return run
 
 
@@ -77,11 +76,11 @@ def load_data(opt, model):
 
 
 def train_epoch(run, epoch):
-    """What is left of an epoch. Its part of metrics.csv: the learning rate and the means of the loss terms."""
+    """Train the rest of an epoch; its learning rate and mean loss terms, by column of metrics.csv."""
     opt, lr = run.opt, run.optimizer.param_groups[0]["lr"]
     if run.net is None or epoch == opt.warmup + 1:
-        # anew when what learns changes, since DistributedDataParallel looks only once; compiled when all of it learns,
-        # since torch 2.11 would keep a network whose backbone has no gradient
+        # wrapped again when what learns changes, at which DistributedDataParallel looks once; compiled after the
+        # warm-up only, since torch 2.11 would keep the graph without the backbone's gradient
         run.model.warm_up(epoch <= opt.warmup)
         run.net = distributed.replicate(run.model if epoch <= opt.warmup else run.compiled, run.device)
     run.model.train()
@@ -93,7 +92,7 @@ def train_epoch(run, epoch):
             loss = cached_loss(run, images, labels, seed)
         else:
             embeddings = embed(run, images, derive(seed, distributed.rank(), 0))
-            devices.seed(seed, run.device)  # of mining, the same on all processes: each has the whole batch
+            devices.seed(seed, run.device)  # for mining: the same on all processes, each has the whole batch
             loss = run.criterion(distributed.gather(embeddings), distributed.gather(labels))
             run.optimizer.zero_grad(set_to_none=True)
             run.scaler.scale(loss).backward()
@@ -101,7 +100,7 @@ def train_epoch(run, epoch):
         run.scaler.step(run.optimizer)
         run.scaler.update()
         run.add({"loss": loss, **{f"loss/{name}": value for name, value in run.criterion.terms.items()}})
-        if run.step % 20 == 0:  # a look waits for the GPU
+        if run.step % 20 == 0:  # reading the loss waits for the GPU
             bar.set_postfix(loss=f"{run.means()['loss']:.3f}")
         if time.monotonic() - run.saved > 60 * opt.checkpoint_minutes:
             run.save()
@@ -133,14 +132,16 @@ def cached_loss(run, images, labels, seed):
 
 
 def stop_if_asked(run):
-    """`Stopped` where any of the processes got a signal."""
+    """Raise Stopped if any process got a signal."""
     if distributed.any_process(run.signals.number > 0):
-        raise Stopped(run.signals.number or signal.SIGTERM)  # this process's own may still be on its way
+        raise Stopped(run.signals.number or signal.SIGTERM)  # another process's; ours may still be on its way
 
 
 def fit(run):
     """Train and evaluate to the last epoch; epoch 0 evaluates the network as it comes. A signal saves and ends it."""
-    warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")  # an epoch resumed at its end has no step
+    warnings.filterwarnings(
+        "ignore", "Detected call of `lr_scheduler.step"
+    )  # an epoch resumed after its last step has none
     opt = run.opt
     try:
         for epoch in range(run.epoch + 1, opt.n_epochs + 1):
@@ -169,7 +170,7 @@ def fit(run):
 
 
 def evaluate(run):
-    """({split/metric: value}, a line that says a collapse where there is one)."""
+    """({split/metric: value}, a warning if the embeddings have collapsed, else "")."""
     opt, splits = run.opt, run.evaluated
     values = {name: evaluation.evaluate(run.model, splits[name], opt, also=collapse.COLLAPSE) for name in splits}
     metrics = {f"{name}/{metric}": values[name][metric] for name in splits for metric in opt.evaluation_metrics}
@@ -229,15 +230,14 @@ def main(argv=None):
         except FloatingPointError as problem:  # a loss, weights or embeddings with NaN or infinity
             line, status = f"error: {run.note_divergence(problem) if run else problem}", 1
         except BrokenPipeError:
-            line, status = "error: nobody reads the output any more (a closed pipe)", command_line.silence()
+            line, status = "error: standard output was closed", command_line.silence()
         except (ValueError, OSError) as problem:
             line, status = f"error: {command_line.line_of(problem)}", 2
-        except RuntimeError as problem:  # no bug of ours where memory ran out or another process ended
-            memory = any(words in str(problem) for words in ("out of memory", "allocate memory", "DataLoader worker"))
-            if not memory and not distributed.lost_another(problem) and "loading state_dict" not in str(problem):
+        except (RuntimeError, MemoryError) as problem:  # no bug where memory ran out or another process ended
+            advice = devices.advice_on_memory(problem)
+            if not (advice or distributed.lost_another(problem) or "loading state_dict" in str(problem)):
                 raise
-            advice = "; lower --bs or --kernels, or embed in parts with --grad_cache N" if memory else ""
-            line, status = f"error: {' '.join(str(problem).split())[:300]}{advice}", 1
+            line, status = f"error: {advice}{' '.join(str(problem).split())[:300]}", 1
     if run and run.newest:
         start = "torchrun ..." if distributed.world() > 1 else "python"
         line += f". Last checkpoint: {run.newest}; go on with: {start} main.py --resume {shlex.quote(run.folder)}"

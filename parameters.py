@@ -1,10 +1,10 @@
 """Every flag: its default, what it means, and its role. `python main.py --help` prints them; edit them here.
 
 The role says what a flag decides, and all else follows from it:
-  training      what is learned: two runs whose acting training flags are the same are one run, --resume keeps them
+  training      what is learned: runs with equal acting training flags count as one, --resume refuses to change them
   evaluation    what is measured: --resume and --evaluate_only may change it
-  housekeeping  where, how fast and what is written: tables do not look at it
-  nothing       published flags that are accepted, and act on nothing there either
+  housekeeping  where it runs, how fast, what is written: tables ignore these
+  nothing       published flags that the published program ignores, too
 """
 
 import argparse
@@ -15,7 +15,7 @@ from utilities.command_line import Formatter, OneLineParser, add_group, flag
 from utilities.folders import flags_of_run
 
 BESIDE, MILLION = os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 10**6
-TINY, HUGE = 1e-9, 1e9  # factors and temperatures beyond leave no gradient, or overflow float32
+TINY, HUGE = 1e-9, 1e9  # factors and temperatures outside these leave no gradient, or overflow float32
 USAGE = "python main.py [--flag value ...]"
 EXAMPLES = """Deep metric learning with the Anti-Collapse loss.
 
@@ -33,11 +33,11 @@ names of losses, miners, backbones, data sets and metrics:
 SUFFIXES = """--arch is a name of --list and suffixes: _frozen (BatchNorm's statistics stay), _normalize (L2), and one
 pooling of _double (average + maximum), _lp2, _lp3 (generalised mean); else average, or a timm network's own."""
 
-# --- defaults that go with a loss, or with AntiCo over a base: they stand in for those of the flags below ---
+# --- defaults that depend on the loss, or on AntiCo's base: they replace those of the flags below ---
 
-# Weights and precisions are the study's (criteria/README.md). A weight goes with the size of the base loss: over
-# proxyanchor and arcface, which the study tuned to a temperature where they are far smaller, it is scaled up.
-OURS = dict(antico_form="normalized", loss_ac_w_align=1.0, antico_eps=0.5)  # the form whose gradient lives
+# Weights and precisions are the study's (tables/README.md). A weight goes with the size of the base loss: the study
+# tuned proxyanchor and arcface at temperatures where they are much smaller, so their defaults here are larger.
+OURS = dict(antico_form="normalized", loss_ac_w_align=1.0, antico_eps=0.5)  # the form whose gradient does not vanish
 DEFAULTS = {
     "contrastive": dict(batch_mining="all"),
     "triplet": dict(batch_mining="all"),
@@ -61,13 +61,8 @@ DEFAULTS = {
 
 
 def add_flags(parser):
-    flag(
-        parser,
-        "list",
-        False,
-        "print the losses, miners, backbones, data sets and metrics, and stop",
-        role="housekeeping",
-    )
+    g = add_group(parser, "names", "housekeeping")
+    flag(g, "list", False, "print the losses, miners, backbones, data sets and metrics, and stop")
 
     g = add_group(parser, "data")
     data = os.path.join(BESIDE, "antico_data")
@@ -79,20 +74,12 @@ def add_flags(parser):
     flag(g, "use_tv_split", False, "keep part of the training data apart as a validation split")
     flag(g, "tv_split_by_samples", False, "that split takes samples of every class instead of whole classes")
     flag(g, "tv_split_perc", 0.0, "share of the training classes (or samples) that stays in training", 0, 1)
-    flag(
-        g,
-        "train_classes",
-        None,
-        "train on N classes, drawn by --seed once the validation split is apart",
-        2,
-        MILLION,
-        int,
-    )
+    flag(g, "train_classes", None, "train on N classes, drawn by --seed after the validation split", 2, MILLION, int)
     flag(g, "train_images", None, "train on at most N images of each class, drawn in the same way", 1, MILLION, int)
     samplers = "class_random: drawn with replacement, published; class_balanced: an epoch covers every image"
     flag(g, "data_sampler", "class_random", samplers, choices=["class_random", "class_balanced", "random"])
     flag(g, "bs", 112, "images a batch, of all processes together", 1, MILLION)
-    flag(g, "samples_per_class", 2, "images of each class in a batch; divides --bs; idle with random", 1, MILLION)
+    flag(g, "samples_per_class", 2, "images of each class in a batch; must divide --bs; ignored by random", 1, MILLION)
 
     g = add_group(parser, "network", about=SUFFIXES)
     flag(g, "arch", "resnet50_frozen_normalize", "backbone and suffixes, see above")
@@ -125,18 +112,29 @@ def add_flags(parser):
     metrics = ["e_recall@1", "e_recall@2", "e_recall@4", "e_recall@8", "nmi", "f1", "mAP_1000"]
     flag(g, "evaluation_metrics", metrics, "metrics by name (--list shows them)")
     flag(g, "evaltypes", ["embeds"], "what is evaluated: the embeddings", choices=["embeds"])
-    flag(g, "storage_metrics", ["e_recall@1"], "best.pt is the first one's best epoch, best_<metric>.pt of the others")
-    flag(g, "search", "auto", "of neighbours; auto: faiss if installed", choices=["auto", "faiss", "torch"])
-    flag(g, "kmeans_restarts", 1, "starts of k-means for nmi and f1, of which the best by distance counts", 1, 1000)
+    flag(
+        g,
+        "storage_metrics",
+        ["e_recall@1"],
+        "best.pt keeps the best epoch by the first, best_<metric>.pt by each other",
+    )
+    flag(
+        g,
+        "search",
+        "auto",
+        "back-end of the neighbour search; auto: faiss if installed",
+        choices=["auto", "faiss", "torch"],
+    )
+    flag(
+        g, "kmeans_restarts", 1, "starts of k-means for nmi and f1; the one with the smallest distances counts", 1, 1000
+    )
     flag(g, "eval_every", 1, "evaluate every so many epochs, and after the last", 1, MILLION)
 
     g = add_group(parser, "where and how fast", "housekeeping")
     flag(g, "gpu", [0], "index of the GPU (one); the CPU if there is none; torchrun gives each its own", 0, 1023)
     flag(g, "kernels", 6, "data loading processes; at most the machine's cores are used", 0, 1024)
-    flag(g, "cache", None, "keep decoded images in one file there, checked as read (0.5 MB each)", metavar="DIR")
-    flag(
-        g, "grad_cache", None, "embed in chunks of N images a process: less memory, the same gradient", 1, MILLION, int
-    )
+    flag(g, "cache", None, "folder for one file of all decoded images (0.5 MB each)", metavar="DIR")
+    flag(g, "grad_cache", None, "embed in chunks of N images: less memory, the same gradient", 1, MILLION, int)
     flag(g, "evaluate_on_cpu", False, "search and cluster on the CPU though there is a GPU")
 
     g = add_group(parser, "going on, and what is written", "housekeeping")
@@ -144,7 +142,7 @@ def add_flags(parser):
     flag(g, "resume", False, resume, kind=str, nargs="?", const=True, metavar="FOLDER")
     flag(g, "checkpoint_minutes", 10.0, "minutes between checkpoints within an epoch; one follows each epoch anyway", 0)
     flag(g, "evaluate_only", False, "no training: evaluate --checkpoint with its run's flags unless given")
-    flag(g, "checkpoint", None, "of --evaluate_only: a run's checkpoint.pt or best.pt", metavar="PATH")
+    flag(g, "checkpoint", None, "with --evaluate_only: a run's checkpoint.pt or best.pt", metavar="PATH")
     flag(g, "save_embeddings", False, "write each split as npz after the last epoch, for python -m evaluation")
     flag(g, "store_improvements", False, "also keep a file of every epoch that improved the first storage metric")
     results = os.path.join(BESIDE, "antico_results")
@@ -156,16 +154,20 @@ def add_flags(parser):
     flag(g, "log_online", False, "also log to Weights & Biases (pip install wandb)")
     flag(g, "wandb_key", "<your_wandb_key>", "Weights & Biases key, not written down; without it wandb's own login")
 
-    g = add_group(parser, "published flags that act on nothing, here as there", "nothing")
-    for name, default in dict(data_ssl_set=False, internal_split=1.0, completed=False).items():
-        flag(g, name, default, "accepted for published command lines")
-    of_nir = dict(logmatch=1.0, pos_alpha=1.0, neg_alpha=1.0, margin=0.1, delta=0.2, pair_perc=1.0)
-    for name, default in of_nir.items():
-        flag(g, f"loss_nir_{name}", default, "accepted for published command lines")
+    g = add_group(parser, "published flags that the published program ignores, too", "nothing")
+    flag(g, "data_ssl_set", False, "accepted")
+    flag(g, "internal_split", 1.0, "accepted")
+    flag(g, "completed", False, "accepted")
+    flag(g, "loss_nir_logmatch", 1.0, "accepted")
+    flag(g, "loss_nir_pos_alpha", 1.0, "accepted")
+    flag(g, "loss_nir_neg_alpha", 1.0, "accepted")
+    flag(g, "loss_nir_margin", 0.1, "accepted")
+    flag(g, "loss_nir_delta", 0.2, "accepted")
+    flag(g, "loss_nir_pair_perc", 1.0, "accepted")
 
 
 def add_losses(parser):
-    """A flag loss_<name>_<argument> is the argument of that loss's constructor in criteria/."""
+    """loss_<name>_<argument> is an argument of that loss's constructor (criteria/__init__.py has the exceptions)."""
     g = add_group(parser, "loss")
     flag(g, "loss", "margin", "name of a loss (--list shows them), or pml.<ClassName> of pytorch-metric-learning")
     flag(g, "pml_args", [], "arguments KEY=VALUE of that class's constructor, e.g. m=0.4 gamma=80", metavar="KEY=VALUE")
@@ -202,20 +204,14 @@ def add_losses(parser):
     g = add_group(parser, "miners of contrastive, triplet and margin")
     flag(g, "batch_mining", "distance", "miner (--list shows them)")
     flag(g, "miner_semihard_margin", 0.2, "semihard negatives are farther than the positive by less than this", 0, 2)
-    for miner in ("distance", "rho_distance"):
-        flag(g, f"miner_{miner}_lower_cutoff", 0.5, "distances below count as this", 0, 2)
-        upper = "no negative farther is mined; the published code does as 2 (paper: 1.4)"
-        flag(g, f"miner_{miner}_upper_cutoff", 1.4, upper, 0, 2)
-    flag(
-        g,
-        "miner_rho_distance_cp",
-        0.2,
-        "share of triplets (anchor, positive, ...) made (anchor, anchor, positive)",
-        0,
-        1,
-    )
+    far = "no negative farther is mined; 2 does as the published code (paper: 1.4)"
+    flag(g, "miner_distance_lower_cutoff", 0.5, "distances below count as this", 0, 2)
+    flag(g, "miner_distance_upper_cutoff", 1.4, far, 0, 2)
+    flag(g, "miner_rho_distance_lower_cutoff", 0.5, "distances below count as this", 0, 2)
+    flag(g, "miner_rho_distance_upper_cutoff", 1.4, far, 0, 2)
+    flag(g, "miner_rho_distance_cp", 0.2, "share of triplets (a, p, n) that become (a, a, p)", 0, 1)
 
-    g = add_group(parser, "proxy losses; proxyanchor has oproxy's flags, lrmulti is times --lr")
+    g = add_group(parser, "proxy losses; proxyanchor takes oproxy's flags; lrmulti multiplies --lr")
     modes = "of oproxy, the published code's; proxyanchor is always anchor"
     flag(g, "loss_oproxy_mode", "nca", modes, choices=["nca", "anchor"])
     flag(g, "loss_oproxy_pos_alpha", 64.0, "inverse temperature of the positive term", TINY, HUGE)
@@ -279,7 +275,7 @@ def parse(argv=None):
     """
     parser, unset = build_parser(), object()
     defaults = {name: known.default for name, known in flags(parser).items()}
-    # argparse leaves alone what the namespace has already
+    # argparse sets no default where the namespace has a value
     namespace = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(defaults, unset)))
     given = {name: value for name, value in vars(namespace).items() if value is not unset}
     try:
@@ -301,7 +297,7 @@ def parse(argv=None):
 def contradictions(opt):
     """A line on each pair of flags that do not go together."""
     each, share = opt.samples_per_class, opt.tv_split_perc
-    if opt.bs % each:
+    if opt.bs % each and opt.data_sampler != "random":
         lower = opt.bs - opt.bs % each
         yield f"--bs {opt.bs} --samples_per_class {each}: not divisible; {lower or each} or {lower + each} would be"
     if opt.not_pretrained and opt.weights:

@@ -22,7 +22,7 @@ MINERS = {
     "all": miners.every, "random": miners.random, "semihard": miners.semihard, "softhard": miners.softhard,
     "distance": miners.distance_weighted, "rho_distance": miners.rho_distance,
 }  # fmt: skip
-# the losses that AntiCo can stand on
+# the losses that AntiCo can be added to
 BASES = {
     "contrastive": Contrastive,
     "triplet": Triplet,
@@ -39,7 +39,7 @@ BASES = {
 for _name, _cls in BASES.items():
     _cls.name = _name
 ANTICO = {  # {name: what it is the coding rate of}
-    "antico": "as published, --antico_type picks one of the three that follow",
+    "antico": "as published, --antico_type picks one of those that follow",
     "antico_pair": "the coding rate of the batch's embeddings",
     "antico_batch_proxy": "the coding rate of the proxies of the batch's classes",
     "antico_all_proxy": "the coding rate of all proxies",
@@ -52,20 +52,21 @@ PUBLISHED = {
     "antico_variant": "antico_type", "antico_align": "loss_ac_w_align", "loss_nir_flow_lr_multi": "loss_nir_lrmulti",
     "loss_nir_conditioning": "loss_nir_nf_cond_mode", "loss_nir_start": "loss_nir_nf_fc_init",
     "loss_nir_blocks": "loss_nir_nf_cblocks", "loss_nir_depth": "loss_nir_nf_fc_depth",
-    "loss_nir_width": "loss_nir_nf_fc_width", "loss_nir_dropout": "loss_nir_nf_fc_dropout",
-    "loss_nir_clamp": "loss_nir_nf_clamp_alpha",
+    "loss_nir_width": "loss_nir_nf_fc_width", "loss_nir_clamp": "loss_nir_nf_clamp_alpha",
+    "loss_nir_dropout": "loss_nir_nf_fc_dropout",
 }  # fmt: skip
 
 
 def assemble(opt, n_classes, acting):
-    """The criterion of a run; `acting`, a set, gets the names of the flags that make it. Without n_classes it is None.
-    A class that derives from another registered one has that one's flags too, where it has none of its own."""
+    """Build the criterion of a run, and add to the set `acting` the flags that it reads; without n_classes nothing is
+    built. A class falls back to the flags of the registered class that it derives from."""
 
     def values(cls, *prefixes, **parts):
         """{argument: value}: a part, a fact of the data, or its flag; the others keep their defaults."""
         given, chosen = dict(n_classes=n_classes, embed_dim=opt.embed_dim, **parts), {}
         for argument in arguments_of(cls):
-            names = [PUBLISHED.get(p + argument, (p + argument).replace("lr_multi", "lrmulti")) for p in prefixes]
+            names = [PUBLISHED.get(prefix + argument, prefix + argument) for prefix in prefixes]
+            names += [name.replace("lr_multi", "lrmulti") for name in names]
             flag = next((name for name in names if hasattr(opt, name)), None)
             if argument in given:
                 chosen[argument] = given[argument]
@@ -90,7 +91,7 @@ def assemble(opt, n_classes, acting):
             miner = lookup("--batch_mining", opt.batch_mining, MINERS)
             settings = values(miner, f"miner_{opt.batch_mining}_")
             parts["miner"] = functools.partial(miner, **settings) if settings else miner
-        if issubclass(cls, NIR):  # its rate for the proxies is a flag of its own
+        if issubclass(cls, NIR):  # it has a flag of its own for the proxies' learning rate
             parts["base"] = make(OProxy, "loss_oproxy_", mode="anchor", lr_multi=1.0)
         parents = [other for parent in cls.__mro__[1:] for other, known in BASES.items() if known is parent]
         return make(cls, *(f"loss_{each}_" for each in (name, *parents)), **parts)

@@ -26,8 +26,8 @@ class AntiCo(Criterion):
     - `batch_proxy`: the proxies of the n classes in the batch;
     - `all_proxy`: all n = C proxies;
     - `class_means` (ours, not the paper's): the means of the L2-normalised embeddings of the n classes in the batch,
-      as they are: one is the longer, up to 1, the closer its class lies together. So R rises when classes part and when
-      they draw together; R_max is reached by classes that are points, spread evenly.
+      not normalised: a mean is the longer, up to 1, the tighter its class. So R rises when classes part and when they
+      draw together; R_max is reached by classes that are points, spread evenly.
 
     The term is, by `form`, `exp`: exp(-gam2 R), published, which underflows beyond R of about 15; `neg`: -gam2 R, the
     expansion term of MCR²; `normalized`: 1 - R/R_max, in [0, 1], with a gradient whatever n and d. The scale s is, by
@@ -100,7 +100,7 @@ class AntiCo(Criterion):
         Z, n = self.rows(embeddings, proxies, labels)
         d, most = Z.shape[1], min(len(Z), len(self.proxies)) if self.variant in OF_PROXIES else len(Z)
         s = self.scale_of(n, d)
-        # float64 where float32 would lose the identity, by the trace of unit rows: to read it would wait for the device
+        # float64 where float32 would lose the identity, by the trace of unit rows: reading the real one waits
         wide = self.raw_embeddings or most * self.scale_of(most, d) > LARGE
         dtype = torch.float64 if wide else Z.dtype
         return coding_rate(Z, s, dtype).to(Z.dtype), max_coding_rate(n, d, s)

@@ -117,7 +117,7 @@ def need_choice(owner, *choices, **arguments):
 
 
 def squared_distances(x):
-    """Squared Euclidean distances (B, B) of the rows of x (B, d), of length 1 or 0, right down to a distance of 1e-6.
+    """Squared Euclidean distances (B, B) of the rows of x (B, d), of length 1 or 0, accurate down to 1e-6 apart.
 
     In float64, whose rounding counts as 0: float32's is that of a distance of 3e-4, where a collapsing model is.
     """
@@ -160,7 +160,7 @@ def pair_masks(labels):
 
 
 def lowest(x):
-    """What stands for -infinity in a logsumexp: its differences are not NaN."""
+    """A stand-in for -infinity in a logsumexp: the difference of two is 0, not NaN."""
     return torch.finfo(x.dtype).min / 2
 
 

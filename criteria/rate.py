@@ -15,8 +15,7 @@ def full_precision(x):
 
 
 class HalfLogDet(torch.autograd.Function):
-    """1/2 logdet(I + s ZᵀZ) and its gradient s Z (I + s ZᵀZ)⁻¹, for one product where autograd takes two; NaN where the
-    trace of s ZᵀZ is so large that the identity is lost in its rounding."""
+    """1/2 logdet(I + s ZᵀZ), gradient s Z (I + s ZᵀZ)⁻¹; NaN where the rounding of s ZᵀZ loses the identity."""
 
     @staticmethod
     def forward(ctx, Z, s):

@@ -18,6 +18,7 @@ from datasets import transforms
 from datasets.layout import on_disk
 from datasets.split import Split, Splits
 from utilities.files import DAY, remove_unfinished, write_whole
+from utilities.signals import shield_worker
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF")  # no others: Pillow runs Ghostscript on PostScript named .jpg
 ORIENTATION = 0x0112  # EXIF tag
@@ -92,7 +93,13 @@ def in_parallel(function, paths, workers, title):
     """function(path) of each path in order, in worker processes, under a progress bar."""
     workers = min(workers, os.cpu_count() or 1)
     # a generator of its own, or the training's random numbers would move
-    how = dict(batch_size=None, collate_fn=function, num_workers=workers, generator=torch.Generator())
+    how = dict(
+        batch_size=None,
+        collate_fn=function,
+        num_workers=workers,
+        worker_init_fn=shield_worker,
+        generator=torch.Generator(),
+    )
     return tqdm(torch.utils.data.DataLoader(paths, **how), title, unit=" images", leave=False, disable=None)
 
 

@@ -119,5 +119,5 @@ def compute(embeddings, labels, names, seed=0, query_embeddings=None, query_labe
         pairs = [pair and (collapse.unit(pair[0]).to(pair[0].dtype), pair[1]) for pair in sets] if cosine else sets
         its_own = {name: pair for name, pair in asked.items() if pair[0].cosine == cosine}
         data = Embedded(*pairs, its_own.values(), seed, search, restarts)
-        values |= {name: data.value(*pair) for name, pair in its_own.items()}
+        values |= {name: float(data.value(*pair)) for name, pair in its_own.items()}
     return {name: values[name] for name in names}

@@ -11,7 +11,7 @@ from tables.rows import factor, heading, is_antico, label_of
 from utilities import run as main_run
 
 MOST, PANELS = 10, 12  # lines of a panel, panels of a figure
-PROXIES = 2000  # of many classes so many, evenly chosen: 2 million pairs show the same distribution
+PROXIES = 2000  # of many classes about so many, evenly chosen: 2 million pairs show the same distribution
 FLAT, SPACES = 400, 9  # points of a t-SNE, and how many of them
 SHARE = "coding_rate@share"
 
@@ -27,6 +27,9 @@ def write_all(tables, out):
         "_tsne": ("t-SNE of the embeddings that the runs left, the same classes in each", tsne),
     }
     drawn, none = {}, []
+    tables = [table for table in tables if table.decimals.keys() - {"seconds"}]
+    if not tables:
+        return {}, [f"no {out}.png: no run that counts has measured anything"]
     for suffix, (title, draw) in figures.items():
         try:
             figure = draw(tables)
@@ -43,13 +46,10 @@ def write_all(tables, out):
 
 def ways_of(rows):
     """Ways to part rows: for each row its panel, and its label there, which looks alike in all panels."""
-    kinds = [r.head.removesuffix(f" over {r.family}") if is_antico(r.flags) else "base loss alone" for r in rows]
-    varied = [row.full.removeprefix(row.head).strip(" ()") for row in rows]
+    kinds = [r.head.replace(f" over {r.family}", "") if is_antico(r.flags) else "base loss alone" for r in rows]
     yield [("", row.full) for row in rows]
     yield [(row.family, kind) for row, kind in zip(rows, kinds)]
-    yield [(row.family, f"{kind} ({value})".removesuffix(" ()")) for row, kind, value in zip(rows, kinds, varied)]
-    yield [(value, row.head) for row, value in zip(rows, varied) if min(Counter(varied).values()) > 1]
-    yield [(row.head, value or "alone") for row, value in zip(rows, varied)]
+    yield [(row.full.removeprefix(row.head).strip(" ()"), row.head) for row in rows]
 
 
 def parts_of(tables, has, why):
@@ -68,21 +68,19 @@ def parts_of(tables, has, why):
             raise ValueError(f"{len(table.rows)} rows are too many lines")
         labels = list(dict.fromkeys(label for _, label in way))
         for row, (panel, label) in zip(table.rows, way):
+            title = ", ".join(filter(None, [table.name if len(tables) > 1 else "", panel]))
             for kind, more in (("", ""), ("collapsed", " (collapsed)")):
                 runs = [run for run in row.every[row.every["kind"] == kind].itertuples() if has(run)]
-                title = ", ".join(filter(None, [table.name if len(tables) > 1 else "", panel]))
-                panels.setdefault(title, []).extend([(labels.index(label), label + more, runs)] if runs else [])
-    panels = [(title, entries) for title, entries in panels.items() if entries]
+                if runs:
+                    panels.setdefault(title, []).append((labels.index(label), label + more, runs))
     if not panels:
         raise ValueError(why)
-    return panels
+    return list(panels.items())
 
 
 def first_metric(table):
-    """What figures show: Recall@1, or the first that was measured. ValueError where none was."""
+    """What figures show: Recall@1, or the first that was measured."""
     metrics = [metric for metric in table.decimals if metric != "seconds"]
-    if not metrics:
-        raise ValueError("no run that counts has measured anything")
     return "e_recall@1" if "e_recall@1" in metrics else metrics[0]
 
 
@@ -95,18 +93,16 @@ def unit(metric):
 
 def curves(tables):
     """Each row's mean over its seeds against epochs that all have measured: a mean never changes its seeds."""
-    split, metrics = tables[0].given.split, [first_metric(tables[0]), SHARE, "effective_rank"]
     panels = parts_of(tables, lambda run: len(run.metrics) > 2, "no run was evaluated in three epochs")
     columns = {name for table in tables for metrics in table.runs["metrics"] for name in metrics}
-    shown = [
-        metric for metric in dict.fromkeys(metrics[: 3 if len(panels) <= 4 else 1]) if f"{split}/{metric}" in columns
-    ]
+    metrics = dict.fromkeys([first_metric(tables[0]), SHARE, "effective_rank"][: 3 if len(panels) <= 4 else 1])
+    shown = [name for name in (f"{tables[0].given.split}/{metric}" for metric in metrics) if name in columns]
     drawn = []
     for title, entries in panels:
-        for metric in shown:
-            lines = []
+        for name in shown:
+            metric, lines = name.partition("/")[2], []
             for number, label, runs in entries:
-                series = [run.metrics.set_index("epoch").get(f"{split}/{metric}") for run in runs]
+                series = [run.metrics.set_index("epoch").get(name) for run in runs]
                 if all(its_own is not None for its_own in series):
                     table = factor(metric) * pd.concat(series, axis=1).dropna()
                     lines.append((number, label, table.index, table.to_numpy().T))
@@ -136,18 +132,17 @@ def against_flags(tables):
     """The first metric against each numeric flag that is varied alone; a base without the flag is a level line."""
     numbers, panels = {}, []  # of each label the same look in all panels
     for table, (family, name), found in ((table, *item) for table in tables for item in sweeps(table).items()):
-        metric, lines = first_metric(table), []
+        metric, lines = first_metric(table), {}
         for rows in found:
             values = pd.DataFrame({row.flags[name]: table.values[row][metric] for row in rows}).dropna(
                 axis=1, how="all"
             )
-            lines.append((label_of(rows[0], table.rows, [name]), values.columns, values.to_numpy()))
+            lines[label_of(rows[0], [name])] = values.columns, values.to_numpy()
             base = rows[0].base
-            if base and name not in base.flags and base.full not in [label for label, _, _ in lines]:
-                level = table.values[base][metric].mean()
-                lines.append((base.full, values.columns, [[level] * len(rows)]))
-        lines = [(numbers.setdefault(line[0], len(numbers)), *line) for line in lines]
-        title = ", ".join([table.name] * (len(tables) > 1) + [family])
+            if base and name not in base.flags:
+                lines[base.full] = values.columns, [[table.values[base][metric].mean()] * len(values.columns)]
+        lines = [(numbers.setdefault(label, len(numbers)), label, *line) for label, line in lines.items()]
+        title = f"{table.name}, {family}" if len(tables) > 1 else family
         panels.append((title, f"--{name}", unit(metric), lines))
     if not panels:
         raise ValueError("no numeric flag alone tells three rows of a loss apart")
@@ -170,16 +165,15 @@ def set_scale(axis, values):
 def against_rate(tables):
     """The first metric against the coding rate's share, one point a run; hollow: a collapsed one, in no mean."""
     split, metric = tables[0].given.split, first_metric(tables[0])
-    names = [f"{split}/{SHARE}", f"{split}/{metric}"]
-    found = parts_of(
-        tables,
-        lambda run: metric != SHARE and run.chosen is not None and run.chosen.reindex(names).notna().all(),
-        f"no run measured {SHARE} and another metric on the {split} split",
-    )
+    names, why = [f"{split}/{SHARE}", f"{split}/{metric}"], f"no run measured {SHARE} and another metric"
+    if metric == SHARE:
+        raise ValueError(why)
     panels = []
-    for title, entries in found:
-        points = [np.array([run.chosen[names] for run in runs]).T for _, _, runs in entries]
-        lines = [(*entry[:2], 100 * x, [factor(metric) * y]) for entry, (x, y) in zip(entries, points)]
+    for title, entries in parts_of(tables, lambda run: not {*names} - run.chosen.keys(), why):
+        lines = []
+        for number, label, runs in entries:
+            x, y = np.array([[run.chosen[name] for name in names] for run in runs]).T
+            lines.append((number, label, 100 * x, [factor(metric) * y]))
         panels.append((title, "coding rate / its maximum, %", unit(metric), lines))
     return pictures.draw_panels(panels, 3.0, linestyle="none", markersize=7, markevery=None)
 
@@ -187,15 +181,11 @@ def against_rate(tables):
 # --- what runs leave ---
 
 
-def left(tables, name, why):
-    """parts_of the runs whose folder has that file."""
-    return parts_of(tables, lambda run: os.path.exists(os.path.join(run.folder, name)), why)
-
-
 def spaces_left(tables):
     """(parts_of the runs that left embeddings, a function of such a run to its embeddings and labels)"""
     name = f"embeddings_{tables[0].given.split}.npz"
-    panels = left(tables, name, f"no run left {name} (--save_embeddings)")
+    why = f"no run left {name} (--save_embeddings)"
+    panels = parts_of(tables, lambda run: os.path.exists(os.path.join(run.folder, name)), why)
     return panels, lambda run: pictures.everything(pictures.load(os.path.join(run.folder, name)))
 
 
@@ -208,42 +198,38 @@ def spectrum(tables):
 
 
 def tsne(tables):
-    """The same classes in each row's first run, side by side."""
+    """The same classes in the first run of each of the first rows, side by side."""
     panels, load = spaces_left(tables)
-    runs = [(", ".join(filter(None, [title, label])), runs[0]) for title, part in panels for _, label, runs in part]
-    figure = pictures.tsne({f"{title}, seed {run.seed}": load(run) for title, run in runs[:SPACES]}, most=FLAT)
-    if len(runs) > SPACES:
-        figure.suptitle(f"{figure.get_suptitle()}; the first {SPACES} of {len(runs)} rows", fontsize=9)
-    return figure
+    runs = [(f"{title}, {label}".removeprefix(", "), runs[0]) for title, part in panels for _, label, runs in part]
+    return pictures.tsne({f"{title}, seed {run.seed}": load(run) for title, run in runs[:SPACES]}, most=FLAT)
 
 
 def similarities(proxies):
     """Cosine similarities between different proxies (C, d), each pair once."""
-    chosen = proxies[np.unique(np.linspace(0, len(proxies) - 1, min(len(proxies), PROXIES)).astype(int))]
+    chosen = proxies[:: -(-len(proxies) // PROXIES)]
     unit = chosen / np.linalg.norm(chosen, axis=1, keepdims=True)
     return np.clip((unit @ unit.T)[np.triu_indices(len(unit), 1)], -1, 1)
 
 
 def load_proxies(run):
-    """The proxies (C, d) of a run's checkpoint: what its criterion learns with one row a class; None without any."""
-    if not any(name.endswith("lrmulti") for name in run.flags):  # a checkpoint is large, and is not opened in vain
-        return None
+    """The proxies (C, d) of a run's checkpoint: what its criterion learns with one row a class."""
     saved = main_run.load(os.path.join(run.folder, main_run.LAST))["criterion"]
-    return next((value.double().numpy() for name, value in saved.items() if name.split(".")[-1] == "proxies"), None)
+    return next(value.double().numpy() for name, value in saved.items() if name.split(".")[-1] == "proxies")
 
 
 def proxies(tables):
     """How similar the class proxies are: the distribution of the cosines between them, of each row's first run."""
-    panels, why = [], "no run's checkpoint.pt has proxies"
-    for title, entries in left(tables, main_run.LAST, why):
-        found = [(number, label, load_proxies(runs[0])) for number, label, runs in entries]
-        found = [(*entry, similarities(its_own)) for *entry, its_own in found if its_own is not None]
-        if found:
-            every = [cosines for *_, cosines in found]
-            edges = np.histogram_bin_edges(np.concatenate(every), min(int(min(map(len, every)) ** 0.5), 60))
-            shares = [100 * np.histogram(cosines, edges)[0] / len(cosines) for cosines in every]
-            lines = [(*entry, (edges[1:] + edges[:-1]) / 2, [share]) for (*entry, _), share in zip(found, shares)]
-            panels.append((title, "cosine similarity of two classes' proxies", "pairs, %", lines))
-    if not panels:
-        raise ValueError(why)
+
+    def has(run):  # a checkpoint is large, and is not opened where the loss has no proxies
+        learns = any(name.startswith("loss_") and name.endswith("lrmulti") for name in run.flags)
+        return learns and os.path.exists(os.path.join(run.folder, main_run.LAST))
+
+    panels, edges = [], np.linspace(-1, 1, 81)
+    for title, entries in parts_of(tables, has, "no run's checkpoint.pt has proxies"):
+        lines = []
+        for number, label, runs in entries:
+            cosines = similarities(load_proxies(runs[0]))
+            share = 100 * np.histogram(cosines, edges)[0] / len(cosines)
+            lines.append((number, label, (edges[1:] + edges[:-1]) / 2, [share]))
+        panels.append((title, "cosine similarity of two classes' proxies", "pairs, %", lines))
     return pictures.draw_panels(panels, 3.2)

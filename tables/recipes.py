@@ -8,6 +8,7 @@ README.md says how they are run. Your own table is an entry in TABLES.
 
 import parameters
 from tables import study
+from tables.study import each, over, product
 
 
 def measures(*ks):
@@ -47,23 +48,14 @@ DATASETS = {
 # after five epochs from random weights the rate of some losses is just below a tenth of its maximum, of others just
 # above: leaving out the former would compare a method with the better half of its base
 GLYPHS_REPORT = ["--count_collapsed"]
-SUFFIX = {"images": "_frozen_normalize_double", "glyphs": "_normalize"}  # of an --archs name without any: resnet50
 
 # --- losses ---
 
 PROXYANCHOR = dict(loss="proxyanchor")
 OPROXY = dict(loss="oproxy", loss_oproxy_mode="anchor")  # Proxy-Anchor as in the published code: the base of ANTICO
-NIR = dict(loss="nir")
 ANTICO = dict(loss="antico", antico_type="batch_proxy", antico_w=1, antico_eps=0.5, loss_ac_w_align=0.0035)  # published
-BATCH_PROXY = dict(loss="antico_batch_proxy")
-ALL_PROXY = dict(loss="antico_all_proxy")
-PAIR_OVER_PROXYANCHOR = dict(loss="antico_pair", antico_base="proxyanchor")
-MULTISIMILARITY = dict(loss="multisimilarity")
-PAIR = dict(loss="antico_pair")  # over multisimilarity
-
-MAIN = [
-    PROXYANCHOR, OPROXY, NIR, ANTICO, BATCH_PROXY, ALL_PROXY, PAIR_OVER_PROXYANCHOR, MULTISIMILARITY, PAIR,
-]  # fmt: skip
+BATCH_PROXY, ALL_PROXY = dict(loss="antico_batch_proxy"), dict(loss="antico_all_proxy")
+PAIR, PAIR_OVER_PROXYANCHOR = dict(loss="antico_pair"), over("proxyanchor", "pair")  # the former: over multisimilarity
 FEW = [PROXYANCHOR, BATCH_PROXY, ALL_PROXY, PAIR_OVER_PROXYANCHOR]  # where a table varies something else as well
 
 # --- rows of the tables ---
@@ -77,71 +69,65 @@ def bases():
     defaults of a variant over its base; over triplet, npair, oproxy and nir, which the study left out, a start."""
     for base in PAIR_BASES + PROXY_BASES:
         mode = dict(loss_oproxy_mode="anchor") if base == "oproxy" else {}
-        yield dict(loss=base, **mode)
         weight = parameters.DEFAULTS["antico_pair over proxyanchor"] if base == "oproxy" else {}
-        yield dict(loss="antico_pair", antico_base=base, **mode, **weight)
-        yield dict(loss="antico_class_means", antico_base=base, **mode)
+        yield over(base) | mode
+        yield over(base, "pair") | mode | weight
+        yield over(base, "class_means") | mode
         if base in PROXY_BASES:
-            yield dict(loss="antico_batch_proxy", antico_base=base, **mode)
-            yield dict(loss="antico_all_proxy", antico_base=base, **mode)
+            yield over(base, "batch_proxy") | mode
+            yield over(base, "all_proxy") | mode
 
 
 def hyper(batches, samples, warmups):
     """batch_proxy, one hyperparameter changed at a time; the first row has the defaults. --loss names another."""
-    alone = dict(
-        antico_eps=[0.1, 0.25, 1, 2], antico_w=[0, 3, 10, 100, 300], antico_scale=["mcr2"], bs=batches,
-        samples_per_class=samples, warmup=warmups,
-    )  # fmt: skip
-    forms = [
+    changes = [
+        {}, *each("antico_eps", 0.1, 0.25, 1, 2), *each("antico_w", 0, 3, 10, 100, 300), dict(antico_scale="mcr2"),
+        *each("bs", *batches), *each("samples_per_class", *samples), *each("warmup", *warmups),
         dict(antico_form="exp", antico_w=1, loss_ac_w_align=0.0035),  # as published
         dict(antico_form="neg", antico_w=8),  # 30 / 3.64 nats, the largest rate of 45 classes: as strong as normalized
-    ]
-    changes = [{}, *({name: value} for name, values in alone.items() for value in values), *forms]
+    ]  # fmt: skip
     return [BATCH_PROXY | change for change in changes]
 
 
-def sweep():
-    """The search for the default weights."""
-    for loss, weights in (
-        (PAIR, [0, 0.03, 0.1, 0.3, 1]),
-        (BATCH_PROXY, [0, 3, 30, 100, 300, 1000]),
-        (ALL_PROXY, [0, 3, 30, 100, 300, 1000]),
-    ):
-        yield from (loss | dict(antico_w=w) for w in weights)
+# --- networks ---
+
+SUFFIX = {"images": "_frozen_normalize_double", "glyphs": "_normalize"}  # of an --archs name without any: resnet50
+RESNET50, CONV4 = "resnet50_frozen_normalize", "conv4_normalize"
+SMALL = dict(not_pretrained=True, input_size=32)  # a network for photographs on letters: nothing there is a ranking
+BACKBONES = {
+    "images": each(
+        "arch", f"{RESNET50}_double", "timm.vit_small_patch16_224_normalize",
+        "timm.vit_small_patch16_224.dino_normalize", "timm.vit_base_patch16_clip_224.openai_normalize",
+    ),
+    "glyphs": [
+        dict(arch=CONV4), *product(
+            each("arch", "resnet18_normalize", "timm.test_vit_normalize", "timm.test_convnext_normalize"), [SMALL]
+        ),
+    ],
+}  # fmt: skip
 
 
 def poolings(arch):
-    return [arch, f"{arch}_double", f"{arch}_lp2", f"{arch}_lp3"]
+    return each("arch", arch, f"{arch}_double", f"{arch}_lp2", f"{arch}_lp3")
 
-
-SMALL = dict(not_pretrained=True, input_size=32)  # a network for photographs on letters
 
 # --- tables ---
 
 PAPER = ["cub200", "cars196", "online_products"]
 TABLES = {
-    "quickstart": dict(
-        about="six losses of the study by three seeds, no data needed: some 5 minutes on two CPU cores",
-        datasets=["glyphs"],
-        rows=[
-            *(study.chosen("proxyanchor", variant) for variant in (None, "batch_proxy", "pair", "class_means")),
-            *(study.chosen("multisimilarity", variant) for variant in (None, "pair")),
-        ],
-        flags=study.STUDY,
-        seeds=range(3),
-        jobs=2,
-        report=["--tuned", "--columns", *study.COLUMNS],
-    ),
+    "quickstart": study.QUICKSTART,
     "main": dict(
         about="the losses on each data set, BN-Inception and ResNet-50, 512 dimensions",
         datasets=PAPER,
-        rows=MAIN,
-        archs={"images": ["bninception", "resnet50"], "glyphs": ["conv4"]},
+        rows=[PROXYANCHOR, OPROXY, over("nir"), ANTICO, *FEW[1:], over("multisimilarity"), PAIR],
+        archs={
+            "images": each("arch", "bninception_frozen_normalize_double", f"{RESNET50}_double"),
+            "glyphs": each("arch", CONV4),
+        },
     ),
     "dims": dict(
         about="64, 128, 512 and 1024 dimensions",
-        datasets=PAPER,
-        rows=[loss | dict(embed_dim=d) for d in (64, 128, 512, 1024) for loss in FEW],
+        datasets=PAPER, rows=[loss | dict(embed_dim=d) for d in (64, 128, 512, 1024) for loss in FEW],
     ),
     "bases": dict(about="every base loss, alone and under each variant that applies", datasets=PAPER, rows=[*bases()]),
     "hyper": dict(
@@ -154,40 +140,25 @@ TABLES = {
     ),
     "pooling": dict(
         about="average, average + maximum, generalised mean of 2 and 3",
-        datasets=PAPER,
-        rows=FEW,
-        archs={"images": poolings("resnet50_frozen_normalize"), "glyphs": poolings("conv4_normalize")},
+        datasets=PAPER, rows=FEW, archs={"images": poolings(RESNET50), "glyphs": poolings(CONV4)},
     ),
     "backbones": dict(
         about="ResNet-50 against timm's ViT-S (supervised, DINO) and CLIP's ViT-B",
-        datasets=PAPER,
-        rows=FEW,
-        archs={
-            "images": [
-                "resnet50",
-                "timm.vit_small_patch16_224_normalize",
-                "timm.vit_small_patch16_224.dino_normalize",
-                "timm.vit_base_patch16_clip_224.openai_normalize",
-            ],
-            "glyphs": [  # random weights: nothing here is a ranking of networks
-                "conv4",
-                dict(arch="resnet18_normalize") | SMALL,
-                dict(arch="timm.test_vit_normalize") | SMALL,
-                dict(arch="timm.test_convnext_normalize") | SMALL,
-            ],
-        },
+        datasets=PAPER, rows=FEW, archs=BACKBONES,
     ),
     "sweep": dict(
         about="the search for the default weights, on validation classes; the test classes are not looked at",
         datasets=["glyphs"],
-        rows=[*sweep()],
+        rows=[
+            *product([PAIR], each("antico_w", 0, 0.03, 0.1, 0.3, 1)),
+            *product([BATCH_PROXY, ALL_PROXY], each("antico_w", 0, 3, 30, 100, 300, 1000)),
+        ],
         flags=dict(n_epochs=8, tau=6, eval_every=8, use_tv_split=True, tv_split_perc=0.8, no_test_metrics=True),
         report=["--split", "val", "--by", "antico_w"],
     ),
     **study.TABLES,
     "grid": dict(
         about="your own: the product of values, --grid loss=proxyanchor,antico_pair --antico_base proxyanchor",
-        datasets=["glyphs"],
-        rows=[{}],
+        datasets=["glyphs"], rows=[{}],
     ),
-}
+}  # fmt: skip

@@ -1,6 +1,5 @@
 """From folders of runs to rows of a table: which runs count, which make a row, what it is called, which is its base."""
 
-import csv
 import glob
 import os
 import re
@@ -11,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 import parameters
-from evaluation.collapse import is_collapse
+from evaluation.collapse import COLLAPSE, is_collapse
 from utilities import folders
 
 NAMES = {
@@ -31,105 +30,70 @@ KNOWN = parameters.flags()
 
 
 def find_runs(places):
-    """The folders of the runs in these places, each once. Raises ValueError, one line."""
+    """The folders of the runs in these places, each once, though links or two places lead there. Raises ValueError."""
     found = {}
     for place in places:
         paths = sorted(glob.glob(os.path.join(glob.escape(place), "**", "config.json"), recursive=True))
-        ours = [os.path.dirname(path) for path in paths if is_ours(path)]
-        if not ours:
+        if not paths:
             raise ValueError(f"{place}: no run there (a folder with config.json and metrics.csv)")
-        for folder in ours:
-            found.setdefault(os.path.realpath(folder), os.path.normpath(folder))  # links may lead there twice
+        for folder in map(os.path.dirname, paths):
+            found.setdefault(os.path.realpath(folder), os.path.normpath(folder))
     return list(found.values())
 
 
-def is_ours(path):
-    """Whether config.json is a run's: other programs write files of that name too."""
-    with open(path, encoding="utf-8", errors="replace") as file:
-        return '"flags"' in file.read() or os.path.exists(os.path.join(os.path.dirname(path), "metrics.csv"))
-
-
 def read_metrics(path):
-    """(metrics.csv as numbers, which of them is not finite, in words). Raises ValueError, one line."""
+    """(metrics.csv as numbers, names of its columns with one that is not finite). Raises ValueError, one line."""
     if not os.path.exists(path):
         return pd.DataFrame({"epoch": []}), ""
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            names, *lines = csv.reader(file, strict=True)
-        text = pd.DataFrame(lines, columns=names)
+        text = pd.read_csv(path, dtype=str, keep_default_na=False)
         table = text.replace("", "nan").astype(float)
-        steps = np.diff(table["epoch"], prepend=-1)
-        if not lines or text.isna().any(axis=None) or not ((steps > 0) & (steps % 1 == 0)).all():
-            raise ValueError("expected lines of as many cells, of epochs that rise")
-    except (ValueError, KeyError, csv.Error) as problem:
+        broken = (text != "") & ~np.isfinite(table)
+        return table.astype({"epoch": int}), ", ".join(table.columns[broken.any()])
+    except (ValueError, KeyError) as problem:
         raise ValueError(f"{path}: damaged ({str(problem).splitlines()[0]})") from problem
-    for row, column in np.argwhere((text != "").to_numpy() & ~np.isfinite(table.to_numpy())):
-        return table, f"{names[column]} is not finite in epoch {table['epoch'][row]:.0f}"
-    return table, ""
 
 
 def read_run(folder, which):
     """A run as a dict: its config.json and metrics.csv, the flags that acted, and why its numbers do not count.
 
-    kind, reason, advice: "" where they do; chosen: then the line of metrics.csv that is shown.
+    kind, reason: "" where they do; chosen: {column: value} of the epoch that --row names, empty where they do not.
     """
     config = folders.read_config(folder)
     metrics, broken = read_metrics(os.path.join(folder, "metrics.csv"))
-    done = int(metrics["epoch"].iloc[-1]) if len(metrics) else -1
-    try:
-        every = folders.all_flags(config)
-        epochs = max(every["n_epochs"], done)  # --resume with fewer epochs than were trained does not untrain
-        run = dict(folder=folder, config=config, metrics=metrics, every=every, seed=int(config["seed"]))
-        run |= dict(flags=acting(config, epochs), data=data_of(config, every), began=config.get("started"))
-        run |= dict(best_by=(every.get("storage_metrics") or ["e_recall@1"])[0])
-    except (KeyError, TypeError, AttributeError) as problem:
-        raise ValueError(f"{os.path.join(folder, 'config.json')}: damaged ({problem!r})") from problem
-    run["kind"], run["reason"], run["advice"] = incomplete(folder, config, done, epochs, broken)
-    return run | dict(chosen=None if run["kind"] else chosen_epoch(run, which))
-
-
-def incomplete(folder, config, done, epochs, broken):
-    """(kind, reason, advice) of partial data, numbers that are not finite, fewer epochs than asked for; or three ""."""
-    processes = config.get("processes") or 1
-    start = "python main.py" if processes == 1 else f"torchrun --nproc_per_node={processes} main.py"
+    every, done = folders.all_flags(config), int(metrics["epoch"].max()) if len(metrics) else -1
+    epochs = max(every["n_epochs"], done)  # --resume with fewer epochs than were trained does not untrain
+    kind, reason = "", ""
     if config.get("partial"):
-        advice = "complete the data (python -m datasets.prepare) and start the run anew"
-        return "partial", f"partial data ({config['partial']})", advice
-    if reason := broken or (done < epochs and folders.divergence(folder)):
-        return "diverged", f"diverged: {reason}", "start it anew with a lower --lr, a longer --warmup or another weight"
-    if done < epochs and is_training(os.path.join(folder, ".lock")):
-        return "unfinished", f"is training now: epoch {max(done, 0)} of {epochs} done", "wait for its end"
-    if done < epochs:
+        kind, reason = "partial", f"partial data ({config['partial']}); complete them and start it anew"
+    elif trouble := broken and f"{broken} not finite" or (done < epochs and folders.divergence(folder)):
+        kind, reason = "diverged", f"diverged: {trouble}; start it anew, with a lower --lr, --warmup or another weight"
+    elif done < epochs:
         state = "before its first evaluation" if done < 0 else f"after epoch {done} of {epochs}"
-        return "unfinished", f"stopped {state}", f"{start} --resume {shlex.quote(folder)}"
-    return "", "", ""
+        kind, reason = "unfinished", f"unfinished, {state}; python main.py --resume {shlex.quote(folder)} goes on"
+    run = dict(folder=folder, config=config, metrics=metrics, every=every, seed=int(config["seed"]), kind=kind)
+    run |= dict(flags=acting(config, epochs), data=data_of(config, every), began=config.get("started"), reason=reason)
+    best_by = (every.get("storage_metrics") or ["e_recall@1"])[0]
+    return run | dict(best_by=best_by, chosen={} if kind else chosen_epoch(folder, metrics, which, best_by))
 
 
-def is_training(lock):
-    """Whether a process holds the run's lock."""
-    handle = folders.lock(lock) if os.access(lock, os.W_OK) else False
-    if handle:
-        handle.close()
-    return handle is None
-
-
-def chosen_epoch(run, which):
-    """The line of metrics.csv that --row names; best-* is an epoch of training, not the network before it."""
+def chosen_epoch(folder, metrics, which, best_by):
+    """{column: value} of the epoch that --row names; best-* is an epoch of training, not the network before it."""
     if which == "last":
-        return run["metrics"].iloc[-1]
-    name, trained = f"{which.removeprefix('best-')}/{run['best_by']}", run["metrics"].query("epoch > 0")
+        return dict(metrics.iloc[-1])
+    name, trained = f"{which.removeprefix('best-')}/{best_by}", metrics.query("epoch > 0")
     if name not in trained or trained[name].isna().all():
-        raise ValueError(f"--row {which}: {run['folder']} has measured no {name}; --row last needs none")
-    return trained.loc[trained[name].idxmax()]
+        raise ValueError(f"--row {which}: {folder} has measured no {name}; --row last needs none")
+    return dict(trained.loc[trained[name].idxmax()])
 
 
 def collect(given):
     """Every run as a line of a DataFrame: read_run's, the number of its row, and whether it collapsed."""
     # a queue's log of a run stands beside its folder, and RUNS/* has both
     places = [place for place in given.runs if not place.endswith(".log")]
-    runs = pd.DataFrame([read_run(folder, given.row) for folder in find_runs(places or given.runs)])
+    runs = pd.DataFrame([read_run(folder, given.row) for folder in find_runs(places)])
     add_missing(runs)
-    numbers, columns = {}, ["kind", "reason", "advice"]
+    numbers = {}
     keys = ((data, frozenset(flags.items())) for data, flags in zip(runs["data"], runs["flags"]))
     runs["row"] = [numbers.setdefault(key, len(numbers)) for key in keys]
     runs["began"] = pd.to_datetime(runs["began"], utc=True, errors="coerce", format="ISO8601")
@@ -137,26 +101,18 @@ def collect(given):
     first = whole.groupby(["row", "seed"])["folder"].transform("first")
     for number in whole.index[whole["folder"] != first]:  # not the one that suits
         reason = f"repeats seed {runs['seed'][number]} of {first[number]}, which began first and counts"
-        advice = "name only the folder that is to count, or give the run another --seed"
-        runs.loc[number, columns] = "repeated", reason, advice
-    signs = pd.Series([signs_of_collapse(run, given.split) if not run.kind else "" for run in runs.itertuples()])
-    runs["collapsed"] = signs != ""
-    for number in [] if given.count_collapsed else runs.index[runs["collapsed"]]:
-        advice = "this is a result of its method: say so, or count it with --count_collapsed"
-        runs.loc[number, columns] = "collapsed", signs[number], advice
+        runs.loc[number, ["kind", "reason"]] = "repeated", reason
+    runs["collapsed"] = [run.kind == "" and has_collapsed(run, given.split) for run in runs.itertuples()]
+    if not given.count_collapsed:
+        reason = "collapsed; a result of its method, which --count_collapsed counts"
+        runs.loc[runs["collapsed"], ["kind", "reason"]] = "collapsed", reason
     return runs
 
 
-def signs_of_collapse(run, split):
-    """In words, "" without one: by the rule of training, where the shown epoch measured the rank or the share."""
-    shown = {name.removeprefix(f"{split}/"): value for name, value in run.chosen.dropna().items()}
-    rank, share, dimensions = shown.get("effective_rank"), shown.get("coding_rate@share"), run.flags["embed_dim"]
-    if not is_collapse(rank, share, dimensions):
-        return ""
-    signs = [f"effective rank {rank:.1f} of {dimensions}"] if rank is not None else []
-    signs += [f"coding rate {share:.1%} of its maximum"] if share is not None else []
-    signs += [f"{name} {shown[name]:.3f}" for name in ("e_recall@1", "mAP@R") if name in shown]
-    return f"collapsed in epoch {shown['epoch']:.0f}: {', '.join(signs)}"
+def has_collapsed(run, split):
+    """By the rule of training, where the shown epoch measured the rank or the share."""
+    rank, share = (run.chosen.get(f"{split}/{name}", np.nan) for name in COLLAPSE)
+    return is_collapse(rank, share, run.flags["embed_dim"])
 
 
 def data_of(config, flags):
@@ -191,14 +147,12 @@ def factor(metric):
 
 
 def acting(config, n_epochs):
-    """{name: value} of the flags that tell rows apart: those that acted on the run's training."""
+    """{name: value} of the flags that acted on the run's training; one that is gone by now, only where it was on."""
     size = (config.get("data") or {}).get("input_size")  # the network's own where the flag was not given
     flags = {**config["flags"], "n_epochs": n_epochs, "input_size": size or config["flags"].get("input_size")}
-    return {
-        name: plain(value)
-        for name, value in flags.items()
-        if value is not None and (KNOWN[name].role == "training" and name not in DATA if name in KNOWN else value)
-    }  # a flag that there is no longer tells runs apart only where it was on
+    known = {name for name, flag in KNOWN.items() if flag.role == "training"} - DATA
+    names = [name for name, value in flags.items() if name in known or (name not in KNOWN and value)]
+    return {name: plain(flags[name]) for name in names if flags[name] is not None}
 
 
 def plain(value):
@@ -250,10 +204,11 @@ class Row:
 
     flags: dict
     every: pd.DataFrame  # its runs: those that count, one a seed, and those that do not
-    runs: pd.DataFrame
-    left: pd.DataFrame
+    runs: pd.DataFrame  # those that count
     head: str  # the loss's name
     family: str  # that of its base loss; a term without one is a family of its own
+    told: dict = None  # of its flags those that tell it from other rows
+    usual: dict = None  # and those that tell others from it
     label: str = ""  # in the table of means, where flags of --by have columns of their own
     full: str = ""  # everywhere else
     base: "Row | None" = None  # the same recipe with AntiCo's base loss alone
@@ -266,12 +221,12 @@ def make_rows(runs, by=(), tuned=False):
     """
     rows = []
     for _, part in runs.groupby("row", sort=False):
-        flags, counts = part["flags"].iloc[0], part["kind"] == ""
+        flags, counted = part["flags"].iloc[0], part[part["kind"] == ""].sort_values("seed")
         head, base = head_of(flags), base_loss(flags)
-        family = head if base == "none" else loss_name(flags, base)
-        rows.append(Row(flags, part, part[counts].sort_values("seed"), part[~counts], head, family))
+        rows.append(Row(flags, part, counted, head, head if base == "none" else loss_name(flags, base)))
     for row in rows:
-        row.label, row.full = label_of(row, rows, by), label_of(row, rows)
+        row.told, row.usual = what_tells(row, rows)
+        row.label, row.full = label_of(row, by), label_of(row)
         same = [other for other in rows if is_antico(row.flags) and other.flags["loss"] == base_loss(row.flags)]
         equal = [other for other in same if recipe(other.flags) == recipe(row.flags)]
         row.base = next(iter(same if tuned and len(same) == 1 else equal), None)
@@ -311,7 +266,7 @@ def head_of(flags):
     return text + (", as published" if published else "")
 
 
-def unusual(row, rows):
+def what_tells(row, rows):
     """({flag: value} of what tells the row from others, {flag: value} of what it has in common with most of them).
 
     AntiCo's own flags are compared among rows of the same loss, others between losses too.
@@ -325,10 +280,10 @@ def unusual(row, rows):
     return told, usual
 
 
-def label_of(row, rows, without=()):
-    """The loss, and in brackets what tells the row from others; flags in `without` have a column of their own."""
+def label_of(row, without=()):
+    """The loss, and in brackets what tells the row from others, but for the flags in `without`."""
     texts = []
-    for name, value in unusual(row, rows)[0].items():
+    for name, value in row.told.items():
         if name not in without and value is not False:
             texts.append(f"{name} unset" if value is None else name if value is True else f"{name} {text_of(value)}")
     return f"{row.head} ({', '.join(texts)})" if texts else row.head

@@ -4,19 +4,19 @@ import contextlib
 import datetime
 import os
 import shlex
-import shutil
 import signal
 import statistics
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
+from collections import Counter
 
 from tables import recipes
-from tables.plan import ROOT, SCRIPT, build_parser, missing_bases, parse, plan, table_path, words_of
+from tables.plan import ROOT, SCRIPT, parse, plan, table_path
 from utilities import folders
-from utilities.command_line import line_of, one_line_errors
+from utilities.command_line import one_line_errors
 from utilities.files import write_whole
+from utilities.signals import SIGNALS
 
 TICK = 0.1  # seconds between looks at the running processes
 REPORT = [sys.executable, "-m", "tables.report"]
@@ -37,45 +37,35 @@ exec bash {command} --number "$SLURM_ARRAY_TASK_ID"
 """
 
 
-def notes(runs):
-    """Lines on finished runs of another commit, and on what was not measured of them."""
-    lines = {}
-    for run in [run for run in runs if run.state == "done"]:
-        commit, lacks = [run.config, *run.config.get("history", [])][-1].get("commit"), shlex.join(words_of(run.lacks))
-        if commit and commit != folders.commit():
-            lines.setdefault(f"of commit {commit[:8]}, this is {folders.commit()[:8] or 'none'}", []).append(run)
-        if lacks:
-            command = f"python main.py --evaluate_only --checkpoint RUN/checkpoint.pt {lacks}"
-            lines.setdefault(f"without {lacks}, and so is the table; to measure it: {command}", []).append(run)
-    for line, old in lines.items():
-        more = f" and {len(old) - 1} more finished runs are" if len(old) > 1 else ", finished, is"
-        yield f"note: {old[0].name}{more} {line.replace('RUN/', shlex.quote(old[0].folder) + '/')}"
+def lacks(jobs):
+    """Lines on finished runs that have not measured what their table is to show."""
+    for job in [job for job in jobs if job.state == "done"]:
+        measured = {name.split("/", 1)[-1] for name, value in job.row.items() if value}
+        metrics = " ".join(metric for metric in job.opt.evaluation_metrics if metric not in measured)
+        if metrics:
+            command = f"main.py --evaluate_only --checkpoint {shlex.quote(job.folder)}/checkpoint.pt"
+            yield f"note: {job.name}, finished, is without {metrics}: python {command} --evaluation_metrics {metrics}"
 
 
-def report_command(given, out, runs, failed=()):
+def report_command(given, out, jobs, failed=()):
     """The words that write the table of these runs, with lines on what failed below it."""
-    more = [*recipes.TABLES[given.table].get("report", [])]
-    more += recipes.GLYPHS_REPORT if {run.opt.dataset for run in runs} == {"glyphs"} else []
+    more = [*given.recipe.get("report", [])]
+    more += recipes.GLYPHS_REPORT if {job.opt.dataset for job in jobs} == {"glyphs"} else []
     more += ["--failed", *failed] if failed else []
-    return [*REPORT, *([run.folder for run in runs if run.state != "new"] or ["RUNS"]), "--out", out, "--html", *more]
+    return [*REPORT, *([job.folder for job in jobs if job.state != "new"] or ["RUNS"]), "--out", out, "--html", *more]
 
 
-def dry_run(given, out, runs):
-    states = []
-    for run in runs:
-        held = os.path.exists(run.lock_path) and folders.lock(run.lock_path) is None
-        states.append("running" if held else run.state)
-        print(f"{states[-1]:12}{shlex.join(['python', *run.command[1:]])}")
-    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    print(f"{len(runs)} runs: {counts}; then: {shlex.join(['python', *report_command(given, out, runs)[1:]])}")
+def dry_run(given, out, jobs):
+    for job in jobs:
+        held = os.path.exists(job.log) and folders.lock(job.log) is None
+        print(f"{'running' if held else job.state:12}{shlex.join(['python', *job.command[1:]])}")
+    counts = ", ".join(f"{count} {state}" for state, count in Counter(job.state for job in jobs).items())
+    print(f"{len(jobs)} runs: {counts}; then: {shlex.join(['python', *report_command(given, out, jobs)[1:]])}")
 
 
-def submit(given, out, runs):
+def submit(given, out, jobs):
     """Write the array of Slurm jobs, a task for each run that is left."""
-    left = [number for number, run in enumerate(runs) if run.state in ("new", "interrupted")]
-    if not left:
-        print(f"all {len(runs)} runs are done or have diverged; the command without --slurm writes the table")
-        return
+    left = [number for number, job in enumerate(jobs) if job.state in ("new", "interrupted")]
     logs = os.path.join(given.out, "slurm")
     os.makedirs(logs, exist_ok=True)  # Slurm makes no folder, and then the job fails
     words = [os.path.join(ROOT, "antico_runs.sh"), *(word for word in given.words if word != "--slurm")]
@@ -87,128 +77,102 @@ def submit(given, out, runs):
 
 
 class Queue:
-    """Runs that are to be finished, as many at once as there are places. `run()` returns when none is left, or when a
-    signal came and what ran has saved itself. places : a worker each, {variable of its environment: value}"""
+    """Runs that are to be finished, one at a time in each of the `places`, {variable of its environment: value}.
 
-    def __init__(self, runs, places):
-        self.runs, self.places, self.running, self.elsewhere, self.signal = runs, places, {}, set(), None
-        self.waiting = [run for run in runs if run.state in ("new", "interrupted")]
-        self.failed = {run: diverged(run) for run in runs if run.state == "diverged"}
+    A job's .state says it all: as on disk, new | interrupted | diverged | done; here also running, elsewhere (another
+    queue has it) and failed.
+    """
+
+    def __init__(self, jobs, places):
+        self.jobs, self.places, self.at_once, self.signal = jobs, places, len(places), None
+        self.times = {}  # {(data set, network): [seconds of a run's process, from start to end]}
+
+    def among(self, *states):
+        return [job for job in self.jobs if job.state in states]
 
     def run(self):
-        told = False
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+        """Until none is left, or a signal came and what ran has saved itself."""
+        for number in SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
                 signal.signal(number, self.stop)
-        while self.running or (self.waiting and self.signal is None):
-            if self.signal is None:
-                self.start_some()
-            elif not told:
-                told = True
-                self.say(f"{signal.Signals(self.signal).name}: what runs finishes its step and saves itself")
-                for job in self.running.values():  # main.py saves itself at all but SIGHUP
-                    job.process.send_signal(signal.SIGTERM if self.signal == signal.SIGHUP else self.signal)
-            self.say()
-            time.sleep(TICK)
-            for run in [run for run, job in self.running.items() if job.process.poll() is not None]:
-                self.end(run, self.running.pop(run))
+        self.say(f"{len(self.jobs)} runs")
+        while self.signal is None and self.among("new", "interrupted", "elsewhere", "running"):
+            for job in self.among("new", "interrupted", "elsewhere"):
+                if self.places:
+                    self.start(job)
+            self.wait()
+        for job in self.among("running"):
+            job.process.send_signal(self.signal)
+        while self.among("running"):
+            self.wait()
 
     def stop(self, number, _):
         self.signal = self.signal or number
 
-    def start_some(self):
-        """Give each free place the first run that nobody else has."""
-        for run in list(self.waiting):
-            if len(self.running) == len(self.places):
-                return
-            try:
-                handle = folders.lock(run.lock_path)
-                if handle is None:
-                    self.elsewhere.add(run)
-                    continue
-                self.waiting.remove(run)
-                self.elsewhere.discard(run)
-                run.look()  # another queue may have had it meanwhile
-                if run.state == "diverged":
-                    self.failed[run] = diverged(run)
-                elif run.state == "done":
-                    self.say(f"{run.name}: done, in another queue")
-                else:
-                    self.start(run, handle)
-            except OSError as problem:  # a full disk, a folder that cannot be written: this run fails, others may not
-                self.waiting = [other for other in self.waiting if other is not run]
-                self.failed[run] = line_of(problem)
-
-    def start(self, run, handle):
-        """Its process has the open lock as well: the run is held until both are gone, however they end."""
-        place = next(n for n in range(len(self.places)) if n not in [job.place for job in self.running.values()])
-        log = open(run.log, "a", encoding="utf-8")
-        job = SimpleNamespace(handle=handle, place=place, log=log, position=log.tell(), began=time.monotonic())
-        print(f"# {datetime.datetime.now():%Y-%m-%d %H:%M:%S}  {shlex.join(run.command)}", file=log, flush=True)
+    def start(self, job):
+        """Unless another queue has it or has done it. The run's process has the locked log as well: it is held until
+        both are gone, however they end."""
+        log = folders.lock(job.log)
+        if log is None:
+            job.state = "elsewhere"
+            return
+        job.look()
+        if job.state not in ("new", "interrupted"):
+            self.say(f"{job.name}: {job.state}, in another queue")
+            return
+        job.log_file, job.place, job.began, job.whole = log, self.places.pop(0), time.monotonic(), job.state == "new"
+        print(f"# {datetime.datetime.now():%Y-%m-%d %H:%M:%S}  {shlex.join(job.command)}", file=log, flush=True)
         job.process = subprocess.Popen(
-            run.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **self.places[place]},
-            cwd=ROOT, pass_fds=[handle.fileno()], start_new_session=True,  # a terminal's Ctrl-C comes through us, once
+            job.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=ROOT, env={**os.environ, **job.place},
+            start_new_session=True,  # a terminal's Ctrl-C comes through us, once
         )  # fmt: skip
-        self.running[run] = job
-        self.say(f"{run.name}: {'begins' if run.state == 'new' else 'goes on'}")
+        job.state = "running"
+        self.say(f"{job.name}: {'begins' if job.whole else 'goes on'}")
 
-    def end(self, run, job):
-        """Count a run whose process has ended."""
-        seconds, status = time.monotonic() - job.began, job.process.returncode
-        print(f"{seconds:.1f}", file=job.handle, flush=True)
-        run.look()
-        if run.state == "done":
-            self.say(f"{run.name}: done, {clock(seconds)}")
-        elif run.state != "diverged" and self.signal is not None:
-            self.waiting.append(run)
-        else:
-            self.failed[run] = diverged(run) if run.state == "diverged" else reason(run.log, job.position, status)
-            self.say(f"{run.name}: FAILED, {clock(seconds)}: {self.failed[run]}")
-        job.handle.close()
-        job.log.close()
+    def wait(self):
+        """A moment, and count the runs whose processes have ended."""
+        time.sleep(TICK)
+        for job in [job for job in self.among("running") if job.process.poll() is not None]:
+            seconds = time.monotonic() - job.began
+            job.look()
+            if job.state == "done" and job.whole:
+                self.times.setdefault((job.opt.dataset, job.opt.arch), []).append(seconds)
+            if job.state in ("new", "interrupted") and self.signal is None:
+                job.state = "failed"
+            failure = f": {why(job)}" if job.state in ("failed", "diverged") else ""
+            self.say(f"{job.name}: {job.state} after {clock(seconds)}{failure}")
+            job.log_file.close()
+            self.places.append(job.place)
 
     def status(self):
         """The queue in one line: done, running, left, time left."""
-        done, left = [run for run in self.runs if run.state == "done"], len(self.waiting) - len(self.elsewhere)
-        parts = [f"{len(done)} of {len(self.runs)} done", f"{len(self.running)} running", f"{left} left"]
-        parts += [f"{len(self.elsewhere)} in another queue"] * bool(self.elsewhere)
-        parts += [f"{len(self.failed)} failed"] * bool(self.failed)
-        times = {}  # {(data set, network): [seconds of a finished run]}
-        for run in [run for run in done if run.seconds]:
-            times.setdefault((run.opt.dataset, run.opt.arch), []).append(run.seconds)
-        if times and (self.running or self.waiting):
-            seconds = 0
-            for run in [*self.running, *self.waiting]:
-                mean = statistics.fmean(times.get((run.opt.dataset, run.opt.arch), sum(times.values(), [])))
-                began = self.running[run].began if run in self.running else time.monotonic()
-                seconds += max(mean + began - time.monotonic(), 0)
-            parts.append(f"about {clock(seconds / len(self.places))} to go")
+        count = Counter(job.state for job in self.jobs)
+        count["left"], count["failed"] = count["new"] + count["interrupted"], count["failed"] + count["diverged"]
+        parts = [f"{count['done']} of {len(self.jobs)} done", f"{count['running']} running", f"{count['left']} left"]
+        parts += [f"{count['elsewhere']} in another queue"] * (count["elsewhere"] > 0)
+        parts += [f"{count['failed']} failed"] * (count["failed"] > 0)
+        every, seconds, now = sum(self.times.values(), []), 0, time.monotonic()
+        for job in self.among("new", "interrupted", "running") if every else []:
+            whole = statistics.fmean(self.times.get((job.opt.dataset, job.opt.arch), every))
+            seconds += max(whole - (now - job.began if job.state == "running" else 0), 0)
+        parts += [f"about {clock(seconds / self.at_once)} to go"] * (seconds > 0)
         return ", ".join(parts)
 
-    def say(self, line=""):
-        """Print a line above the status line of a terminal, which is written anew; elsewhere with the status behind."""
-        if sys.stdout.isatty():
-            status = self.status()[: shutil.get_terminal_size().columns - 1]
-            line = f"\r\033[K{line}\n{status}" if line else f"\r{status}\033[K"
-        elif line:
-            line = f"{line}  [{self.status()}]\n"
+    def say(self, line):
         with contextlib.suppress(OSError):  # nobody reads any more: the runs go on
-            print(line, end="", flush=True)
+            print(f"{line}  [{self.status()}]", flush=True)
 
 
-def diverged(run):
-    """Why a run that has diverged is not started again."""
-    advice = "give a lower --lr, a longer --warmup or another weight, or move its folder away to train it once more"
-    return f"diverged: {folders.divergence(run.folder)}; {advice}"
-
-
-def reason(log, position, status):
-    """Why a run failed: its last line that says error, of what its log has from `position` on."""
-    with open(log, encoding="utf-8", errors="replace") as file:
-        file.seek(position)
-        lines = [line.strip() for line in file if line.strip() and not line.startswith("# ")]
+def why(job):
+    """Why a run failed: what its log says last, of errors where it speaks of any."""
+    if job.state == "diverged":
+        advice = "give a lower --lr, a longer --warmup or another weight, or move its folder away to train it once more"
+        return f"diverged: {folders.divergence(job.folder)}; {advice}"
+    status = job.process.returncode
     if status < 0:
         return f"killed by {signal.Signals(-status).name} (the system does so when memory runs out)"
+    with open(job.log, encoding="utf-8", errors="replace") as file:
+        _, *lines = file.read().split("\n# ")[-1].strip().splitlines()
     errors = [line for line in lines if line.startswith("error:") or "Error" in line]
     return (errors or lines or [f"ended with status {status}"])[-1].removeprefix("error: ")
 
@@ -217,23 +181,20 @@ def clock(seconds):
     return datetime.timedelta(seconds=round(seconds))  # shown as 1:05:00
 
 
-def finish(given, out, runs):
+def finish(given, out, jobs):
     """Run what is left and write the table; the exit status."""
-    chosen = runs if given.number is None else runs[given.number : given.number + 1]
-    if not chosen:
-        raise ValueError(f"--number {given.number}: the list has {len(runs)} runs; write the script anew with --slurm")
-    jobs = given.jobs or recipes.TABLES[given.table].get("jobs", 1)
-    on_cpu = [{"OMP_NUM_THREADS": "1"}] * jobs if jobs > 1 else [{}]
+    chosen = jobs if given.number is None else jobs[given.number : given.number + 1]
+    at_once = given.jobs or given.recipe.get("jobs", 1)
+    on_cpu = [{"OMP_NUM_THREADS": "1"}] * at_once if at_once > 1 else [{}]
     queue = Queue(chosen, [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in given.gpus] or on_cpu)
-    print(queue.status(), flush=True)
     queue.run()
-    print("\r\033[K" * sys.stdout.isatty(), end="")
     if queue.signal is not None:
         print(f"stopped; {queue.status()}. The same command goes on: {SCRIPT} {shlex.join(given.words)}")
         return 128 + queue.signal
-    failed, status = [f"{run.name}: {why} (its output: {run.log})" for run, why in queue.failed.items()], 0
-    if given.number is None and any(run.state != "new" for run in runs):
-        status = subprocess.run(report_command(given, out, runs, failed), cwd=ROOT).returncode
+    failed = [f"{job.name}: {why(job)} (its output: {job.log})" for job in queue.among("failed", "diverged")]
+    status = 0
+    if given.number is None and any(job.state != "new" for job in jobs):
+        status = subprocess.run(report_command(given, out, jobs, failed), cwd=ROOT).returncode
     if failed:
         print(f"{len(failed)} of {len(chosen)} runs failed:", *failed, sep="\n", file=sys.stderr)
     return status or int(bool(failed))
@@ -242,27 +203,20 @@ def finish(given, out, runs):
 @one_line_errors
 def main(words):
     os.chdir(os.environ.get("ANTICO_STARTED_IN") or ".")  # where the user stands, which antico_runs.sh has left
-    if not words or {"-h", "--help"} & set(words):
-        build_parser().print_help()
-        return 0
-    given, extras = parse(words)
-    (runs, lines), out, status = plan(given, extras), table_path(given, extras), 0
-    for folder in {run.opt.source_path for run in runs if run.opt.dataset != "glyphs" and not given.dry_run}:
-        if not os.path.isdir(folder):
-            raise ValueError(
-                f"{folder}: no such folder; give the one that holds the data sets: {SCRIPT} {given.table} DATA"
-            )
-    for line in [*lines, *notes(runs)]:
+    given, extras = parse(words or ["--help"])
+    (jobs, notes), out = plan(given, extras), table_path(given, extras)
+    for line in [*notes, *lacks(jobs)]:
         print(line, file=sys.stderr)
     if given.dry_run:
-        dry_run(given, out, runs)
+        dry_run(given, out, jobs)
     elif given.slurm:
-        submit(given, out, runs)
+        submit(given, out, jobs)
     else:
-        status = finish(given, out, runs)
-    for line in missing_bases(given, runs):
-        print(line, file=sys.stderr)
-    return status
+        for folder in {job.opt.source_path for job in jobs if job.opt.dataset != "glyphs"}:
+            if not os.path.isdir(folder):
+                raise ValueError(f"{folder}: no such folder; where are the data sets? {SCRIPT} {given.table} DATA")
+        return finish(given, out, jobs)
+    return 0
 
 
 if __name__ == "__main__":

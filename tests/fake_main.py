@@ -23,17 +23,13 @@ for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
 
 folder = opt.resume or f"{opt.save_path}/{opt.dataset}/{opt.group}_s{opt.seed}"
 rows = []
-if opt.resume:
-    with open(f"{folder}/config.json") as file:
-        opt.loss = json.load(file)["flags"]["loss"]
-    if os.path.exists(f"{folder}/metrics.csv"):
-        with open(f"{folder}/metrics.csv") as file:
-            rows = file.read().splitlines()[1:]
-else:
+if os.path.exists(f"{folder}/metrics.csv"):
+    with open(f"{folder}/metrics.csv") as file:
+        rows = file.read().splitlines()[1:]
+if not opt.resume:
     os.makedirs(folder)
     with open(f"{folder}/config.json", "w") as file:
-        config = {"flags": {"loss": opt.loss, "search": "auto"}, "commit": os.environ.get("FAKE_COMMIT")}
-        json.dump(config, file)
+        json.dump({"flags": {"loss": opt.loss}}, file)
 for epoch in range(len(rows), opt.n_epochs + 1):
     time.sleep(float(os.environ.get("FAKE_SECONDS", 0)))
     if epoch == 1 and os.environ.get("FAKE_FAIL") == opt.loss:

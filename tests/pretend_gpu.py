@@ -1,6 +1,6 @@
 """A GPU that is not there: tensors that say they are on cuda:0 and keep their values on the CPU.
 
-Unlike torch's FakeTensorMode it has values, so that code which looks at them runs too; `reads` counts those looks.
+Unlike torch's FakeTensorMode it has values, so that code which looks at them runs too.
 """
 
 import torch
@@ -27,10 +27,6 @@ class There(torch.Tensor):
 
 
 class PretendGpu(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.reads = []  # operations that gave values of the GPU to the CPU
-
     def __enter__(self):
         self.start, torch.cuda._lazy_init = torch.cuda._lazy_init, lambda: None  # there is nothing to start
         torch._C._ensureCUDADeviceGuardSet()
@@ -56,8 +52,6 @@ class PretendGpu(TorchDispatchMode):
             kwargs["device"] = torch.device("cpu")
             kwargs.pop("pin_memory", None)
         result = function(*tree_map(unwrap, args), **tree_map(unwrap, kwargs))
-        if there and (not to_gpu or function is aten._local_scalar_dense.default):
-            self.reads.append(str(function))
         known = {id(x.here): x for x in there}  # what works in place gives its own argument back
         return tree_map(lambda x: known.get(id(x), There(x)) if to_gpu and isinstance(x, torch.Tensor) else x, result)
 

@@ -16,7 +16,7 @@ from utilities import distributed
 from utilities.run import Run
 from utilities.signals import Signals
 
-BS, CLASSES, STEPS = 24, 6, (1, 3, 3)  # images a batch, classes, steps of each epoch
+BS, CLASSES, STEPS = 24, 6, (1, 2)  # images a batch, classes, steps of each epoch
 CPU = torch.device("cpu")
 CASES = {  # name: (flags, network)
     "margin": ("--loss margin --batch_mining distance", "plain"),

@@ -1,19 +1,12 @@
-"""Runs of main.py that may be killed, each a process forked from one that has torch imported, which saves seconds.
-
-By hand, with counts of what was seen: python -m tests.runs MOMENTS. It kills runs at MOMENTS random moments for glyphs
-and a folder of images, each with 0 and 2 workers, resumes them, and compares with the run that nobody disturbed.
-"""
+"""Runs of main.py that may be killed, each a process forked from one that has torch imported, which saves seconds."""
 
 import contextlib
 import csv
 import multiprocessing
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -30,15 +23,16 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["main", "tests.ranks"])
 
 
-def launch(argv, log, program="main", **environment):
-    """A process that runs main.main, or tests/ranks.py; what it prints goes to the file `log`. Its glyphs are few."""
+def launch(argv, log, program="main", unread=False, **environment):
+    """A process that runs main.main, or tests/ranks.py; what it prints goes to the file `log`, or with `unread` only
+    its errors, the rest to a closed pipe. Its glyphs are few."""
     Path(log).write_text("")
-    process = FORKS.Process(target=run_here, args=(program, list(map(str, argv)), str(log), environment))
+    process = FORKS.Process(target=run_here, args=(program, list(map(str, argv)), str(log), unread, environment))
     process.start()
     return process
 
 
-def run_here(program, argv, log, environment):
+def run_here(program, argv, log, unread, environment):
     import main
     from tests import ranks
 
@@ -47,6 +41,10 @@ def run_here(program, argv, log, environment):
     os.environ.update(environment)
     output, nothing = os.open(log, os.O_WRONLY | os.O_TRUNC), os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0), os.dup2(output, 1), os.dup2(output, 2)
+    if unread:
+        read, write = os.pipe()
+        os.close(read), os.dup2(write, 1)
+        sys.stdout = open(1, "w", encoding="utf-8")  # buffered, whatever PYTHONUNBUFFERED says
     sys.argv, status = ["main.py", *argv], 99
     fewer_glyphs()
     try:
@@ -57,8 +55,6 @@ def run_here(program, argv, log, environment):
         traceback.print_exc()
     finally:
         sys.stdout.flush()
-        if os.environ.get("RANK") == "0":
-            time.sleep(1)  # it keeps the processes' store, which under torchrun outlives all
         os._exit(status)
 
 
@@ -96,10 +92,11 @@ def once(words, action):
 
 def run_ranks(world, argv, folder, program="main"):
     """[(exit status, what it printed)] of so many processes of one run, as torchrun would start them."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    where = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    from torch.distributed import TCPStore
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # it outlives them, as torchrun's does
+    where = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    where["TORCHELASTIC_USE_AGENT_STORE"] = "True"
     logs = [Path(folder, f"log{r}") for r in range(world)]
     processes = [launch(argv, log, program, RANK=str(r), LOCAL_RANK=str(r), **where) for r, log in enumerate(logs)]
     return [(wait(process), log.read_text(encoding="utf-8")) for process, log in zip(processes, logs)]
@@ -179,32 +176,3 @@ def kill_and_resume(argv, place, seconds):
     argv, log = [*argv, "--save_path", place], Path(place, "log")
     first, _ = run(argv, log, kill)
     return first, *run([*argv, "--resume"], log)
-
-
-def by_hand(moments):
-    generator = random.Random(0)
-    with tempfile.TemporaryDirectory() as place:
-        run(["--list"], f"{place}/log")  # torch is imported
-        for flags in (["--dataset", "glyphs"], image_folder(f"{place}/images")):
-            for workers in (0, 2):
-                argv, root = [*SMALL, *flags, "--kernels", workers], Path(place, f"{flags[1]}{workers}")
-                root.mkdir()
-                began = time.monotonic()
-                status, text = run([*argv, "--save_path", root], root / "log")
-                took = time.monotonic() - began
-                assert status == 0, text
-                whole = outcome(root / flags[1] / "Sample_Run_s0")
-                counts = {"killed": 0, "identical": 0}
-                for n in range(moments):
-                    here = root / str(n)
-                    here.mkdir()
-                    first, last, text = kill_and_resume(argv, here, generator.uniform(0, took))
-                    identical = last == 0 and same(whole, outcome(next((here / flags[1]).iterdir())))
-                    counts["killed"] += first == -signal.SIGKILL
-                    counts["identical"] += identical
-                    print("" if identical else text, end="")
-                print(f"{flags[1]}, {workers} workers: a run of {took:.1f} s, {moments} moments, {counts}", flush=True)
-
-
-if __name__ == "__main__":
-    by_hand(int(sys.argv[1]))

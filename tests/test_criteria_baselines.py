@@ -10,7 +10,7 @@ from criteria_tools import build, close, imbalanced, select
 from torch.nn.functional import normalize
 
 import criteria
-from criteria import AntiCo, MultiSimilarity
+from criteria import MultiSimilarity
 
 losses = pytest.importorskip("pytorch_metric_learning.losses")
 miners = pytest.importorskip("pytorch_metric_learning.miners")
@@ -196,17 +196,6 @@ def test_antico_on_top_of_the_bridge():
     assert {id(p) for g in arcface.param_groups(1) for p in g["params"]} == {id(arcface.base.inner.W)}
 
 
-@pytest.mark.parametrize("name", ["ProxyAnchorLoss", "ProxyNCALoss", "NormalizedSoftmaxLoss", "ArcFaceLoss"])
-def test_their_losses_are_bases_without_argparse(name):
-    criterion = AntiCo(getattr(losses, name)(num_classes=6, embedding_size=8), "all_proxy")
-    embeddings = torch.randn(10, 8, requires_grad=True)
-    criterion(embeddings, torch.arange(10) % 6).backward()
-    assert criterion.proxies.shape == (6, 8) and criterion.n_classes == 6 and embeddings.grad.norm() > 0
-    assert AntiCo(losses.SupConLoss(), "pair").param_groups(1.0) == []
-    with pytest.raises(ValueError, match="proxies"):
-        AntiCo(losses.SubCenterArcFaceLoss(num_classes=6, embedding_size=8), "all_proxy")
-
-
 @pytest.mark.parametrize(
     "words, said",
     [
@@ -215,6 +204,7 @@ def test_their_losses_are_bases_without_argparse(name):
         ("pml.CircleLoss --pml_args gama=3", "gama"),
         ("pml.CrossBatchMemory", "loss"),  # an argument that it needs
         ("antico_all_proxy --antico_base pml.SoftTripleLoss", "proxies"),
+        ("antico_all_proxy --antico_base pml.SubCenterArcFaceLoss", "proxies"),
     ],
 )
 def test_bridge_errors_are_one_line(words, said):

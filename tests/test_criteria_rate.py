@@ -70,15 +70,6 @@ def test_numpy_arrays_are_taken():
 # precision
 
 
-def test_float64_by_itself_where_float32_would_be_noise():
-    collapsed = normalize(torch.ones(400, 32) + 1e-3 * torch.randn(400, 32), dim=1)
-    assert coding_rate(collapsed, 1.0).dtype == torch.float32
-    assert coding_rate(collapsed, 1.0, dtype=torch.float64).dtype == torch.float64
-    rate = coding_rate(collapsed, 1e6)
-    assert rate.dtype == torch.float64
-    assert float(rate) == pytest.approx(float(coding_rate(collapsed.double(), 1e6)), rel=1e-9)
-
-
 @pytest.mark.parametrize("length", [1, 100, 1e3, 1e4, 1e5])
 def test_float64_is_chosen_by_the_length_of_the_rows(length):
     """Of the published pair variant, which takes the embeddings as they come, and of the function."""

@@ -14,7 +14,8 @@ from criteria_tools import build, parse
 
 import criteria
 import parameters
-from criteria import AntiCo, ProxyAnchor
+from criteria import AntiCo
+from criteria.pml import arguments_of
 
 HERE = Path(__file__).resolve().parents[1]
 # facts of the data, parts, and what the name of a loss fixes
@@ -25,27 +26,21 @@ MINERS = [f"margin --batch_mining {name}" for name in criteria.MINERS]
 
 def recorded(words, more, monkeypatch):
     """(the class or function behind the loss, or behind the miner where one is named; what it is called with)."""
-    name, called = words.split()[-1], {}
+    name = words.split()[-1]
     if name in criteria.MINERS:
         miner = build(f"{words} {more}").miner
         return criteria.MINERS[name], miner.keywords if isinstance(miner, functools.partial) else {}
     make = criteria.CRITERIA.get(name, criteria.library_loss)
+    owner, attribute = (criteria, "library_loss") if make is criteria.library_loss else (make, "__init__")
+    real, called = getattr(owner, attribute), {}
 
-    def record(self, **arguments):
+    @functools.wraps(real)
+    def record(*own, **arguments):
         called.update(arguments)
-        make.__init__(self, **arguments)
-
-    def record_library(**arguments):
-        called.update(arguments)
-        return make(**arguments)
+        return real(*own, **arguments)
 
     with monkeypatch.context() as patch:
-        if make is criteria.library_loss:
-            patch.setattr(criteria, "library_loss", functools.wraps(make)(record_library))
-        else:
-            recorder = type(make.__name__, (make,), {"__init__": record})
-            patch.setattr(criteria, "AntiCo", recorder if make is AntiCo else AntiCo)
-            patch.setitem(criteria.CRITERIA, name, recorder)
+        patch.setattr(owner, attribute, record)
         build(f"{words} {more}")
     return make, called
 
@@ -61,21 +56,20 @@ def value_of_its_own(default, choices, number):
 def test_every_argument_has_its_flag(words, monkeypatch):
     """By default they are equal; and each flag of the loss, given a value of its own, reaches the argument."""
     make, called = recorded(words, "", monkeypatch)
-    expected = {a.name: a.default for a in inspect.signature(make).parameters.values() if a.name not in NO_FLAGS}
+    parts = reversed(make.__mro__[:-1]) if isinstance(make, type) else [make]
+    defaults = {name: a.default for part in parts for name, a in inspect.signature(part).parameters.items()}
+    expected = {name: defaults[name] for name in arguments_of(make) if name not in NO_FLAGS}
     assert set(expected) == set(called) - NO_FLAGS
     by_name = {"variant"} if words.startswith("antico_") else set()
     for argument, default in expected.items():
-        if (
-            default is not None and argument not in by_name and words != "antico"
-        ):  # the published command line has its own
+        published = words == "antico"  # whose command line has its own
+        if default is not None and argument not in by_name and not published:
             assert called[argument] == (list(default) if isinstance(default, tuple) else default), argument
 
     known, opt = parameters.flags(), parse(words)
     own = criteria.acting_flags(opt) - {"loss", "batch_mining", "antico_base"} - ({"antico_type"} if by_name else set())
-    values = {
-        name: value_of_its_own(getattr(opt, name), known[name].choices, number)
-        for number, name in enumerate(name for name in known if name in own)
-    }
+    numbered = enumerate(name for name in known if name in own)
+    values = {name: value_of_its_own(getattr(opt, name), known[name].choices, number) for number, name in numbered}
     line = " ".join(f"--{name} {value}" for name, value in values.items())
     for argument, value in recorded(words, line, monkeypatch)[1].items():
         if argument not in NO_FLAGS | by_name:
@@ -101,16 +95,6 @@ def test_antico_has_the_defaults_of_the_command_line(variant, base):
     own = AntiCo(selected.base, variant)
     for setting in ("w", "eps", "form", "align", "scale", "gam1", "gam2", "variant"):
         assert getattr(own, setting) == getattr(selected, setting), setting
-
-
-def test_proxyanchor_is_the_class_of_its_name():
-    torch.manual_seed(0)
-    own = ProxyAnchor(10, 8)
-    torch.manual_seed(0)
-    selected = build("proxyanchor --embed_dim 8")
-    assert type(own) is type(selected) and torch.equal(own.proxies, selected.proxies)
-    assert isinstance(AntiCo, type) and all(map(inspect.isfunction, (criteria.coding_rate, criteria.max_coding_rate)))
-    assert inspect.isfunction(criteria.coding_rate_share)
 
 
 def test_the_loop_of_the_readme_trains(capsys):
@@ -188,18 +172,14 @@ def insert(path, after, lines):
     path.write_text(text.replace(after, after + lines), encoding="utf-8")
 
 
-@pytest.mark.parametrize("formatted", [False, True], ids=["as written", "formatted"])
-def test_a_loss_is_its_file_a_line_and_its_flags(tmp_path, formatted):
+def test_a_loss_is_its_file_a_line_and_its_flags(tmp_path):
     for name in ("criteria", "utilities"):
         shutil.copytree(HERE / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "study"))
     shutil.copy(HERE / "parameters.py", tmp_path)
-    registry, flags, own = (tmp_path / name for name in ("criteria/__init__.py", "parameters.py", "criteria/yours.py"))
-    own.write_text(NEW_FILE)
+    (tmp_path / "criteria" / "yours.py").write_text(NEW_FILE)
+    registry, flags = tmp_path / "criteria" / "__init__.py", tmp_path / "parameters.py"
     insert(registry, "from criteria.triplet import Triplet\n", "from criteria.yours import Wider, Yours\n")
     insert(registry, "\nBASES = {\n", '    "yours": Yours,\n    "wider": Wider,\n')
     insert(flags, 'add_group(parser, "pair losses")', IN_PARAMETERS.rstrip())
-    if formatted:
-        pytest.importorskip("ruff")
-        subprocess.run([sys.executable, "-m", "ruff", "format", "-q", registry, flags, own], check=True)
     done = subprocess.run([sys.executable, "-c", USE], cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert done.stdout == "done\n", done.stderr

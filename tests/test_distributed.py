@@ -37,7 +37,7 @@ def error(ours, theirs):
 @pytest.mark.parametrize("world", [2, 3])
 def test_epochs_are_those_of_one_process(one, several, world, case):
     expected = one["train"][case]
-    assert abs(expected["losses"][-1] - expected["losses"][0]) > 1e-3  # it learns
+    assert abs(expected["losses"][-1] - expected["losses"][0]) > 1e-4  # it learns
     for result in (r["train"][case] for r in several[world]):
         assert error(result["losses"], expected["losses"]) < 1e-10
         for part in ("first", "model", "criterion"):

@@ -12,9 +12,9 @@ LOSSES = ["margin --batch_mining distance", "proxyanchor", "antico", "antico_pai
 LOSSES += ["antico_all_proxy", "antico_class_means"]
 
 
-def step(flags, model=None, dtype=torch.float64):
-    """(loss, gradients) of one training step on a batch of 24."""
-    run = ranks.make_run(flags, (model or ranks.network("frozen")).to(dtype))
+def step(flags, model=None):
+    """(loss, gradients) of one training step on a batch of 24, in float64."""
+    run = ranks.make_run(flags, (model or ranks.network("frozen")).double())
     return ranks.train_epoch(run, 1), ranks.gradients(run)
 
 
@@ -28,13 +28,6 @@ def difference(a, b):
 def test_gradient_is_that_of_the_whole_batch(loss, chunk):
     expected, found = step(f"--loss {loss}"), step(f"--loss {loss} --grad_cache {chunk}")
     assert found[0] == pytest.approx(expected[0], rel=1e-12) and difference(found[1], expected[1]) < 1e-10
-
-
-@pytest.mark.parametrize("loss", ["margin --batch_mining distance", "proxyanchor", "antico_batch_proxy"])
-def test_gradient_in_float32(loss):
-    (_, theirs), (_, ours) = (step(f"--loss {loss} {more}", dtype=torch.float32) for more in ("", "--grad_cache 5"))
-    ours, theirs = (torch.cat([g.flatten() for g in gradients.values()]) for gradients in (ours, theirs))
-    assert (ours - theirs).norm() < 1e-6 * theirs.norm()
 
 
 def test_warm_up_leaves_the_backbone_without_gradient():

@@ -1,7 +1,6 @@
 """Whole runs of main.py on a few classes of glyphs."""
 
 import json
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -47,36 +46,25 @@ def test_a_run_learns_and_leaves_its_records(tmp_path):
     assert config["seed"] == 0 and config["versions"]["torch"] == torch.__version__.split("+")[0]
 
 
-OTHERS = [
-    "antico_pair --antico_base none",
-    "pml.SupConLoss",
-    "antico_all_proxy --antico_base pml.NormalizedSoftmaxLoss",
-]
+OTHERS = "antico_pair --antico_base none", "antico_all_proxy --antico_base pml.NormalizedSoftmaxLoss"
 
 
 @pytest.mark.parametrize("loss", [*main.criteria.CRITERIA, *OTHERS])
 def test_every_loss_trains(tmp_path, loss):
-    for prefix, package in (("nir", "FrEIA"), ("pml.", "pytorch_metric_learning")):
-        if loss.split()[-1].startswith(prefix) and not find_spec(package):
-            pytest.skip(f"needs {package}")
+    for name, package in (("nir", "FrEIA"), ("pml.", "pytorch_metric_learning")):
+        if name in loss:
+            pytest.importorskip(package)
     gentle = ["--loss_nir_lrmulti", 1, "--loss_nir_proxy_lrmulti", 50]  # its defaults are made for --lr 1e-5
     table = rows(run(tmp_path, *f"--loss {loss}".split(), "--n_epochs", 1, *gentle))
     assert np.isfinite(float(table[1]["loss"])) and float(table[1]["test/e_recall@1"]) > 0.2
 
 
 def test_a_seed_gives_the_same_numbers_twice_and_another_seed_others(tmp_path):
-    first = rows(run(tmp_path / "a", "--loss", "antico_pair"))
-    assert first == rows(run(tmp_path / "b", "--loss", "antico_pair"))
-    run(tmp_path, "--loss", "antico_pair", "--seed", 1)
+    short = ["--loss", "antico_pair", "--n_epochs", 1]
+    first = rows(run(tmp_path / "a", *short))
+    assert first == rows(run(tmp_path / "b", *short))
+    run(tmp_path, *short, "--seed", 1)
     assert first != rows(tmp_path / "glyphs" / "Sample_Run_s1")
-
-
-def test_a_second_run_does_not_overwrite_the_first(tmp_path):
-    folder = run(tmp_path, "--loss", "proxyanchor", "--n_epochs", 0)
-    before = (folder / "metrics.csv").read_bytes()
-    run(tmp_path, "--loss", "multisimilarity", "--n_epochs", 1)
-    assert (folder / "metrics.csv").read_bytes() == before
-    assert len(rows(tmp_path / "glyphs" / "Sample_Run_s0-2")) == 2
 
 
 def test_warmup_trains_only_the_head_and_the_proxies(tmp_path):
@@ -97,11 +85,6 @@ def test_validation_split_chooses_the_checkpoint(tmp_path):
     recalls = [float(row["val/e_recall@1"]) for row in rows(folder)]
     assert load(folder / "best.pt")["epoch"] == int(np.argmax(recalls))
     assert not any(name.startswith("test/") for name in rows(folder)[0])
-
-
-def test_bf16_and_compile_on_the_cpu(tmp_path):
-    table = rows(run(tmp_path, "--loss", "antico_pair", "--n_epochs", 1, "--amp", "bf16", "--compile", "on"))
-    assert float(table[1]["test/e_recall@1"]) > 0.2
 
 
 def test_loss_terms_are_the_epochs_means(tmp_path, monkeypatch):

@@ -39,23 +39,6 @@ def test_published_flag_has_its_type_and_default(row):
         assert default == eval(row["default"])
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "--kernels 6 --source_path /data --n_epochs 100 --tau 100 --gamma 0.5 --dataset cub200 --seed 0 --bs 90 "
-        "--samples_per_class 2 --loss antico --arch resnet50_frozen_normalize_double --embed_dim 512 "
-        "--loss_oproxy_lrmulti 2000 --antico_type batch_proxy --antico_w 1 --antico_eps 0.5 --loss_ac_w_align 0.0035 "
-        "--gpu 0 --evaluate_on_cpu --group cub --savename group_plus_seed --warmup 0 --data_sampler class_random "
-        "--no_train_metrics",
-        "--dataset online_products --n_epochs 400 --tau 190 250 --gamma 0.2 --warmup 1 --loss oproxy "
-        "--loss_oproxy_mode nca --internal_split 1 --data_ssl_set --completed",
-    ],
-)
-def test_published_command_lines_parse(line):
-    opt = parse(line)
-    assert opt.gamma in (0.5, 0.2) and isinstance(opt.tau, list)
-
-
 # defaults
 
 

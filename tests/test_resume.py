@@ -4,9 +4,10 @@ import json
 import os
 import shutil
 import signal
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 from runs import SMALL, image_folder, kill_and_resume, once, outcome, rows, run, same
 
@@ -59,9 +60,9 @@ def refused(result, folder, before, *words):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("share", [0.5, 0.8])  # of the run's time
+@pytest.mark.parametrize("share", np.linspace(0.5, 0.8, int(os.environ.get("MOMENTS", 2))))  # of the run's time
 def test_killed_at_any_moment_and_resumed_it_is_as_if_undisturbed(argv, whole, tmp_path, share, workers):
-    """20 moments for each setting, glyphs as well: python -m tests.runs 20"""
+    """20 moments for each setting: MOMENTS=20 python -m pytest tests/test_resume.py -k any_moment"""
     folder, seconds = whole
     first, last, text = kill_and_resume([*argv, "--kernels", workers], tmp_path, share * seconds)
     assert first in (-signal.SIGKILL, 0) and last == 0, text
@@ -131,10 +132,8 @@ def test_a_folder_without_config_is_not_overwritten(go, copy):
     assert contents(copy) == before and (copy.parent / "Sample_Run_s0-2" / "metrics.csv").exists()
 
 
-@pytest.mark.parametrize("folder", ["none", "file"])
-def test_resume_of_no_run_is_one_line(go, tmp_path, folder):
-    (tmp_path / "file").write_text("")
-    status, text = go("--resume", tmp_path / folder)
+def test_resume_of_no_run_is_one_line(go, tmp_path):
+    status, text = go("--resume", tmp_path / "none")
     assert status == 2 and "no run there" in text and text.count("\n") == 1
 
 
@@ -181,14 +180,7 @@ def test_two_processes_do_not_train_one_run(argv, tmp_path):
 
 
 def test_folders_are_claimed_by_one(tmp_path):
-    """Six threads at once, 20 times: what decides is the system's mkdir, which processes share as well."""
-    for n in range(20):
-        barrier, claimed = threading.Barrier(6), []
-
-        def claim(n=n, barrier=barrier, claimed=claimed):
-            barrier.wait()
-            claimed.append(folders.claim(str(tmp_path), "d", f"r{n}"))
-
-        threads = [threading.Thread(target=claim) for _ in range(6)]
-        [thread.start() for thread in threads], [thread.join() for thread in threads]
-        assert len(set(claimed)) == 6 and all(os.path.isdir(folder) for folder in claimed)
+    """20 names, each by six threads: what decides is the system's mkdir, which processes share as well."""
+    with ThreadPoolExecutor(6) as pool:
+        claimed = list(pool.map(lambda n: folders.claim(str(tmp_path), "d", f"r{n // 6}"), range(120)))
+    assert len(set(claimed)) == 120 and all(map(os.path.isdir, claimed))

@@ -38,11 +38,13 @@ def test_run_tests_hands_its_words_to_pytest_of_the_prepared_interpreter(tmp_pat
 
 
 def test_the_environment_is_made_once(tmp_path):
-    """With a pip that does nothing: the second run installs nothing and has the same interpreter."""
+    """With a venv and a pip that do nothing: the second run installs nothing and has the same interpreter."""
+    make = f'case "$2" in venv) mkdir -p "$4/bin" && ln -s {sys.executable} "$4/bin/python" ;;'
+    interpreter(tmp_path / "python3", f'{make} *) exec {sys.executable} "$@" ;; esac')
     install = '[ -e "$3" ] && return; echo "installing $2"; touch "$3"'
     script = f"cd '{HERE}' && source utilities/environment.sh && antico_install() {{ {install}; }}"
     script += ' && antico_environment test && echo "$PYTHON"'
-    environment = {"XDG_CACHE_HOME": str(tmp_path), "ANTICO_PYTHON": ""}
+    environment = {"XDG_CACHE_HOME": str(tmp_path), "ANTICO_PYTHON": "", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     first, second = bash("-c", script, **environment), bash("-c", script, **environment)
     assert first.returncode == second.returncode == 0, first.stderr
     assert first.stdout.count("installing") == 2 and "installing" not in second.stdout

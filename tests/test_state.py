@@ -1,7 +1,7 @@
 """Checkpoints: whole or told to be damaged, never of a run that diverged; and a disk that is full at any write."""
 
-import contextlib
 import errno
+import itertools
 import json
 import os
 import random
@@ -10,6 +10,7 @@ import signal
 import pytest
 import torch
 from runs import SMALL, image_folder, outcome, same
+from torch.nn.modules.module import register_module_forward_hook
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import main
@@ -74,49 +75,25 @@ def test_killed_between_the_renames_the_new_checkpoint_counts(argv, whole, tmp_p
     assert same(outcome(whole), outcome(tmp_path / "folder" / "Sample_Run_s0"))
 
 
-@contextlib.contextmanager
-def loss_is_nan(also=lambda: None):
-    """In the third step."""
-    select, calls = main.criteria.select, []
+@pytest.mark.parametrize("what", ["loss", "loss and a signal", "weights"])
+def test_a_run_that_diverges_says_where_and_keeps_its_last_good_checkpoint(argv, tmp_path, capsys, what):
+    """In or after the third step."""
+    steps = itertools.count(1)
 
-    def spoil(module, inputs, loss):
-        calls.append(loss)
-        if len(calls) == 3:
-            also()
+    def loss_is_nan(module, inputs, loss):
+        if isinstance(module, main.criteria.AntiCo) and next(steps) == 3:
+            if "signal" in what:
+                os.kill(os.getpid(), signal.SIGTERM)
             return loss * torch.nan
 
-    def selected(opt, n_classes):
-        criterion = select(opt, n_classes)
-        criterion.register_forward_hook(spoil)
-        return criterion
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(main.criteria, "select", selected)
-        yield
-
-
-@contextlib.contextmanager
-def weights_are_infinite():
-    """After the third step."""
-    calls = []
-
-    def spoil(optimizer, *_):
-        calls.append(optimizer)
-        if len(calls) == 3:
+    def weights_are_infinite(optimizer, *_):
+        if next(steps) == 3:
             optimizer.param_groups[0]["lr"] = torch.inf
 
-    handle = register_optimizer_step_pre_hook(spoil)
-    yield
-    handle.remove()
-
-
-def loss_is_nan_and_a_signal_comes():
-    return loss_is_nan(lambda: os.kill(os.getpid(), signal.SIGTERM))
-
-
-@pytest.mark.parametrize("spoiled", [loss_is_nan, weights_are_infinite, loss_is_nan_and_a_signal_comes])
-def test_a_run_that_diverges_says_where_and_keeps_its_last_good_checkpoint(argv, tmp_path, capsys, spoiled):
-    with spoiled():
+    register, hook = register_module_forward_hook, loss_is_nan
+    if what == "weights":
+        register, hook = register_optimizer_step_pre_hook, weights_are_infinite
+    with register(hook):
         assert main.main([*argv, "--save_path", str(tmp_path)]) == 1
     text, folder = capsys.readouterr().err, tmp_path / "folder" / "Sample_Run_s0"
     assert "not finite, in epoch 1, 3 steps done (last loss terms: " in text and text.count("\n") == 1

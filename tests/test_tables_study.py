@@ -39,7 +39,7 @@ def best(found):
 def test_first_rates_and_flags_are_the_best(base):
     rates, flags = study.BEST[base]
     found = of(runs("tune_first"), base, None)
-    assert len(found) == (10 if "all_proxy" in study.TUNED_BASES[base]["w"] else 8)
+    assert len(found) == (10 if base in study.OVER_PROXIES else 8)
     by_rate = found.groupby("lr").value.max().sort_values(ascending=False)
     assert [float(lr) for lr in by_rate.index[:2]] == rates and len(having(best(found), flags))
 
@@ -49,19 +49,20 @@ def test_tuned_bases_are_the_best_of_both(base):
     assert len(having(best(of(runs("tune_first", "tune_second"), base, None)), study.TUNED[base]))
 
 
-@pytest.mark.parametrize("base, variant", study.CHOSEN)
+@pytest.mark.parametrize("base, variant", [(base, variant) for base in study.CHOSEN for variant in study.CHOSEN[base]])
 def test_chosen_weights_are_the_best(base, variant):
-    found = of(runs("tune_third"), base, variant)
-    assert len(found) >= 2 and len(having(best(found), study.CHOSEN[base, variant]))
+    found, names = of(runs("tune_third"), base, variant), ("lr", "antico_w", "antico_eps")
+    assert len(found) >= 2 and len(having(best(found), dict(zip(names, study.CHOSEN[base][variant]))))
     assert len(found) < len(of(runs("tune_first", "tune_second"), base, None))  # the base was tuned harder
 
 
 def test_chosen_forms_are_the_best():
     """Each kind's own runs, told by the variant, its form and scale."""
     found = runs("tune_forms")
-    assert len(found) == len([*study.tune_forms()])
-    for base, kinds in study.FORMS.items():
-        for (variant, flags, weights), (lr, w) in zip(kinds, study.FORMS_CHOSEN[base], strict=True):
+    assert len(found) == len(study.TABLES["tune_forms"]["rows"])
+    for base in study.FORMS_TRIED:
+        kinds = zip(study.FORMS, study.FORMS_TRIED[base], study.FORMS_CHOSEN[base], strict=True)
+        for (variant, flags), weights, (lr, w) in kinds:
             varied = {name: value for name, value in flags.items() if name in found}  # the others all have
             same = having(of(found, base, variant), varied)
             assert len(same) == 2 * len(weights) and len(having(best(same), dict(lr=lr, antico_w=w)))
@@ -73,8 +74,8 @@ def test_a_warm_up_is_no_better_but_where_it_was_looked_at_again():
     before = before.assign(base=before.antico_base.where(before.antico_base != "", before.loss))
     before = before.groupby(["base", "loss"]).value.max()
     found = runs("tune_warmup")
-    assert len(found) == len([*study.tune_warmup()])
+    assert len(found) == len(study.TABLES["tune_warmup"]["rows"])
     keys = [(line.antico_base or line.loss, line.loss) for line in found.itertuples()]
     better = [key for key, value in zip(keys, found.value) if value > before[key]]
-    again = [(base, f"antico_{variant[0]}" if variant else base) for base, *variant in study.WARMER]
+    again = [(flags.get("antico_base", flags["loss"]), flags["loss"]) for flags in study.WARMER]
     assert sorted(better) == sorted(again)

@@ -1,6 +1,5 @@
 """torchrun ... main.py: one process's numbers, everything said once, and how it ends when something goes wrong."""
 
-import os
 import shutil
 import signal
 
@@ -38,10 +37,6 @@ def whole(images, tmp_path_factory):
     return path / "folder" / "Sample_Run_s0"
 
 
-def torchrun(*argv):
-    return start(argv, *"-m torch.distributed.run --standalone --nproc_per_node=2".split())
-
-
 def assert_close(folder, whole):
     for row, expected in zip(rows(folder), rows(whole)):
         row, expected = ({name: float(value) for name, value in r.items() if value} for r in (row, expected))
@@ -49,13 +44,12 @@ def assert_close(folder, whole):
 
 
 def test_two_processes_then_one_give_the_numbers_of_one(images, whole, tmp_path):
-    begun = torchrun(*FLAGS, "--source_path", images, "--save_path", tmp_path, "--n_epochs", 3)
-    out, err = begun.communicate(timeout=LONG)
-    assert begun.returncode == 0, err
-    assert "CPU x 2 processes" in out and out.count("training images") == 1 and "warn" not in err.lower()
-    assert [line.split("/")[0].split()[-1] for line in out.splitlines() if line.startswith("epoch ")] == list("0123")
-    folder = tmp_path / "folder" / "Sample_Run_s0"
-    assert os.listdir(folder.parent) == [folder.name]
+    argv = [*FLAGS, "--source_path", images, "--save_path", tmp_path / "runs", "--n_epochs", 3]
+    (first, text), second = run_ranks(2, argv, tmp_path)
+    assert (first, *second) == (0, 0, ""), text + second[1]
+    assert "CPU x 2 processes" in text and text.count("training images") == 1 and "warn" not in text.lower()
+    assert [line.split("/")[0].split()[-1] for line in text.splitlines() if line.startswith("epoch ")] == list("0123")
+    (folder,) = (tmp_path / "runs" / "folder").iterdir()
     # one process goes on alone
     assert main.main(["--resume", str(folder), "--n_epochs", "5"]) == 0
     assert len(rows(folder)) == 6
@@ -66,8 +60,9 @@ def test_two_processes_then_one_give_the_numbers_of_one(images, whole, tmp_path)
             assert torch.allclose(ours[part][name].double(), value.double(), rtol=1e-5, atol=1e-5), name
 
 
-def test_sigterm_to_torchrun_saves_and_the_run_can_go_on(images, whole, tmp_path, capsys):
-    begun = torchrun(*FLAGS, "--source_path", images, "--save_path", tmp_path, "--n_epochs", 2000)
+def test_sigterm_to_torchrun_saves_and_the_run_can_go_on(images, whole, tmp_path):
+    argv = [*FLAGS, "--source_path", images, "--save_path", tmp_path, "--n_epochs", 2000]
+    begun = start(argv, *"-m torch.distributed.run --standalone --nproc_per_node=2".split())
     assert any(line.startswith("epoch   0/") for line in iter(begun.stdout.readline, ""))
     begun.send_signal(signal.SIGTERM)
     _, err = begun.communicate(timeout=LONG)

@@ -3,7 +3,7 @@
 import importlib.machinery
 import os
 import sys
-import types
+from unittest import mock
 
 import pytest
 import torch
@@ -28,57 +28,36 @@ def run(tmp_path, monkeypatch):
     return run
 
 
-def library(monkeypatch, name, **contents):
-    """A package of that name, in place of the real one."""
-    module = types.ModuleType(name)
-    module.__spec__ = importlib.machinery.ModuleSpec(name, None)
-    vars(module).update(contents)
-    monkeypatch.setitem(sys.modules, name, module)
-
-
-class Wandb:
-    """It keeps what it is given, and may fail."""
-
-    def __init__(self):
-        self.rows, self.fail, self.ended = [], None, False
-
-    def init(self, **given):
-        self.given, self.argv, self.key = given, list(sys.argv), os.environ.get("WANDB_API_KEY")
-        if self.fail == "init":
-            raise RuntimeError("no network")
-        return self
-
-    def log(self, row, step):
-        if self.fail == "log":
-            raise OSError("no network")
-        self.rows.append((step, row))
-
-    def finish(self):
-        self.ended = True
+def library(monkeypatch, name):
+    """A package of that name, in place of the real one, that takes every call."""
+    fake = mock.MagicMock(__spec__=importlib.machinery.ModuleSpec(name, None))
+    monkeypatch.setitem(sys.modules, name, fake)
+    return fake
 
 
 @pytest.fixture
 def wandb(monkeypatch):
-    fake = Wandb()
-    library(monkeypatch, "wandb", init=fake.init)
     monkeypatch.setenv("WANDB_API_KEY", "none")  # set back after the test
-    return fake
+    return library(monkeypatch, "wandb")
 
 
 @pytest.mark.parametrize("flag", [["--wandb_key", KEY], [f"--wandb_key={KEY}"]])
 def test_the_key_is_in_no_file_of_the_run(run, tmp_path, capsys, wandb, flag):
     assert run("--log_online", *flag, "--project", "p", "--group", "g") == 0
-    assert wandb.key == KEY and wandb.ended and wandb.given["project"] == "p" and wandb.given["name"] == "g_s0"
-    assert [step for step, _ in wandb.rows] == [0, 1, 2] and wandb.rows[1][1].keys() >= {"loss", "test/e_recall@1"}
+    given, there = wandb.init.call_args.kwargs, wandb.init.return_value
+    assert os.environ["WANDB_API_KEY"] == KEY and given["project"] == "p" and given["name"] == "g_s0"
+    assert [call.kwargs["step"] for call in there.log.call_args_list] == [0, 1, 2] and there.finish.called
+    assert there.log.call_args.args[0].keys() >= {"loss", "test/e_recall@1"}
     printed = capsys.readouterr()
-    assert "SECRET" not in printed.out + printed.err + repr(wandb.given)
+    assert "SECRET" not in printed.out + printed.err + repr(given)
     for path in (tmp_path / "folder").rglob("*.*"):
         assert b"SECRET" not in path.read_bytes(), path
 
 
 @pytest.mark.parametrize("fail", ["init", "log"])
 def test_a_tracker_that_fails_is_one_line_and_the_run_goes_on(run, tmp_path, capsys, wandb, fail):
-    wandb.fail = fail
+    failing = wandb.init if fail == "init" else wandb.init.return_value.log
+    failing.side_effect = RuntimeError("no network")
     assert run("--log_online") == 0
     text = capsys.readouterr().err
     assert text.startswith("note: --log_online: ") and "no network" in text and text.count("\n") == 1
@@ -86,28 +65,15 @@ def test_a_tracker_that_fails_is_one_line_and_the_run_goes_on(run, tmp_path, cap
 
 
 def test_tensorboard_gets_each_epochs_row(run, tmp_path, monkeypatch):
-    written = set()
-
-    class SummaryWriter:
-        def __init__(self, folder):
-            self.folder = folder
-
-        def add_scalar(self, name, value, epoch):
-            written.add((name, float(value), epoch))
-
-        def flush(self):
-            pass
-
-        def close(self):
-            written.add(self.folder)
-
     library(monkeypatch, "tensorboard")
-    library(monkeypatch, "torch.utils.tensorboard", SummaryWriter=SummaryWriter)
+    writer = library(monkeypatch, "torch.utils.tensorboard").SummaryWriter
     assert run("--tensorboard") == 0
     folder = tmp_path / "folder" / "Sample_Run_s0"
     rows = load(folder / "checkpoint.pt")["rows"]
     expected = {(name, value, row["epoch"]) for row in rows for name, value in row.items() if name != "epoch"}
-    assert written == expected | {str(folder / "tensorboard")}
+    assert {call.args for call in writer.return_value.add_scalar.call_args_list} == expected
+    writer.assert_called_once_with(str(folder / "tensorboard"))
+    assert writer.return_value.close.called
 
 
 @pytest.mark.parametrize("flag, package", [("--tensorboard", "tensorboard"), ("--log_online", "wandb")])

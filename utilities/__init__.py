@@ -1,1 +1,1 @@
-"""Leaves that know nothing of losses, networks or data: files, logs, reports."""
+"""What a run needs: its folder and checkpoints, device, processes, console."""

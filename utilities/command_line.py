@@ -1,4 +1,4 @@
-"""How flags are read and explained, and bad input told: in one line."""
+"""Parser, help and one-line errors."""
 
 import argparse
 import functools
@@ -17,7 +17,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def line_of(problem):
-    """An exception in words: of what the system says, the file and the reason."""
+    """An exception as text; of an OSError the file and the reason."""
     if isinstance(problem, OSError) and problem.filename and problem.strerror:
         return f"{problem.filename}: {problem.strerror}"
     return str(problem).strip() or type(problem).__name__

@@ -3,7 +3,6 @@
 from tqdm import tqdm
 
 from utilities import distributed
-from utilities.records import protocol_rows
 
 
 def notes(opt, idle):
@@ -15,33 +14,31 @@ def notes(opt, idle):
         yield "note: --resume: there is no run of this name yet; a new one begins"
 
 
-def opening_line(run, config):
+def size_of(split):
+    if hasattr(split, "query"):
+        return f"{len(split.query)} queries in a gallery of {len(split.gallery)}"
+    return f"{len(split)} of {len(split.class_names)}"
+
+
+def opening_line(run, device_name):
     """What is about to be trained."""
-    opt, sizes = run.opt, []
-    for name, split in run.evaluated.items():
-        one = not hasattr(split, "query")
-        size = (
-            f"{len(split)} of {len(split.class_names)}"
-            if one
-            else f"{len(split[0])} queries in a gallery of {len(split[1])}"
-        )
-        sizes.append(f"{name} {size}")
-    n_images, n_classes = len(run.loader.dataset), run.facts["n_classes"]
+    opt, facts = run.opt, run.facts
+    sizes = "".join(f", {name} {size_of(split)}" for name, split in run.evaluated.items())
     precision = "float32" if run.dtype is None else str(run.dtype).removeprefix("torch.")
     processes = f" x {distributed.world()} processes" if distributed.world() > 1 else ""
-    parts = [f"{opt.dataset}: {n_images} training images of {n_classes} classes, {', '.join(sizes)}", opt.arch]
-    parts[1] += f", {opt.embed_dim} dimensions"
-    parts += [opt.loss, f"{config['device']}{processes}, {precision}", run.folder]
-    parts += [f"going on after {run.place}"] if run.newest else []
-    return (f"PARTIAL DATA: {run.partial}\n" if run.partial else "") + "; ".join(parts)
+    return "; ".join([
+        *([f"PARTIAL DATA: {run.partial}"] if run.partial else []),
+        f"{opt.dataset}: {facts['n_images']} training images of {facts['n_classes']} classes{sizes}",
+        f"{opt.arch}, {opt.embed_dim} dimensions", opt.loss, f"{device_name}{processes}, {precision}", run.folder,
+        *([f"going on after {run.place}"] if run.newest else []),
+    ])  # fmt: skip
 
 
 def progress_bar(run, epoch, batches):
     """The batches under a bar of the epoch's steps; only in a terminal, of the first process."""
-    return tqdm(
-        batches, desc=f"epoch {epoch}/{run.opt.n_epochs}", total=run.sampler.n_batches, initial=run.step, leave=False,
-        disable=True if distributed.rank() else None, dynamic_ncols=True,
-    )  # fmt: skip
+    name, off = f"epoch {epoch}/{run.opt.n_epochs}", True if distributed.rank() else None
+    total, done = run.sampler.n_batches, run.step
+    return tqdm(batches, name, total, leave=False, disable=off, dynamic_ncols=True, initial=done)
 
 
 def metric_values(opt, row, split, prefix=""):
@@ -62,9 +59,10 @@ def epoch_line(run, row):
 
 
 def closing_lines(run):
-    """The run's numbers: of the last epoch and of the best."""
-    split = "test" if "test" in run.evaluated else run.best_split
-    chosen = protocol_rows(run.rows, run.opt.storage_metrics[0])
-    return "\n".join(
-        f"{name}: epoch {row['epoch']}{metric_values(run.opt, row, split)}" for name, row in chosen.items()
-    )
+    """The numbers of the last epoch, and of the best on the test and the validation split, the first of equals."""
+    split, lines = "test" if "test" in run.evaluated else run.best_split, {"last": run.rows[-1]}
+    for name in ("test", "val"):
+        column = f"{name}/{run.opt.storage_metrics[0]}"
+        measured = [row for row in run.rows if row.get(column) is not None]
+        lines |= {f"best-{name}": max(measured, key=lambda row: row[column])} if measured else {}
+    return "\n".join(f"{name}: epoch {row['epoch']}{metric_values(run.opt, row, split)}" for name, row in lines.items())

@@ -1,4 +1,4 @@
-"""The device of a process, its precision, and the way of the batches to it."""
+"""The device of a process, its precision, and how batches get there."""
 
 import itertools
 import os
@@ -71,3 +71,11 @@ def prefetch(loader, device):
                 tensor.record_stream(torch.cuda.current_stream())
             yield ready[0].contiguous(memory_format=torch.channels_last), ready[1]
         ready = batch and (*batch, copied)
+
+
+def advice_on_memory(problem):
+    """What to do, where an error says that memory ran out on the GPU, on the CPU or in a data process; else ""."""
+    words = ("out of memory", "allocate memory", "DataLoader worker (pid")
+    if isinstance(problem, MemoryError) or any(each in str(problem) for each in words):
+        return "memory ran out; lower --bs or --kernels, or embed in parts with --grad_cache N; "
+    return ""

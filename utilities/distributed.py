@@ -15,11 +15,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-LONG = datetime.timedelta(hours=12)  # the others wait while one measures; that one has died is torchrun's to see
+LONG = datetime.timedelta(hours=12)  # the others wait while one measures; torchrun notices a dead one
 
 
 def rank():
-    """The number of this process; before the process group is there, torchrun's word for it."""
+    """The number of this process; before the group exists, from torchrun's environment."""
     if dist.is_initialized():
         return dist.get_rank()
     return int(os.environ["RANK"]) if under_torchrun() else 0

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import subprocess
+import weakref
 
 DIVERGED = "diverged.json"
 
@@ -36,7 +37,7 @@ def all_flags(config):
 
 
 def flags_of_run(given, known):
-    """(flags of the run gone on with or evaluated, the folder of one gone on with); ({}, None) for a new run.
+    """(saved flags, folder) of the run that --resume names; (saved flags, None) of --evaluate_only's; else ({}, None).
 
     given : {flag: value} of the command line; known : {flag: its default, role, may_change}, of parameters.py
     """
@@ -52,7 +53,13 @@ def flags_of_run(given, known):
         raise ValueError("--resume: is empty; give a run's folder, or the flag alone for the newest run of this name")
     if not folder:
         return {}, None
-    saved = {name: value for name, value in all_flags(read_config(folder)).items() if name in known}
+    config = read_config(folder)
+    gone = [f"--{name}" for name, value in config["flags"].items() if name not in known and value]
+    if gone:
+        raise ValueError(
+            f"--resume {folder}: that run has {' '.join(gone)}, which this version does not; start it anew"
+        )
+    saved = {name: value for name, value in all_flags(config).items() if name in known}
     for name, value in given.items():
         if not known[name].may_change and saved.get(name, value) != value:
             before, now = (" ".join(map(str, v)) if isinstance(v, list) else v for v in (saved[name], value))
@@ -83,9 +90,7 @@ def find(save_path, dataset, name):
 
 def lock(path):
     """The open file that keeps other processes off while it or a copy of it is open; None where one has it already.
-
-    Processes that this one starts inherit it only where they are given it; a run's data workers end with the run.
-    """
+    Forked processes, such as data workers, close their copy at once: a run that was killed holds nothing."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     handle = open(path, "a")
     try:
@@ -95,6 +100,8 @@ def lock(path):
         return None
     except OSError:
         pass  # a file system without locks
+    copy = weakref.ref(handle)
+    os.register_at_fork(after_in_child=lambda: copy() and copy().close())
     return handle
 
 

@@ -1,6 +1,5 @@
 """What a run writes down: config.json, metrics.csv (one row an epoch), TensorBoard, Weights & Biases."""
 
-import contextlib
 import csv
 import importlib.metadata
 import importlib.util
@@ -20,22 +19,23 @@ def describe(opt, without_effect, **facts):
     """The config.json of a new run: the flags that act, those that do not, and what else decides its numbers."""
     flags = {name: value for name, value in vars(opt).items() if name not in ("wandb_key", "resume", "list", "given")}
     key = opt.wandb_key or "<your_wandb_key>"
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
+    versions = {each.name: each.version for each in importlib.metadata.distributions() if each.name in PACKAGES}
     return dict(
         flags={name: value for name, value in flags.items() if name not in without_effect},
         without_effect={name: value for name, value in flags.items() if name in without_effect},
         seed=opt.seed,
         **facts,
         machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        versions=versions,
+        versions={"python": platform.python_version(), **versions},
         commit=folders.commit() or None,
         command=[word.replace(key, "(key)") for word in [os.path.basename(sys.argv[0]), *sys.argv[1:]]],
         started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         history=[],
     )
+
+
+def write_json(path, content):
+    write_whole(path, lambda file: json.dump(content, file, indent=2, default=str))
 
 
 def describe_resumed(former, new, **place):
@@ -46,26 +46,6 @@ def describe_resumed(former, new, **place):
     entry |= dict(when=new["started"], changed=changed, **place)
     flags = dict(flags=new["flags"], without_effect=new["without_effect"])
     return {**former, **flags, "history": [*former.get("history", []), entry]}
-
-
-def write_json(path, content):
-    write_whole(path, lambda file: json.dump(content, file, indent=2, default=str))
-
-
-def protocol_rows(rows, metric):
-    """{"last", "best-test", "best-val": row}, of the evaluated epochs, as far as there are such.
-
-    last: the final epoch. best-test: the highest test/<metric>, the convention of published tables, which flatters.
-    best-val: the highest val/<metric>. The first of equals counts.
-    """
-    splits = ("test/", "val/", "train/")
-    known = [row for row in rows if any(v is not None and name.startswith(splits) for name, v in row.items())]
-    chosen = {"last": known[-1]} if known else {}
-    for split in ("test", "val"):
-        measured = [row for row in rows if row.get(f"{split}/{metric}") is not None]
-        if measured:
-            chosen[f"best-{split}"] = max(measured, key=lambda row: row[f"{split}/{metric}"])
-    return chosen
 
 
 def write_rows(folder, rows):
@@ -92,8 +72,7 @@ def write_evaluation(opt, epoch, partial, metrics):
     print(f"written: {path}")
 
 
-def tensorboard(folder, opt, config):
-    """(function that logs a row, function that ends)"""
+def tensorboard(folder, opt, config):  # → (function that logs a row, function that ends)
     from torch.utils.tensorboard import SummaryWriter
 
     writer = SummaryWriter(os.path.join(folder, "tensorboard"))
@@ -107,7 +86,6 @@ def tensorboard(folder, opt, config):
 
 
 def weights_and_biases(folder, opt, config):
-    """(function that logs a row, function that ends)"""
     import wandb
 
     if opt.wandb_key != "<your_wandb_key>":

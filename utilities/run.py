@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import torch
 
 from utilities import distributed, folders, records
+from utilities.command_line import line_of
 from utilities.files import remove_unfinished, write_whole
 
 LAST, BEFORE, NEW = "checkpoint.pt", "checkpoint_before.pt", "checkpoint_new.pt"
@@ -18,7 +19,7 @@ PROGRESS = ("epoch", "step", "sums", "rows", "seconds")
 
 
 class Run(SimpleNamespace):
-    """What main.build makes: the parts, what training takes beside them, and how far the run is:
+    """All that main.build puts together, and how far the run is:
 
     epoch, the last whole one (0 is the evaluation of the untrained network); step, the steps done of the one after it;
     sums, {loss term: its sum over these}; rows, those of metrics.csv; seconds of all starts, up to `counted`.
@@ -32,7 +33,8 @@ class Run(SimpleNamespace):
 
     @property
     def place(self):
-        return f"epoch {self.epoch}" + (f", step {self.step} of the next" if self.step else "")
+        epoch = f"epoch {self.epoch}" if self.epoch >= 0 else "the start"
+        return epoch + (f", step {self.step} of the next" if self.step else "")
 
     @property
     def best_split(self):
@@ -53,7 +55,7 @@ class Run(SimpleNamespace):
         return means
 
     def note_divergence(self, problem):
-        """Leave word of it in the run's folder, for tables and their queue: it would do so again. What to say."""
+        """Write diverged.json, so that a table's queue does not start it again; the line to print."""
         terms = ", ".join(f"{name} {value:g}" for name, value in self.criterion.logs.items())
         reason = f"{problem}, in epoch {self.epoch + 1}, {self.step} steps done (last loss terms: {terms})"
         if distributed.rank() == 0:
@@ -70,7 +72,7 @@ class Run(SimpleNamespace):
                 files.append("best.pt" if metric == first else f"best_{metric}.pt")
         if self.opt.store_improvements and "best.pt" in files:
             files.append(f"improved_epoch{row['epoch']:04d}.pt")
-        self.means()
+        self.check()  # before it is counted
         self.count_seconds()
         row["seconds"] = round(self.seconds, 2)
         self.epoch, self.step, self.sums, self.rows = row["epoch"], 0, {}, [*self.rows, row]
@@ -79,20 +81,24 @@ class Run(SimpleNamespace):
             records.write_rows(self.folder, self.rows)
             self.trackers.log(row)
 
+    def check(self):
+        """FloatingPointError where the loss or the weights are not finite: such a state is not saved."""
+        self.means()
+        weights = [*self.model.state_dict().values(), *self.criterion.state_dict().values()]
+        if not torch.stack([w.isfinite().all() for w in weights]).all():
+            raise FloatingPointError("the weights are not finite")
+
     def count_seconds(self):
         now = time.monotonic()
         self.seconds, self.counted = self.seconds + now - self.counted, now
 
     def save(self, *also):
         """Write checkpoint.pt, after the files `also`; the checkpoint before it is kept. A run that has diverged keeps
-        its last good one: FloatingPointError. Of several processes, which all have the same state, the first writes."""
-        self.means()
+        its last good one. Of several processes, which all have the same state, the first writes."""
+        self.check()
         self.count_seconds()
-        state = {name: getattr(self, name).state_dict() for name in PARTS}
-        weights = [w for part in ("model", "criterion") for w in state[part].values() if w.is_floating_point()]
-        if not torch.stack([w.isfinite().all() for w in weights]).all():
-            raise FloatingPointError("the weights are not finite")
         if distributed.rank() == 0:
+            state = {name: getattr(self, name).state_dict() for name in PARTS}
             state |= {name: getattr(self, name) for name in PROGRESS} | self.facts
             buffer = io.BytesIO()  # torch's own writer gives another error than OSError on a full disk
             torch.save(state, buffer)
@@ -139,12 +145,12 @@ class Run(SimpleNamespace):
                 records.write_json(os.path.join(folder, "config.json"), config)
                 return folder
             diverged, place = folders.divergence(folder), dict(from_epoch=self.epoch, from_step=self.step)
+            place |= {"after_divergence": diverged} if diverged else {}
+            resumed = records.describe_resumed(folders.read_config(folder), config, **place)
+            records.write_json(os.path.join(folder, "config.json"), resumed)
             if diverged:
                 print(f"note: this run diverged before ({diverged}); on a CPU it does so again", file=sys.stderr)
                 os.unlink(os.path.join(folder, folders.DIVERGED))
-                place["after_divergence"] = diverged
-            resumed = records.describe_resumed(folders.read_config(folder), config, **place)
-            records.write_json(os.path.join(folder, "config.json"), resumed)
             remove_unfinished(folder)
             if self.rows:  # metrics.csv may be lost, or ahead of the checkpoint
                 records.write_rows(folder, self.rows)
@@ -154,17 +160,14 @@ class Run(SimpleNamespace):
 
 
 def load(path):
-    """A checkpoint, on the CPU. Raises ValueError, one line, for one that is damaged or none of this program's."""
+    """A checkpoint, on the CPU. Raises ValueError, one line, if there is none, or it is damaged."""
     try:
         with zipfile.ZipFile(path) as file:
-            wrong = file.testzip()  # the checksum of each part, at which torch does not look
-        if wrong is None:
+            problem = file.testzip()  # the first part with a wrong checksum, at which torch does not look
+        if problem is None:
             return torch.load(path, map_location="cpu", weights_only=True)
-        problem = f"{wrong} has another checksum"
-    except FileNotFoundError:
-        raise
     except Exception as error:  # torch and zipfile have many for a damaged file
-        problem = (str(error) or type(error).__name__).splitlines()[0]
+        problem = line_of(error).splitlines()[0]
     raise ValueError(f"{path}: not a checkpoint of this program, or a damaged one ({problem})")
 
 
@@ -172,14 +175,15 @@ def newest(folder):
     """(file name, state) of the newest whole checkpoint, ("", None) without any. ValueError if none is whole."""
     problems = []
     for name in (NEW, LAST, BEFORE):  # NEW is there if the run was killed between two renames
+        path = os.path.join(folder, name)
         try:
-            state = load(os.path.join(folder, name))
+            state = load(path) if os.path.exists(path) else None
+        except ValueError as problem:
+            problems.append(str(problem))
+            continue
+        if state is not None:
             print(*(f"note: {problem}; going on from {name}, the one before it\n" for problem in problems), end="")
             return name, state
-        except FileNotFoundError:
-            pass
-        except ValueError as problem:
-            problems.append(problem)
     if problems:
-        raise ValueError(f"{'; '.join(map(str, problems))}; start the run anew without --resume")
+        raise ValueError(f"{'; '.join(problems)}; start the run anew without --resume")
     return "", None

@@ -10,7 +10,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Stopped(BaseException):
-    """A signal that ends the run; no Exception, so that nothing on the way catches it."""
+    """A signal that ends the run; no Exception, so that no `except Exception` catches it."""
 
     def __init__(self, number):
         super().__init__(number)
@@ -37,7 +37,7 @@ class Signals:
 
     @contextlib.contextmanager
     def waiting(self, waits=True):
-        """Within it the run looks itself where it can stop; with False, inside of that, it stops at once again."""
+        """Within it a signal is only noted; waiting(False) inside of it stops at once again."""
         former, self.waits = self.waits, waits
         try:
             if self.number and not waits:
