@@ -309,7 +309,8 @@ def main(argv):
         command = shlex.join(["python", "-m", "tables.report", *argv])
         html = page(sections=sections, figures=drawn, command=command)
         write_whole(f"{given.out}.html", lambda file: file.write(html))
-    print(*none, f"written: {given.out}.md, {', '.join([*texts, *drawn.values()])}", sep="\n")
+    files = [*texts, *([".html"] if given.html else []), *(path.removeprefix(given.out) for path in drawn.values())]
+    print(*none, f"written: {given.out}{', '.join(files)}", sep="\n")
     return 0
 
 

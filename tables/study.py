@@ -228,7 +228,7 @@ def tuning(about, rows):
 
 
 QUICKSTART = table(
-    "six losses of the study by three seeds, no data needed: some 5 minutes on two CPU cores",
+    "six losses of the study by three seeds, no data needed: some 3 minutes on two CPU cores",
     [
         *(chosen("proxyanchor", variant) for variant in (None, "batch_proxy", "pair", "class_means")),
         *(chosen("multisimilarity", variant) for variant in (None, "pair")),
