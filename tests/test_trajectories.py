@@ -44,6 +44,8 @@ def test_the_harness_tells_what_is_wrong(name, tmp_path, capsys):
 
 @pytest.mark.parametrize("case", ["spread", "duplicates", "single", "ties"])
 def test_metrics_are_the_recorded_ones(case):
+    if case == "ties" and not find_spec("faiss"):
+        pytest.skip("equally near images come in faiss's order")
     with np.load(FOLDER / "evaluation.npz") as file:
         recorded = {name.split("/")[1]: file[name] for name in file if name.startswith(case)}
     data = recorded.pop("embeddings"), recorded.pop("labels")
