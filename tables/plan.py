@@ -69,11 +69,18 @@ def parse(words):
     return given, flags_of(more)
 
 
+def takes_none(name):
+    return name in FLAGS and FLAGS[name].nargs == 0
+
+
 def flags_of(words):
     """{flag of main.py: value}, where a switch may have on or off behind it. ValueError or SystemExit, one line."""
-    switched = {flag[2:]: word == "on" for flag, word in zip(words, words[1:]) if word in ("on", "off")}
+    pairs = [*zip(words, words[1:])]  # only a switch, which takes no value, has them behind it
+    switches = [i for i, (flag, word) in enumerate(pairs) if word in ("on", "off") and takes_none(flag[2:])]
+    switched = {words[i][2:]: words[i + 1] == "on" for i in switches}
     unset = argparse.Namespace(**dict.fromkeys(FLAGS))
-    given = parameters.build_parser().parse_args([word for word in words if word not in ("on", "off")], unset)
+    rest = [word for i, word in enumerate(words) if i - 1 not in switches]
+    given = parameters.build_parser().parse_args(rest, unset)
     values = {name: value for name, value in vars(given).items() if value is not None} | switched
     for name in OURS:
         if name in values:
@@ -98,6 +105,9 @@ def grid_rows(words):
     for word in words:
         name, _, values = word.partition("=")
         axes.append([flags_of([f"--{name}", *value.split()]) for value in values.split(",")])
+    names = [word.partition("=")[0] for word in words]
+    if len({*names}) < len(names):
+        raise ValueError(f"--grid {' '.join(words)}: names a flag twice; write its values as FLAG=VALUE,VALUE")
     return study.product(*axes)
 
 
@@ -143,14 +153,14 @@ class Job:
 
     def look(self):
         """Find it on disk: .state, new | interrupted | diverged | done; .folder; .row, the last of metrics.csv."""
-        self.state, self.row = "new", {}
+        self.state, self.row, self.begun = "new", {}, False
         ends = os.path.join(glob.escape(self.parent), f"*-{self.key}")
         for folder in sorted(glob.glob(ends) + glob.glob(f"{ends}-*")):  # -2: after one that was killed at its start
             with contextlib.suppress(ValueError):
                 flags = folders.all_flags(folders.read_config(folder))
                 # else of a time with other defaults, or gone on with by hand for more epochs
                 if all(flags.get(name, v) == v for name, v in self.trained.items() if name != "source_path"):
-                    self.folder, self.row = folder, last_row(folder)
+                    self.folder, self.row, self.begun = folder, last_row(folder), True
                     self.state = "diverged" if folders.divergence(folder) else "interrupted"
         self.state = "done" if int(self.row.get("epoch", -1)) >= self.opt.n_epochs else self.state
         self.name = os.path.join(self.opt.dataset, os.path.basename(self.folder))
@@ -229,7 +239,7 @@ def grid_notes(rows, jobs):
 
 
 def table_path(given, extras):
-    """Where the table is written: its name and what differs from the recipe, so that one never replaces another."""
+    """Where the table is written: its name and what differs from the recipe, the seeds apart."""
     parts = [given.table, *(given.datasets if given.datasets != given.recipe["datasets"] else [])]
     parts += [os.path.basename(given.data)] if given.data and "folder" in parts else []
     whole = "_".join([*parts, *given.archs, *given.grid, *(word.removeprefix("--") for word in words_of(extras))])

@@ -61,7 +61,7 @@ def make_tables(runs, given):
     """A Table a data set. Raises ValueError, one line, for names that the runs do not have."""
     flags = {name: 0 for its_own in runs["flags"] for name in its_own}
     for name in given.by:
-        lookup("--by", name, flags)
+        lookup("--by", name, {flag: 0 for flag in flags if flag != "loss"})  # has its column
     every, counts = measured(runs, given.split), runs["chosen"].any()
     if counts and set(every) <= {"seconds"}:
         raise ValueError(f"--split {given.split}: no run has measured it")
@@ -133,16 +133,18 @@ def differences(table):
         common = [str(seed) for seed in row.runs["seed"] if seed in set(row.base.runs["seed"])]
         line = {"loss": row.full, "seeds": ", ".join(common) or "none"}
         cells = [(metric, numbers) for metric, numbers in table.cells[row].items() if metric != "seconds"]
-        lines.append(line | {heading(m): difference_text(m, numbers, table.decimals[m]) for m, numbers in cells})
+        lines.append(
+            line | {heading(m): difference_text(m, numbers, len(common), table.decimals[m]) for m, numbers in cells}
+        )
     return pd.DataFrame(lines)
 
 
-def difference_text(metric, numbers, decimals):
+def difference_text(metric, numbers, n, decimals):
     """With one decimal more than the means of what is no percentage; **bold** is significant, better or worse."""
     if not numbers["pairs"]:
         return "-"
     decimals, p = decimals + (factor(metric) == 1), numbers.get("p")
-    text = f"{numbers['difference']:+.{decimals}f}"
+    text = f"{numbers['difference']:+.{decimals}f}" + (f" (n = {numbers['pairs']})" if numbers["pairs"] < n else "")
     if p is None:
         return text if numbers["pairs"] == 1 else f"{text} (all equal: no test)"
     text += f" [{numbers['low']:.{decimals}f}, {numbers['high']:.{decimals}f}] "

@@ -90,7 +90,7 @@ def chosen_epoch(folder, metrics, which, best_by):
 def collect(given):
     """Every run as a line of a DataFrame: read_run's, the number of its row, and whether it collapsed."""
     # a queue's log of a run stands beside its folder, and RUNS/* has both
-    places = [place for place in given.runs if not place.endswith(".log")]
+    places = [place for place in given.runs if not place.endswith(".log")] or given.runs
     runs = pd.DataFrame([read_run(folder, given.row) for folder in find_runs(places)])
     add_missing(runs)
     numbers = {}
@@ -119,15 +119,19 @@ def data_of(config, flags):
     """What the runs of a table share, in words that tell more and more: data set, part of it, size, what is tested."""
     facts, each = config.get("data") or {}, flags.get("train_images")
     place = os.path.basename(os.path.normpath(str(flags.get("source_path")))) if flags["dataset"] == "folder" else ""
-    name, n_classes, tested = f"{flags['dataset']} {place}".strip(), facts.get("n_classes"), ""
+    name, n_classes, tested = f"{flags['dataset']} {place}".strip(), facts.get("n_classes"), facts.get("contents") or ""
     words = f"{name} ({facts.get('n_images')} training images of {n_classes} classes)" if n_classes else name
     if flags.get("use_tv_split") or flags.get("train_classes"):  # drawn by the seed, and the images' number with them
         words = f"{name} ({n_classes} training classes" + (f", at most {each} images each)" if each else ")")
-        contents = (facts.get("contents") or "").split(", ")
-        tested = ", tested on " + ", ".join(part for part in contents if not part.startswith(("train ", "val ")))
+        tested = ", ".join(part for part in tested.split(", ") if not part.startswith(("train ", "val ")))
     skipped = len(config.get("skipped_broken") or ())
     words += f", {skipped} broken images skipped" if skipped else ""
-    return name, f"{name}, {n_classes} classes" + (f" x {each} images" if each else ""), words, words + tested
+    return (
+        name,
+        f"{name}, {n_classes} classes" + (f" x {each} images" if each else ""),
+        words,
+        words + (f"; {tested}" if tested else ""),
+    )
 
 
 # --- metrics ---

@@ -40,7 +40,8 @@ exec bash {command} --number "$SLURM_ARRAY_TASK_ID"
 def lacks(jobs):
     """Lines on finished runs that have not measured what their table is to show."""
     for job in [job for job in jobs if job.state == "done"]:
-        measured = {name.split("/", 1)[-1] for name, value in job.row.items() if value}
+        split = "val/" if job.opt.no_test_metrics else "test/"
+        measured = {name.removeprefix(split) for name, value in job.row.items() if value and name.startswith(split)}
         metrics = " ".join(metric for metric in job.opt.evaluation_metrics if metric not in measured)
         if metrics:
             command = f"main.py --evaluate_only --checkpoint {shlex.quote(job.folder)}/checkpoint.pt"
@@ -51,8 +52,10 @@ def report_command(given, out, jobs, failed=()):
     """The words that write the table of these runs, with lines on what failed below it."""
     more = [*given.recipe.get("report", [])]
     more += recipes.GLYPHS_REPORT if {job.opt.dataset for job in jobs} == {"glyphs"} else []
+    if "--split" not in more and all(job.opt.no_test_metrics for job in jobs):
+        more += ["--split", "val"]
     more += ["--failed", *failed] if failed else []
-    return [*REPORT, *([job.folder for job in jobs if job.state != "new"] or ["RUNS"]), "--out", out, "--html", *more]
+    return [*REPORT, *([job.folder for job in jobs if job.begun] or ["RUNS"]), "--out", out, "--html", *more]
 
 
 def dry_run(given, out, jobs):
@@ -66,6 +69,8 @@ def dry_run(given, out, jobs):
 def submit(given, out, jobs):
     """Write the array of Slurm jobs, a task for each run that is left."""
     left = [number for number, job in enumerate(jobs) if job.state in ("new", "interrupted")]
+    if not left:
+        return print("nothing is left to run; the command without --slurm writes the table")
     logs = os.path.join(given.out, "slurm")
     os.makedirs(logs, exist_ok=True)  # Slurm makes no folder, and then the job fails
     words = [os.path.join(ROOT, "antico_runs.sh"), *(word for word in given.words if word != "--slurm")]
@@ -184,6 +189,8 @@ def clock(seconds):
 def finish(given, out, jobs):
     """Run what is left and write the table; the exit status."""
     chosen = jobs if given.number is None else jobs[given.number : given.number + 1]
+    if not chosen:
+        raise ValueError(f"--number {given.number}: the list has {len(jobs)} runs, 0 to {len(jobs) - 1}")
     at_once = given.jobs or given.recipe.get("jobs", 1)
     on_cpu = [{"OMP_NUM_THREADS": "1"}] * at_once if at_once > 1 else [{}]
     queue = Queue(chosen, [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in given.gpus] or on_cpu)
@@ -193,7 +200,7 @@ def finish(given, out, jobs):
         return 128 + queue.signal
     failed = [f"{job.name}: {why(job)} (its output: {job.log})" for job in queue.among("failed", "diverged")]
     status = 0
-    if given.number is None and any(job.state != "new" for job in jobs):
+    if given.number is None and any(job.begun for job in jobs):
         status = subprocess.run(report_command(given, out, jobs, failed), cwd=ROOT).returncode
     if failed:
         print(f"{len(failed)} of {len(chosen)} runs failed:", *failed, sep="\n", file=sys.stderr)
