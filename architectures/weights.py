@@ -29,14 +29,17 @@ def load_backbone(features, source, not_in_backbone=()):
         # of torch's list of keys, one line each that are missing and unexpected
         lines = [textwrap.shorten(line, 200, placeholder=" ...") for line in str(problem).splitlines()[:3]]
         reason = "; ".join(lines).rstrip(".")
-        if isinstance(problem, (pickle.UnpicklingError, AttributeError, EOFError)):  # the first advises to run its code
+        # the first advises to run the file's code, the others say nothing
+        if isinstance(problem, (pickle.UnpicklingError, AttributeError, EOFError, LookupError)):
             reason = "not a file of tensors by name"
         raise ValueError(f"--weights {source}: {reason}; {WAY_OUT}") from problem
 
 
 def read_state(source):
     """The state dict of a file or an address, its hash compared, without unpickling code."""
-    path, _, digest = source.partition("#sha256=")
+    path, marked, digest = source.partition("#sha256=")
+    if marked and not re.fullmatch("[0-9a-fA-F]{8,64}", digest):
+        raise ValueError("#sha256= needs the first 8 hexadecimal digits at least")
     if path.startswith(("https://", "http://")):
         name, suffix = os.path.splitext(os.path.basename(urlparse(path).path))
         name += f"-{digest.lower()}{suffix}" if digest else suffix  # where torch.hub looks for the hash

@@ -176,8 +176,8 @@ def write_cache(paths, shorter, workers, file):
     """The pixels of all images, the index, the index's CRC."""
     index = []
     for pixels, full in in_parallel(functools.partial(shrunk, shorter), paths, workers, "--cache"):
-        file.write(pixels.numpy())
-        index.append([*full, *pixels.shape[:2], zlib.crc32(pixels.numpy())])
+        file.write(pixels)
+        index.append([*full, *pixels.shape[:2], zlib.crc32(pixels)])
     index = np.array(index, np.int64)
     file.write(index)
     file.write(np.int64(zlib.crc32(index)).tobytes())
@@ -187,13 +187,13 @@ def shrunk(shorter, path):
     """(pixels (h, w, 3), (height, width) in the file) of an image, its shorter side at most `shorter`; 0 if broken."""
     pixels, problem = attempt(path)
     if problem:
-        return torch.empty(0, 0, 3, dtype=torch.uint8), (0, 0)
+        return np.empty((0, 0, 3), np.uint8), (0, 0)
     height, width = pixels.shape[:2]
     factor = shorter / min(height, width)
     if factor < 1:
         size = max(1, round(width * factor)), max(1, round(height * factor))
         pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
-    return torch.from_numpy(np.array(pixels)), (height, width)
+    return np.ascontiguousarray(pixels), (height, width)  # no tensor: its thread in the worker complains of a Ctrl-C
 
 
 class Fetch:

@@ -55,7 +55,7 @@ def unpack(path, source_path, module):
             for name in found:
                 source, target = os.path.join(folder, name), os.path.join(source_path, module.UNPACK[name])
                 if os.path.isdir(source):
-                    shutil.copytree(source, target, copy_function=shutil.move, dirs_exist_ok=True)
+                    shutil.copytree(source, target, symlinks=True, copy_function=shutil.move, dirs_exist_ok=True)
                 else:
                     os.makedirs(os.path.dirname(target), exist_ok=True)
                     shutil.move(source, target)

@@ -56,7 +56,10 @@ def panel(path, arrays, given):
     labels, total = arrays[f"{of_queries}labels"][rows], len(arrays[f"{of_queries}labels"])
     words = [f"class {label}" for label in labels]
     if "class_names" in arrays:
-        words = arrays["class_names"][labels - arrays.get("first_label", 0)].tolist()
+        numbers = labels - arrays.get("first_label", 0)
+        if not ((numbers >= 0) & (numbers < len(arrays["class_names"]))).all():
+            raise ValueError(f"{path}: `class_names` and `first_label` do not fit the labels")
+        words = arrays["class_names"][numbers].tolist()
     title = f"{names_of([path])[path]}: {len(rows)} of {total:,} queries (seed {given.seed}), their nearest images"
     return pictures.panel(images, right, words, title)
 
