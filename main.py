@@ -92,7 +92,7 @@ def train_epoch(run, epoch):
             loss = cached_loss(run, images, labels, seed)
         else:
             embeddings = embed(run, images, derive(seed, distributed.rank(), 0))
-            devices.seed(seed, run.device)  # for mining: the same on all processes, each has the whole batch
+            torch.manual_seed(seed)  # for mining: the same on all processes, each has the whole batch
             loss = run.criterion(distributed.gather(embeddings), distributed.gather(labels))
             run.optimizer.zero_grad(set_to_none=True)
             run.scaler.scale(loss).backward()
@@ -110,7 +110,7 @@ def train_epoch(run, epoch):
 
 def embed(run, images, seed):
     """Embeddings of this process's images; the seed is that of the network's dropout."""
-    devices.seed(seed, run.device)
+    torch.manual_seed(seed)
     with torch.autocast(run.device.type, dtype=run.dtype, enabled=run.dtype is not None):
         return run.net(images)
 
@@ -121,7 +121,7 @@ def cached_loss(run, images, labels, seed):
     chunks = [(chunk, derive(seed, distributed.rank(), n)) for n, chunk in enumerate(images.split(run.opt.grad_cache))]
     with torch.no_grad():
         embeddings = torch.cat([embed(run, *chunk) for chunk in chunks]).requires_grad_()
-    devices.seed(seed, run.device)
+    torch.manual_seed(seed)
     loss = run.criterion(distributed.gather(embeddings), distributed.gather(labels))
     run.optimizer.zero_grad(set_to_none=True)
     run.scaler.scale(loss).backward()
@@ -139,9 +139,8 @@ def stop_if_asked(run):
 
 def fit(run):
     """Train and evaluate to the last epoch; epoch 0 evaluates the network as it comes. A signal saves and ends it."""
-    warnings.filterwarnings(
-        "ignore", "Detected call of `lr_scheduler.step"
-    )  # an epoch resumed after its last step has none
+    # an epoch that is resumed after its last step has no step of the optimizer
+    warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
     opt = run.opt
     try:
         for epoch in range(run.epoch + 1, opt.n_epochs + 1):

@@ -30,7 +30,7 @@ def test_a_checkpoint_is_evaluated_as_its_run_did(folder, capsys):
     for name, epoch in (("best", best), ("checkpoint", 3)):
         assert main.main(["--evaluate_only", "--checkpoint", str(folder / f"{name}.pt"), "--embed_dim", "99"]) == 0
         assert "test/e_recall@1" in capsys.readouterr().out
-        record = json.loads((folder / f"{name}_folder.json").read_text())
+        record = json.loads((folder / f"{name}_folder_images.json").read_text())
         assert (record["epoch"], record["seed"], record["kmeans_restarts"]) == (epoch, 3, 2)
         assert record["metrics"] == {"test/e_recall@1": recalls[epoch], "test/nmi": scores[epoch]}
     opt = parameters.parse(["--evaluate_only", "--checkpoint", str(folder / "best.pt"), "--search", "torch"])

@@ -45,14 +45,6 @@ def compiled(opt, model, device):
     return torch.compile(model) if opt.compile == "on" or (opt.compile == "auto" and device.type == "cuda") else model
 
 
-def seed(number, device):
-    """Seed what is drawn on the CPU and on the device. (torch.manual_seed, where CUDA is not in use, notes each call
-    with its stack for later: half a millisecond and kilobytes that stay, at every step.)"""
-    torch.default_generator.manual_seed(number)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(number)
-
-
 def prefetch(loader, device):
     """The loader's (images, labels) on the device; on a GPU the next is copied while the last is trained on."""
     if device.type == "cpu":

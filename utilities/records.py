@@ -61,12 +61,11 @@ def write_rows(folder, rows):
 
 def write_evaluation(opt, epoch, partial, metrics):
     """Print the metrics of --evaluate_only, and write them beside the checkpoint."""
-    notes = [f"PARTIAL DATA: {partial}"] * bool(partial)
-    print(
-        "; ".join([f"{opt.checkpoint}: epoch {epoch}, {opt.dataset}, {opt.arch}, {opt.embed_dim} dimensions", *notes])
-    )
+    of = f"{opt.checkpoint}: epoch {epoch}, {opt.dataset}, {opt.arch}, {opt.embed_dim} dimensions"
+    print(f"{of}; PARTIAL DATA: {partial}" if partial else of)
     print("\n".join(f"{name:32s} {value:.6f}" for name, value in metrics.items()))
-    path = f"{os.path.abspath(opt.checkpoint).removesuffix('.pt')}_{opt.dataset}.json"
+    data = opt.dataset if opt.dataset != "folder" else f"folder_{os.path.basename(os.path.abspath(opt.source_path))}"
+    path = f"{os.path.abspath(opt.checkpoint).removesuffix('.pt')}_{data}.json"
     names = ("checkpoint", "dataset", "source_path", "input_size", "search", "kmeans_restarts", "seed")
     write_json(path, dict(epoch=epoch, partial=partial, metrics=metrics, **{n: getattr(opt, n) for n in names}))
     print(f"written: {path}")
