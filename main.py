@@ -9,6 +9,7 @@ import warnings
 from functools import partial
 
 import torch
+from tqdm import tqdm
 
 import architectures
 import criteria
@@ -17,10 +18,10 @@ import datasets
 import evaluation
 import parameters
 from architectures import batchnorm
+from datasampler import derive
 from evaluation import collapse
-from utilities import command_line, console, distributed, records, registry
+from utilities import command_line, console, distributed, records
 from utilities import device as devices
-from utilities.randomness import derive
 from utilities.run import Run, load
 from utilities.signals import Signals, Stopped
 
@@ -85,7 +86,11 @@ def train_epoch(run, epoch):
         run.net = distributed.replicate(run.model if epoch <= opt.warmup else run.compiled, run.device)
     run.model.train()
     run.sampler.set_epoch(epoch, start=run.step)
-    bar = console.progress_bar(run, epoch, devices.prefetch(run.loader, run.device))
+    how = dict(
+        leave=False, disable=True if distributed.rank() else None, dynamic_ncols=True
+    )  # None: in a terminal only
+    batches, title = datasampler.prefetch(run.loader, run.device), f"epoch {epoch}/{opt.n_epochs}"
+    bar = tqdm(batches, title, run.sampler.n_batches, initial=run.step, **how)
     for images, labels in bar:
         seed = derive(opt.seed, epoch, run.step)
         if opt.grad_cache:
@@ -198,7 +203,7 @@ def evaluate_only(opt, device):
 def listing():
     """The text of --list: everything that a flag can name, a line each."""
     antico = {name: f"AntiCo (Jiang et al., TMM 2024): {rows}" for name, rows in criteria.ANTICO.items()}
-    return registry.listing({
+    return command_line.listing({
         "--loss; those before antico, and pml, also as --antico_base":
             {**criteria.BASES, **antico, "pml.<ClassName>": criteria.library_loss},
         "--antico_base": {"none": criteria.NoBase}, "--batch_mining": criteria.MINERS,

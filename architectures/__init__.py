@@ -13,10 +13,9 @@ from architectures.bninception import BNInception
 from architectures.conv4 import conv4
 from architectures.embedding import POOLINGS, EmbeddingNet
 from architectures.from_timm import check_name, timm_backbone
-from architectures.googlenet import googlenet
-from architectures.resnet import resnet
-from architectures.weights import WAY_OUT, first_line, load_backbone
-from utilities.registry import lookup
+from architectures.from_torchvision import torchvision_backbone
+from architectures.weights import load_backbone, reason
+from utilities.command_line import lookup
 
 __all__ = ["BACKBONES", "Backbone", "EmbeddingNet", "select"]
 
@@ -33,13 +32,13 @@ class Backbone:
     build: Callable  # () → nn.Module: normalised images → feature maps
     input_size: Optional[int] = None  # pixels, H = W
     wants: Optional[dict] = None  # mean and std of the channels, ..., see EmbeddingNet
-    address: Optional[str] = (
-        None  # of the ImageNet weights; the name carries the first hexadecimal digits of their SHA-256
-    )
-    not_in_backbone: tuple = ()  # keys of that file which begin so belong to the classifier
+    address: Optional[str] = None  # of the ImageNet weights; its name carries the first digits of their SHA-256
+    not_in_backbone: tuple = ()  # keys of that file that start with one of these belong to the classifier
 
 
 TORCHVISION = "https://download.pytorch.org/models/"
+# its weights come from TensorFlow and want mean and std of 0.5, which torchvision reaches by transform_input
+GOOGLENET = partial(torchvision_backbone, "googlenet", aux_logits=False, transform_input=False, init_weights=False)
 BACKBONES = {
     "conv4": Backbone(
         "four convolutions for 32 x 32 pixels, no pretrained weights (Vinyals et al., NeurIPS 2016)",
@@ -50,13 +49,13 @@ BACKBONES = {
         "http://data.lip6.fr/cadene/pretrainedmodels/bn_inception-52deb4733.pth", ("last_linear.",)),
     "googlenet": Backbone(
         "GoogLeNet with BatchNorm (Szegedy et al., CVPR 2015), ImageNet weights",
-        googlenet, 224, HALVES, TORCHVISION + "googlenet-1378be20.pth", ("fc.", "aux1.", "aux2.")),
+        GOOGLENET, 224, HALVES, TORCHVISION + "googlenet-1378be20.pth", ("fc.", "aux1.", "aux2.")),
     "resnet18": Backbone(
         "ResNet-18 (He et al., CVPR 2016), ImageNet weights",
-        partial(resnet, "resnet18"), 224, IMAGENET, TORCHVISION + "resnet18-f37072fd.pth", ("fc.",)),
+        partial(torchvision_backbone, "resnet18"), 224, IMAGENET, TORCHVISION + "resnet18-f37072fd.pth", ("fc.",)),
     "resnet50": Backbone(
         "ResNet-50 (He et al., CVPR 2016), ImageNet weights",
-        partial(resnet, "resnet50"), 224, IMAGENET, TORCHVISION + "resnet50-0676ba61.pth", ("fc.",)),
+        partial(torchvision_backbone, "resnet50"), 224, IMAGENET, TORCHVISION + "resnet50-0676ba61.pth", ("fc.",)),
     # what stands for one network above is asked of timm for each of its own
     "timm.<name>": Backbone(
         "every network of timm (Wightman, PyTorch Image Models, 2019), e.g. timm.vit_small_patch16_224 (Dosovitskiy "
@@ -84,12 +83,13 @@ def select(opt):
     """The network that --arch names, with its published weights unless --not_pretrained, or those of --weights.
 
     RGB images (B, 3, H, W), uint8 or float in 0..1 → embeddings (B, embed_dim). H = W = --input_size, or the
-    network's own. Raises ValueError, one line.
+    network's own. Raises ValueError, one line: here alone, whatever keeps the network from being made.
     """
     name, suffixes = parse_arch(opt.arch)
     pooling = next(iter(suffixes & POOLINGS.keys()), "avg")
     pretrained = opt.weights is None and not opt.not_pretrained
     flags = f"--arch {opt.arch}" if opt.input_size is None else f"--input_size {opt.input_size} --arch {opt.arch}"
+    what = f"{flags}: this network cannot be made"
     try:
         if name.startswith("timm."):
             backbone = Backbone(**timm_backbone(name, pooling != "avg", pretrained, opt.input_size))
@@ -98,15 +98,17 @@ def select(opt):
         features, size = backbone.build(), opt.input_size or backbone.input_size
         with torch.no_grad():
             maps = features.eval()(torch.zeros(1, 3, size, size))
-    except (RuntimeError, AssertionError, IndexError, OSError, TypeError, ValueError) as problem:
-        advice = f"; {WAY_OUT}" if isinstance(problem, OSError) else ""
-        raise ValueError(f"{flags}: this network cannot be made ({first_line(problem)}){advice}") from problem
-    shape = getattr(maps, "shape", ())  # some networks of timm give a list of token maps
-    if pooling != "avg" and len(shape) != 4:
-        raise ValueError(f"{flags}: gives tokens, not a feature map to pool; leave _{pooling} away for its own pooling")
-    source = backbone.address if pretrained else opt.weights
-    if source is not None:
-        # .net: timm's, which knows no prefix
-        load_backbone(getattr(features, "net", features), source, backbone.not_in_backbone)
+        if pooling != "avg" and getattr(maps, "ndim", 0) != 4:  # some networks of timm give a list of token maps
+            raise ValueError(f"it gives tokens, not feature maps; without _{pooling} it pools them as it does itself")
+        source = backbone.address if pretrained else opt.weights
+        if source is not None:
+            weights = f"the weights at {source}" if pretrained else f"--weights {source}"
+            what = f"--arch {opt.arch}: {weights} cannot be loaded"
+            # .net: timm's, whose keys have no prefix
+            load_backbone(getattr(features, "net", features), source, backbone.not_in_backbone)
+    except Exception as problem:  # timm, its hub and files of weights raise what they like
+        way_out = "; give a file with --weights PATH, or start from random weights with --not_pretrained"
+        offline = pretrained and isinstance(problem, OSError)
+        raise ValueError(f"{what} ({reason(problem)}){way_out if offline else ''}") from problem
     form = dict(frozen="frozen" in suffixes, normalize="normalize" in suffixes, pooling=pooling)
-    return EmbeddingNet(features, shape[1], opt.embed_dim, size, **backbone.wants, **form)
+    return EmbeddingNet(features, maps.shape[1], opt.embed_dim, size, **backbone.wants, **form)

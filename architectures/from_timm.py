@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 from torch import nn
 
-from utilities.registry import near
+from utilities.command_line import near
 
 
 class TimmFeatures(nn.Module):
@@ -24,13 +24,14 @@ class TimmFeatures(nn.Module):
 
 def check_name(name):
     """ValueError, one line, if timm is missing or has no network of that name, "timm." before it."""
-    if not find_spec("timm"):
-        raise ValueError(f"--arch {name}: needs timm: pip install timm")
-    import timm
+    known, wrong = [], "needs timm: pip install timm"
+    if find_spec("timm"):
+        import timm
 
-    known = [f"timm.{known}" for known in timm.list_models() + timm.list_models(pretrained=True)]
+        known = [f"timm.{known}" for known in timm.list_models() + timm.list_models(pretrained=True)]
+        wrong = f"timm {timm.__version__} has no such network"
     if name not in known:
-        raise ValueError(f"--arch {name}: timm {timm.__version__} has no such network{near(name, known, 3, 0.6)}")
+        raise ValueError(f"--arch {name}: {wrong}{near(name, known, 3, 0.6)}")
 
 
 def do_not_wait_for_the_hub():

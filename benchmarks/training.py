@@ -24,8 +24,8 @@ import main as program
 import parameters
 from benchmarks import head, heading, parser, row, turns
 from benchmarks import input as inputs
+from datasampler import derive
 from utilities import device as devices
-from utilities.randomness import derive
 from utilities.signals import Signals
 
 PEERS = {"plain": False, "plain, tuned": True}

@@ -16,7 +16,7 @@ from criteria.proxynca import ProxyNCA
 from criteria.rate import coding_rate, coding_rate_share, max_coding_rate
 from criteria.softmax import ArcFace, NormalizedSoftmax
 from criteria.triplet import Triplet
-from utilities.registry import lookup
+from utilities.command_line import lookup
 
 MINERS = {
     "all": miners.every, "random": miners.random, "semihard": miners.semihard, "softhard": miners.softhard,

@@ -7,7 +7,7 @@ import inspect
 import torch
 
 from criteria.base import Criterion
-from utilities.registry import lookup
+from utilities.command_line import lookup
 
 
 class ModuleLoss(Criterion):

@@ -1,15 +1,25 @@
-"""Which images make a batch: batch samplers, by name."""
+"""Which images make a batch, by name, and the batches on the device.
 
+Everything random is a function of (seed, epoch, step) and of nothing else: not of what was drawn before it.
+"""
+
+import hashlib
+import itertools
 import math
 import os
 from functools import partial
 
 import torch
 
-from utilities.randomness import derive
 from utilities.signals import shield_worker
 
-__all__ = ["SAMPLERS", "ClassBatches", "Draws", "RandomBatches", "loader", "select"]
+__all__ = ["SAMPLERS", "ClassBatches", "Draws", "RandomBatches", "derive", "loader", "prefetch", "select"]
+
+
+def derive(*numbers):
+    """A seed, 0 to 2^63 - 1, from whole numbers and words; other arguments give an unrelated one."""
+    digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
 
 
 class Batches(torch.utils.data.Sampler):
@@ -179,3 +189,23 @@ def loader(opt, split, sampler, device):
         worker_init_fn=shield_worker,
         generator=torch.Generator(),  # its own, or the base seed would be drawn from torch's
     )
+
+
+def prefetch(loader, device):
+    """The loader's (images, labels) on the device; on a GPU the next is copied while the last is trained on."""
+    if device.type == "cpu":
+        for images, labels in loader:
+            yield images.contiguous(memory_format=torch.channels_last), labels
+        return
+    stream, ready = torch.cuda.Stream(device), None
+    for batch in itertools.chain(loader, [None]):
+        if batch:
+            with torch.cuda.stream(stream):
+                batch = [tensor.to(device, non_blocking=True) for tensor in batch]
+                copied = stream.record_event()
+        if ready:
+            torch.cuda.current_stream().wait_event(ready[2])
+            for tensor in ready[:2]:
+                tensor.record_stream(torch.cuda.current_stream())
+            yield ready[0].contiguous(memory_format=torch.channels_last), ready[1]
+        ready = batch and (*batch, copied)

@@ -7,7 +7,7 @@ from typing import Callable, NamedTuple, Optional
 from datasets import cars196, cub200, folder, glyphs, images, inshop, online_products
 from datasets.images import BrokenImage
 from datasets.split import QueryGallery, Split, Splits, subset_of_classes, train_val_split
-from utilities.registry import lookup
+from utilities.command_line import lookup
 
 __all__ = ["DATASETS", "BrokenImage", "QueryGallery", "Split", "Splits", "evaluated_splits", "select"]
 

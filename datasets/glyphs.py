@@ -22,7 +22,7 @@ from torch.nn.functional import affine_grid, grid_sample, interpolate
 from tqdm import tqdm
 
 from datasets.split import Split, Splits
-from utilities.files import write_whole
+from utilities.folders import write_whole
 
 ABOUT = "1,218 letters of five scripts in several faces, embedded, no download"
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from datasets import transforms
 from datasets.layout import on_disk
 from datasets.split import Split, Splits
-from utilities.files import DAY, remove_unfinished, write_whole
+from utilities.folders import DAY, remove_unfinished, write_whole
 from utilities.signals import shield_worker
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF")  # no others: Pillow runs Ghostscript on PostScript named .jpg

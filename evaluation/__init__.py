@@ -9,7 +9,7 @@ from evaluation import clustering, collapse, retrieval, search
 from evaluation.metrics import METRICS, Metric, check_names, compute
 from evaluation.search import Unmeasurable
 from utilities import distributed
-from utilities.files import write_whole
+from utilities.folders import write_whole
 from utilities.signals import shield_worker
 
 SMALL = 20_000_000  # pixels: a split below is embedded faster without starting worker processes

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Callable, NamedTuple
 
 from evaluation import clustering, collapse, retrieval
-from utilities.registry import near
+from utilities.command_line import near
 
 
 class Metric(NamedTuple):

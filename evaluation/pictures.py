@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from evaluation import collapse
 from evaluation.retrieval import as_sets, as_tensors, together
 from evaluation.search import nearest_neighbours, well_scaled
-from utilities.files import write_whole
+from utilities.folders import write_whole
 
 # Okabe and Ito, Color Universal Design, 2008, without its yellow, which is too light for lines
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]

@@ -14,8 +14,7 @@ import sys
 import parameters
 from tables import recipes, study
 from utilities import folders
-from utilities.command_line import OneLineParser, number
-from utilities.registry import lookup
+from utilities.command_line import OneLineParser, lookup, number
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PROGRAM = [sys.executable, os.path.join(ROOT, "main.py")]

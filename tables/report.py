@@ -20,9 +20,8 @@ from scipy import stats
 
 from tables import figures
 from tables.rows import base_command, base_loss, collect, factor, heading, is_antico, make_rows, text_of
-from utilities.command_line import OneLineParser, one_line_errors
-from utilities.files import write_whole
-from utilities.registry import lookup
+from utilities.command_line import OneLineParser, lookup, one_line_errors
+from utilities.folders import write_whole
 
 ROWS = {
     "last": "last epoch",

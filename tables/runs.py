@@ -15,7 +15,7 @@ from tables import recipes
 from tables.plan import ROOT, SCRIPT, parse, plan, table_path
 from utilities import folders
 from utilities.command_line import one_line_errors
-from utilities.files import write_whole
+from utilities.folders import write_whole
 from utilities.signals import SIGNALS
 
 TICK = 0.1  # seconds between looks at the running processes

@@ -14,7 +14,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import main
-from utilities import files, folders
+from utilities import folders
 from utilities.run import BEFORE, LAST, load
 
 
@@ -109,14 +109,14 @@ def test_a_run_that_diverges_says_where_and_keeps_its_last_good_checkpoint(argv,
 
 def test_a_file_is_written_whole_or_stays(tmp_path):
     path = tmp_path / "file"
-    files.write_whole(path, lambda file: file.write("old"))
+    folders.write_whole(path, lambda file: file.write("old"))
 
     def half(file):
         file.write("half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(OSError, match="No space left") as problem:
-        files.write_whole(path, half)
+        folders.write_whole(path, half)
     assert problem.value.filename == str(path) and path.read_text() == "old" and os.listdir(tmp_path) == ["file"]
 
 
@@ -138,7 +138,7 @@ def test_a_full_disk_is_one_line_at_every_write(argv, whole, tmp_path, monkeypat
         if status == 0:
             break
         assert status == 2 and str(folder) in text and "No space left" in text and text.count("\n") == 1
-        assert all(map(load, folder.glob("*/*.pt"))) and not list(folder.glob(f"*/{files.UNFINISHED}*"))
+        assert all(map(load, folder.glob("*/*.pt"))) and not list(folder.glob(f"*/{folders.UNFINISHED}*"))
         assert main.main([*flags, "--resume"]) == 0 and capsys.readouterr()
         assert same(outcome(whole), outcome(max(folder.iterdir())))
     assert n > 8

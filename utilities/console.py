@@ -1,7 +1,5 @@
 """What a run prints."""
 
-from tqdm import tqdm
-
 from utilities import distributed
 
 
@@ -32,13 +30,6 @@ def opening_line(run, device_name):
         f"{opt.arch}, {opt.embed_dim} dimensions", opt.loss, f"{device_name}{processes}, {precision}", run.folder,
         *([f"going on after {run.place}"] if run.newest else []),
     ])  # fmt: skip
-
-
-def progress_bar(run, epoch, batches):
-    """The batches under a bar of the epoch's steps; only in a terminal, of the first process."""
-    name, off = f"epoch {epoch}/{run.opt.n_epochs}", True if distributed.rank() else None
-    total, done = run.sampler.n_batches, run.step
-    return tqdm(batches, name, total, leave=False, disable=off, dynamic_ncols=True, initial=done)
 
 
 def metric_values(opt, row, split, prefix=""):

@@ -1,6 +1,5 @@
-"""The device of a process, its precision, and how batches get there."""
+"""The device of a process, and its precision."""
 
-import itertools
 import os
 import warnings
 
@@ -43,26 +42,6 @@ def compiled(opt, model, device):
     """The model for training, compiled at its first call where --compile asks for it; evaluation has other sizes."""
     warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")  # advice of the compiler
     return torch.compile(model) if opt.compile == "on" or (opt.compile == "auto" and device.type == "cuda") else model
-
-
-def prefetch(loader, device):
-    """The loader's (images, labels) on the device; on a GPU the next is copied while the last is trained on."""
-    if device.type == "cpu":
-        for images, labels in loader:
-            yield images.contiguous(memory_format=torch.channels_last), labels
-        return
-    stream, ready = torch.cuda.Stream(device), None
-    for batch in itertools.chain(loader, [None]):
-        if batch:
-            with torch.cuda.stream(stream):
-                batch = [tensor.to(device, non_blocking=True) for tensor in batch]
-                copied = stream.record_event()
-        if ready:
-            torch.cuda.current_stream().wait_event(ready[2])
-            for tensor in ready[:2]:
-                tensor.record_stream(torch.cuda.current_stream())
-            yield ready[0].contiguous(memory_format=torch.channels_last), ready[1]
-        ready = batch and (*batch, copied)
 
 
 def advice_on_memory(problem):

@@ -10,7 +10,7 @@ import sys
 import time
 
 from utilities import distributed, folders
-from utilities.files import write_whole
+from utilities.folders import write_whole
 
 PACKAGES = ("torch", "torchvision", "numpy", "faiss-gpu", "faiss-cpu", "scikit-learn", "pillow", "matplotlib")
 

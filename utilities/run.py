@@ -11,7 +11,7 @@ import torch
 
 from utilities import distributed, folders, records
 from utilities.command_line import line_of
-from utilities.files import remove_unfinished, write_whole
+from utilities.folders import remove_unfinished, write_whole
 
 LAST, BEFORE, NEW = "checkpoint.pt", "checkpoint_before.pt", "checkpoint_new.pt"
 PARTS = ("model", "criterion", "optimizer", "scheduler", "scaler")  # what has a state_dict
