@@ -3,12 +3,10 @@
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.functional import batch_norm
 
+from architectures.embedding import norms_of
 from utilities import distributed
-
-
-def norms_of(model):
-    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
 def check_chunks(model, opt):
@@ -21,20 +19,20 @@ def check_chunks(model, opt):
 
 
 def synchronize(model):
-    """The model, its BatchNorm with the statistics of all processes' images; torch's own does so on GPUs alone."""
+    """The model, its BatchNorm that is not frozen with the statistics of all processes' images."""
     norms = [norm for norm in norms_of(model) if norm.training]
     if distributed.world() == 1 or not norms:
         return model
     if next(model.parameters()).is_cuda:
         return with_sync_batchnorm(model)
     for norm in norms:
-        if type(norm) is not nn.BatchNorm2d:
-            raise ValueError(
-                f"torchrun on CPUs: {type(norm).__name__} cannot take its statistics from the whole batch; freeze it "
-                "with the suffix _frozen of --arch"
-            )
-        norm.__class__ = WholeBatchNorm2d  # the parameters, statistics and settings stay
+        norm.__class__ = WholeBatchNorm  # the parameters, statistics and settings stay
     return model
+
+
+def has_synchronized(model):
+    """Whether there is a SyncBatchNorm, which breaks a compiled graph and waits for the GPU at each of its calls."""
+    return any(isinstance(norm, nn.SyncBatchNorm) for norm in norms_of(model))
 
 
 def with_sync_batchnorm(model):
@@ -59,20 +57,24 @@ class SumOverProcesses(torch.autograd.Function):
         return SumOverProcesses.apply(gradient)
 
 
-class WholeBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d in training with the statistics of all processes' images; on CPUs, where torch has none."""
+class WholeBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """BatchNorm in training with the statistics of all processes' images; on CPUs, for which torch has none."""
 
     def forward(self, x):
-        if not self.training:
-            return super().forward(x)
+        y = self.normalized(x) if self.training else batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)  # fmt: skip
+        return self.act(self.drop(y)) if hasattr(self, "act") else y  # timm's have what follows within
+
+    def normalized(self, x):
         dtype, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))  # statistics as torch's, never in bf16
+        places, channels = [0, *range(2, x.ndim)], [-1, *[1] * (x.ndim - 2)]
         n = x.numel() // x.shape[1] * distributed.world()
-        mean = SumOverProcesses.apply(x.sum((0, 2, 3))) / n
-        centred = x - mean[:, None, None]
-        variance = SumOverProcesses.apply(centred.square().sum((0, 2, 3))) / n
+        mean = SumOverProcesses.apply(x.sum(places)) / n
+        centred = x - mean.view(channels)
+        variance = SumOverProcesses.apply(centred.square().sum(places)) / n
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * (n / (n - 1)), self.momentum)
-        factor = (self.weight * (variance + self.eps).rsqrt())[:, None, None]
-        return (centred * factor + self.bias[:, None, None]).to(dtype)
+        factor = self.weight * (variance + self.eps).rsqrt()
+        return (centred * factor.view(channels) + self.bias.view(channels)).to(dtype)

@@ -6,7 +6,10 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)  # and what derives from them (timm)
+
+def norms_of(model):
+    """Its BatchNorm, torch's, timm's and SyncBatchNorm."""
+    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
 def average(maps):
@@ -64,9 +67,8 @@ class EmbeddingNet(nn.Module):
     def train(self, mode=True):
         super().train(mode)
         if self.frozen:
-            for module in self.modules():
-                if isinstance(module, BATCH_NORM):
-                    module.eval()
+            for norm in norms_of(self):
+                norm.eval()
         return self
 
     def warm_up(self, on):

@@ -87,9 +87,9 @@ def make_run(flags, model, dtype=None, scaler=None):
     kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[opt.optim]
     optimizer = kind(model.param_groups(opt.lr) + criterion.param_groups(opt.lr), lr=opt.lr)
     return Run(
-        opt=opt, device=CPU, dtype=dtype, signals=Signals(), model=model, compiled=model, net=None, criterion=criterion,
-        scaler=scaler or torch.amp.GradScaler("cpu", enabled=False), optimizer=optimizer, sampler=batches,
-        scheduler=torch.optim.lr_scheduler.MultiStepLR(optimizer, []), loader=batches, facts={},
+        opt=opt, device=CPU, dtype=dtype, signals=Signals(), model=model, compiled=opt.compile == "on",
+        criterion=criterion, scaler=scaler or torch.amp.GradScaler("cpu", enabled=False), optimizer=optimizer,
+        sampler=batches, scheduler=torch.optim.lr_scheduler.MultiStepLR(optimizer, []), loader=batches, facts={},
     )  # fmt: skip
 
 
@@ -117,11 +117,11 @@ def train(flags, kind):
     return {"losses": losses, "first": first, "model": run.model.state_dict(), "criterion": run.criterion.state_dict()}
 
 
-def whole_batch_norm(dtype):
+def whole_batch_norm(dtype, norm, *places):
     """BatchNorm over the whole batch: value, gradients and running statistics."""
     generator = torch.Generator().manual_seed(0)
-    x, weight = (torch.randn(12, 5, 3, 4, generator=generator) for _ in range(2))
-    norm = batchnorm.synchronize(nn.Sequential(nn.BatchNorm2d(5)))[0]
+    x, weight = (torch.randn(12, 5, *places, generator=generator) for _ in range(2))
+    norm = batchnorm.synchronize(nn.Sequential(norm(5)))[0]
     x = share((3 + 2 * x).to(dtype)).requires_grad_()
     y = norm(x)
     (y * share(weight)).sum().backward()
@@ -145,9 +145,10 @@ class Pixels(torch.utils.data.Dataset):
 def everything():
     torch.set_num_threads(1)
     sizes = (1, 2, 11, 12)  # the number of processes does not divide all of them, and one of them is smaller than it
+    norms = [(torch.float32, nn.BatchNorm1d), *((t, nn.BatchNorm2d, 3, 4) for t in (torch.float32, torch.bfloat16))]
     return {
         "train": {name: train(*case) for name, case in CASES.items()},
-        "batchnorm": [whole_batch_norm(dtype) for dtype in (torch.float32, torch.bfloat16)],
+        "batchnorm": [whole_batch_norm(*norm) for norm in norms],
         "embeddings": {n: evaluation.embed(network().eval().float(), Pixels(n), batch_size=3) for n in sizes},
     }
 

@@ -1,10 +1,11 @@
 """Two and three processes against one: gradients, steps of training, BatchNorm, the evaluation's shards."""
 
+import copy
+
 import pytest
 import ranks
 import runs
 import torch
-from torch import nn
 
 from architectures import batchnorm
 from utilities import device as devices
@@ -61,7 +62,7 @@ def test_the_gradient_is_that_of_the_whole_batch(one, case):
 
 
 def test_batchnorm_is_that_of_the_whole_batch(one, several):
-    """In float32, and in bfloat16, whose statistics are float32 too."""
+    """In float32, and in bfloat16, whose statistics are float32 too; of rows and of maps."""
     for results in several.values():
         for result in results:
             for (*found, dtype), (*expected, own) in zip(result["batchnorm"], one["batchnorm"], strict=True):
@@ -75,21 +76,19 @@ def test_shards_of_an_evaluation_come_together_in_order(one, several):
                 assert error(found[0], embeddings) < 1e-6 and torch.equal(found[1], labels)
 
 
-def test_batchnorm_without_a_whole_batch_form_is_refused_unless_frozen(monkeypatch):
-    monkeypatch.setattr(distributed, "world", lambda: 2)
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm1d(4))
-    with pytest.raises(ValueError, match="BatchNorm1d .* suffix _frozen"):
-        batchnorm.synchronize(model)
-    assert batchnorm.synchronize(model.eval()) is model
-
-
-def test_timms_batchnorm_keeps_its_activation_on_gpus():
+def test_timms_batchnorm_keeps_its_activation(monkeypatch):
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
     model, images = timm.create_model("test_resnet").eval(), torch.randn(2, 3, 64, 64)
-    expected = model(images)
-    found = batchnorm.with_sync_batchnorm(model)
-    assert any(isinstance(m, nn.SyncBatchNorm) for m in found.modules()) and torch.equal(found(images), expected)
+    found = batchnorm.with_sync_batchnorm(copy.deepcopy(model))  # on GPUs
+    assert batchnorm.has_synchronized(found) and not batchnorm.has_synchronized(model)
+    assert torch.equal(found(images), model(images))
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    whole = batchnorm.synchronize(copy.deepcopy(model).train())  # on CPUs
+    monkeypatch.undo()
+    monkeypatch.setattr(batchnorm.dist, "all_reduce", lambda x: None)  # of one process
+    assert torch.allclose(whole(images), model.train()(images), atol=1e-5)
+    assert torch.allclose(whole.eval()(images), model.eval()(images), atol=1e-5)
 
 
 def test_more_processes_than_gpus_is_an_error_that_the_first_of_the_machine_tells(monkeypatch):
