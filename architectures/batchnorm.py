@@ -10,11 +10,14 @@ from utilities import distributed
 
 
 def check_chunks(model, opt):
-    """ValueError if --grad_cache would change the gradient: a chunk's BatchNorm statistics are not the batch's."""
-    if opt.grad_cache and any(norm.training for norm in norms_of(model.train())):
+    """ValueError if BatchNorm would take its statistics from a chunk of --grad_cache, or from a single image."""
+    if any(norm.training for norm in norms_of(model.train())):
+        chunk, flag = (
+            ("a chunk", f"--grad_cache {opt.grad_cache}") if opt.grad_cache else ("one image", f"--bs {opt.bs}")
+        )
         raise ValueError(
-            f"--grad_cache {opt.grad_cache}: needs BatchNorm with frozen statistics, since those of a chunk are "
-            f"not the batch's; give --arch {opt.arch} the suffix _frozen"
+            f"{flag}: needs BatchNorm with frozen statistics, since those of {chunk} are not a batch's; give "
+            f"--arch {opt.arch} the suffix _frozen"
         )
 
 
@@ -28,11 +31,6 @@ def synchronize(model):
     for norm in norms:
         norm.__class__ = WholeBatchNorm  # the parameters, statistics and settings stay
     return model
-
-
-def has_synchronized(model):
-    """Whether there is a SyncBatchNorm, which breaks a compiled graph and waits for the GPU at each of its calls."""
-    return any(isinstance(norm, nn.SyncBatchNorm) for norm in norms_of(model))
 
 
 def with_sync_batchnorm(model):

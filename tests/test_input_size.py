@@ -34,11 +34,6 @@ def test_a_network_embeds_images_of_that_size_and_learns(arch, own, size):
     assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
 
 
-def test_its_own_size_changes_nothing():
-    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    assert torch.equal(build("conv4").eval()(images), build("conv4", "--input_size", 32).eval()(images))
-
-
 def test_published_weights_of_a_transformer_are_resampled_to_that_size(monkeypatch, tmp_path):
     timm = pytest.importorskip("timm")
     from timm.layers import resample_abs_pos_embed
@@ -67,17 +62,10 @@ def test_a_size_that_a_network_does_not_take_is_one_line(arch, size):
     assert "\n" not in str(problem.value)
 
 
-@pytest.fixture
-def photographs(tmp_path):
-    """Four classes of four noisy JPEGs of 160 x 120 pixels."""
+def test_a_run_its_checkpoint_and_its_evaluation_have_that_size(tmp_path, monkeypatch):
+    photographs, seen, select = tmp_path / "photographs", [], datasets.select
     for n in range(16):
-        path = tmp_path / "photographs" / f"class{n // 4}" / f"{n % 4}.jpg"
-        miniatures.noise(path, size=(160, 120), seed=n, quality=95)
-    return tmp_path / "photographs"
-
-
-def test_a_run_its_checkpoint_and_its_evaluation_have_that_size(photographs, tmp_path, monkeypatch):
-    seen, select = [], datasets.select
+        miniatures.noise(photographs / f"class{n // 4}" / f"{n % 4}.jpg", size=(160, 120), seed=n, quality=95)
     monkeypatch.setattr(datasets, "select", lambda opt, input_size: seen.append(input_size) or select(opt, input_size))
     flags = ["--dataset", "folder", "--source_path", str(photographs), *"--kernels 0 --evaluation_metrics nmi".split()]
     run = "--arch conv4 --embed_dim 8 --bs 4 --loss multisimilarity --n_epochs 1 --input_size 48 --save_path".split()
