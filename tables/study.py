@@ -46,48 +46,38 @@ TUNE_FIRST = [
     for row in product([over(base)], each("lr", *(RATES if base in OVER_PROXIES else RATES[1:])), rows)
 ]
 
-# of tune_first: the two learning rates with the highest Recall@1 on validation classes, the best one's other flags
-BEST = {
-    "proxyanchor": ([3e-4, 1e-4], dict(loss_oproxy_lrmulti=3)),
-    "proxynca": ([3e-4, 1e-3], dict(loss_proxynca_scale=9, loss_proxynca_lrmulti=30)),
-    "normalized_softmax": ([3e-4, 1e-3], dict(loss_normalized_softmax_lrmulti=30)),
-    "arcface": ([1e-3, 3e-4], dict(loss_arcface_lrmulti=3)),
-    "multisimilarity": ([1e-3, 3e-3], dict(loss_multisimilarity_beta=25)),
-    "margin": ([3e-3, 1e-3], dict(loss_margin_beta=0.6)),
-    "contrastive": ([1e-3, 3e-3], dict(loss_contrastive_neg_margin=0.5)),
-    "pml.SupConLoss": ([1e-3, 3e-3], dict(pml_args="temperature=0.1")),
-}
-# The base's further hyperparameters at its two best learning rates, and at 1e-3, where AntiCo is tried too.
+# Of tune_first the two learning rates with the highest Recall@1 on validation classes and the best one's other flags;
+# then the further hyperparameters that are tried at these rates, and at 1e-3, where AntiCo is tried too.
 SECOND = {
-    "proxyanchor": [
-        *(dict(loss_oproxy_pos_alpha=a, loss_oproxy_neg_alpha=a) for a in (8, 16, 32)), dict(loss_oproxy_lrmulti=1),
-    ],
-    "proxynca": [*each("loss_proxynca_scale", 1, 3, 27), dict(loss_proxynca_lrmulti=1)],
-    "normalized_softmax": [
-        *each("loss_normalized_softmax_temperature", 0.02, 0.1, 0.2), dict(loss_normalized_softmax_lrmulti=1),
-    ],
-    "arcface": [
+    "proxyanchor": ([3e-4, 1e-4], dict(loss_oproxy_lrmulti=3), [
+        *(dict(loss_oproxy_pos_alpha=a, loss_oproxy_neg_alpha=a) for a in (8, 16, 32)), dict(loss_oproxy_lrmulti=1)]),
+    "proxynca": ([3e-4, 1e-3], dict(loss_proxynca_scale=9, loss_proxynca_lrmulti=30), [
+        *each("loss_proxynca_scale", 1, 3, 27), dict(loss_proxynca_lrmulti=1)]),
+    "normalized_softmax": ([3e-4, 1e-3], dict(loss_normalized_softmax_lrmulti=30), [
+        *each("loss_normalized_softmax_temperature", 0.02, 0.1, 0.2), dict(loss_normalized_softmax_lrmulti=1)]),
+    "arcface": ([1e-3, 3e-4], dict(loss_arcface_lrmulti=3), [
         *(dict(loss_arcface_margin=m, loss_arcface_scale=s) for m, s in ((0.5, 16), (0.2, 16), (0.2, 64))),
-        dict(loss_arcface_lrmulti=1),
-    ],
-    "multisimilarity": [*each("loss_multisimilarity_base", 0.3, 0.7), dict(loss_multisimilarity_alpha=10)],
-    "margin": [*each("loss_margin_margin", 0.1, 0.4), dict(batch_mining="semihard")],
-    "contrastive": [*each("loss_contrastive_pos_margin", 0.1, 0.3), dict(batch_mining="distance")],
-    "pml.SupConLoss": each("pml_args", "temperature=0.02", "temperature=0.2", "temperature=0.5"),
+        dict(loss_arcface_lrmulti=1)]),
+    "multisimilarity": ([1e-3, 3e-3], dict(loss_multisimilarity_beta=25), [
+        *each("loss_multisimilarity_base", 0.3, 0.7), dict(loss_multisimilarity_alpha=10)]),
+    "margin": ([3e-3, 1e-3], dict(loss_margin_beta=0.6), [
+        *each("loss_margin_margin", 0.1, 0.4), dict(batch_mining="semihard")]),
+    "contrastive": ([1e-3, 3e-3], dict(loss_contrastive_neg_margin=0.5), [
+        *each("loss_contrastive_pos_margin", 0.1, 0.3), dict(batch_mining="distance")]),
+    "pml.SupConLoss": ([1e-3, 3e-3], dict(pml_args="temperature=0.1"),
+        each("pml_args", "temperature=0.02", "temperature=0.2", "temperature=0.5")),
 }  # fmt: skip
 TUNE_SECOND = [
     row
-    for base, (rates, flags) in BEST.items()
-    for row in product([over(base) | flags], each("lr", *dict.fromkeys([*rates, 1e-3])), SECOND[base])
+    for base, (rates, flags, rows) in SECOND.items()
+    for row in product([over(base) | flags], each("lr", *dict.fromkeys([*rates, 1e-3])), rows)
 ]
 
 # of both: the base's best flags
 TUNED = {
     "proxyanchor": dict(lr=3e-4, loss_oproxy_lrmulti=3, loss_oproxy_pos_alpha=8, loss_oproxy_neg_alpha=8),
     "proxynca": dict(lr=3e-4, loss_proxynca_scale=1, loss_proxynca_lrmulti=30),
-    "normalized_softmax": dict(
-        lr=3e-4, loss_normalized_softmax_lrmulti=30, loss_normalized_softmax_temperature=0.2
-    ),
+    "normalized_softmax": dict(lr=3e-4, loss_normalized_softmax_lrmulti=30, loss_normalized_softmax_temperature=0.2),
     "arcface": dict(lr=3e-4, loss_arcface_lrmulti=3, loss_arcface_margin=0.2, loss_arcface_scale=16),
     "multisimilarity": dict(lr=1e-3, loss_multisimilarity_beta=25, loss_multisimilarity_base=0.7),
     "margin": dict(lr=3e-3, loss_margin_beta=0.6),
@@ -96,14 +86,12 @@ TUNED = {
 }  # fmt: skip
 # the weights of AntiCo's term (normalized), for `pair` a finer precision, too: (w, eps); from about a tenth of what the
 # base loss is in the first epoch to all of it
-HEAVY = dict(
-    pair=[(10, 0.5), (10, 0.005), (3, 0.005)], class_means=[30, 300], batch_proxy=[10, 100], all_proxy=[10, 100]
-)
+BIG = dict(pair=[(10, 0.5), (10, 0.005), (3, 0.005)], class_means=[30, 300], batch_proxy=[10, 100], all_proxy=[10, 100])
 MIDDLE = dict(pair=[(3, 0.5), (3, 0.005), (1, 0.005)], class_means=[10, 100], batch_proxy=[1, 10], all_proxy=[1, 10])
-LIGHT = dict(pair=[(0.03, 0.5), (0.1, 0.5), (0.03, 0.005)], class_means=[0.1, 1])
+SMALL = dict(pair=[(0.03, 0.5), (0.1, 0.5), (0.03, 0.005)], class_means=[0.1, 1])
 WEIGHTS = {
-    "proxyanchor": HEAVY, "proxynca": MIDDLE, "normalized_softmax": MIDDLE, "arcface": HEAVY,
-    "multisimilarity": LIGHT | dict(class_means=[0.3, 1]), "margin": LIGHT, "contrastive": LIGHT,
+    "proxyanchor": BIG, "proxynca": MIDDLE, "normalized_softmax": MIDDLE, "arcface": BIG,
+    "multisimilarity": SMALL | dict(class_means=[0.3, 1]), "margin": SMALL, "contrastive": SMALL,
     "pml.SupConLoss": dict(pair=[(0.1, 0.5), (0.3, 0.5), (0.1, 0.005)], class_means=[1, 10]),
 }  # fmt: skip
 
@@ -124,9 +112,8 @@ def tune_third():
 CHOSEN = {
     "proxyanchor": dict(pair=(1e-3, 3, 0.005), class_means=(1e-3, 30), batch_proxy=(3e-4, 10), all_proxy=(1e-3, 100)),
     "proxynca": dict(pair=(1e-3, 1, 0.005), class_means=(1e-3, 10), batch_proxy=(3e-4, 1), all_proxy=(3e-4, 1)),
-    "normalized_softmax": dict(
-        pair=(1e-3, 3, 0.5), class_means=(1e-3, 100), batch_proxy=(3e-4, 1), all_proxy=(3e-4, 1)
-    ),
+    "normalized_softmax":
+        dict(pair=(1e-3, 3, 0.5), class_means=(1e-3, 100), batch_proxy=(3e-4, 1), all_proxy=(3e-4, 1)),
     "arcface": dict(pair=(1e-3, 10, 0.005), class_means=(1e-3, 30), batch_proxy=(3e-4, 100), all_proxy=(1e-3, 100)),
     "multisimilarity": dict(pair=(1e-3, 0.1, 0.5), class_means=(1e-3, 0.3)),
     "margin": dict(pair=(3e-3, 0.1, 0.5), class_means=(3e-3, 1)),
@@ -141,9 +128,6 @@ def chosen(base, variant=None):
     return over(base, variant) | TUNED[base] | dict(own)
 
 
-# --- what the tables compare ---
-
-
 VARIANTS = (None, "pair", "class_means")  # of the smaller comparisons
 
 
@@ -155,57 +139,47 @@ def main_comparison():
 
 
 # the best of all these with an epoch in which only the last linear layer and the proxies learn
-TUNE_WARMUP = product(
-    [chosen(base, variant) for base in TUNED for variant in VARIANTS if base in OVER_PROXIES or variant is None],
-    [dict(warmup=1)],
-)
+WARMED = [(base, variant) for base in TUNED for variant in VARIANTS if base in OVER_PROXIES or variant is None]
+TUNE_WARMUP = [chosen(*pair) | dict(warmup=1) for pair in WARMED]
 # where that was the better, by about a point: looked at again with five seeds
 WARMER = [chosen("normalized_softmax"), chosen("proxynca", "pair")]
 
-# What the published objective and the proxies' scale do. The form `neg` is not here: where every batch has as many
-# rows, its gradient is that of `normalized` at w / R_max.
+# What the published objective and the proxies' scale do: base, variant, flags, weights tried, and the learning rate and
+# weight of tune_forms' best. The form `neg` is not here: where every batch has as many rows, its gradient is that of
+# `normalized` at w / R_max.
+MCR2, EXP, EXP_PAIR = dict(antico_scale="mcr2"), dict(antico_form="exp"), dict(antico_form="exp", antico_eps=0.5)
 FORMS = [
-    ("batch_proxy", dict(antico_scale="mcr2")),
-    ("all_proxy", dict(antico_scale="mcr2")),
-    ("batch_proxy", dict(antico_form="exp")),
-    ("pair", dict(antico_form="exp", antico_eps=0.5)),
+    ("proxyanchor", "batch_proxy", MCR2, (10, 100), (3e-4, 10)),
+    ("proxyanchor", "all_proxy", MCR2, (10, 100), (1e-3, 10)),
+    ("proxyanchor", "batch_proxy", EXP, (100, 1000), (3e-4, 100)),
+    ("proxyanchor", "pair", EXP_PAIR, (10, 100, 1000, 10000), (1e-3, 1000)),
+    ("proxynca", "batch_proxy", MCR2, (1, 10), (3e-4, 1)),
+    ("proxynca", "all_proxy", MCR2, (1, 10), (3e-4, 1)),
+    ("proxynca", "batch_proxy", EXP, (10, 100), (3e-4, 10)),
+    ("proxynca", "pair", EXP_PAIR, (1, 10, 100, 1000, 10000), (1e-3, 10000)),
 ]
-# of each the weights tried, and of tune_forms the best: learning rate and weight
-FORMS_TRIED = {
-    "proxyanchor": [(10, 100), (10, 100), (100, 1000), (10, 100, 1000, 10000)],
-    "proxynca": [(1, 10), (1, 10), (10, 100), (1, 10, 100, 1000, 10000)],
-}
-FORMS_CHOSEN = {
-    "proxyanchor": [(3e-4, 10), (1e-3, 10), (3e-4, 100), (1e-3, 1000)],
-    "proxynca": [(3e-4, 1), (3e-4, 1), (3e-4, 10), (1e-3, 10000)],
-}
-
-
-def form(base, variant, flags):
-    return over(base, variant) | TUNED[base] | flags
 
 
 def tune_forms():
-    for base, tried in FORMS_TRIED.items():
-        for kind, weights in zip(FORMS, tried, strict=True):
-            yield from product([form(base, *kind)], each("lr", 3e-4, 1e-3), each("antico_w", *weights))
+    for base, variant, flags, weights, _ in FORMS:
+        row = over(base, variant) | TUNED[base] | flags
+        yield from product([row], each("lr", 3e-4, 1e-3), each("antico_w", *weights))
 
 
 def forms():
     """Beside their bases, the variants as the main comparison has them."""
-    for base, best in FORMS_CHOSEN.items():
+    for base in ("proxyanchor", "proxynca"):
         yield from (chosen(base, variant) for variant in (None, "pair", "batch_proxy", "all_proxy"))
-        yield from (form(base, *kind) | dict(lr=lr, antico_w=w) for kind, (lr, w) in zip(FORMS, best, strict=True))
+        for _, variant, flags, _, (lr, w) in [form for form in FORMS if form[0] == base]:
+            yield over(base, variant) | TUNED[base] | flags | dict(lr=lr, antico_w=w)
 
 
 def subsets():
     """Few and many classes of few and many images; as many steps as with all of them, some 300."""
     rows = [chosen(base, variant) for base in ("proxyanchor", "multisimilarity") for variant in VARIANTS]
     few = dict(train_classes=50)
-    parts = [
-        (dict(), 3), (dict(train_images=4), 12), (dict(train_images=2, samples_per_class=2), 24), (few, 36),
-        (few | dict(train_images=4), 144),
-    ]  # fmt: skip
+    parts = [({}, 3), (dict(train_images=4), 12), (dict(train_images=2, samples_per_class=2), 24), (few, 36)]
+    parts += [(few | dict(train_images=4), 144)]
     for part, epochs in parts:
         yield from product(rows, [part | dict(n_epochs=epochs, tau=2 * epochs // 3, eval_every=epochs)])
 
@@ -224,38 +198,24 @@ def table(about, rows, report, seeds=5, flags=STUDY):
 
 
 def tuning(about, rows):
-    return table(f"{about}, on validation classes", rows, "--split val", 1, STUDY | VALIDATION)
+    return table(f"{about}, on validation classes", rows, "", 1, STUDY | VALIDATION)
 
 
+SIX = [chosen("proxyanchor", variant) for variant in (None, "batch_proxy", "pair", "class_means")]
+SIX += [chosen("multisimilarity", variant) for variant in (None, "pair")]
+ALONG_RATES = product([chosen("proxyanchor", variant) for variant in VARIANTS], each("lr", *RATES, 3e-2))
 QUICKSTART = table(
-    "six losses of the study by three seeds, no data needed: some 3 minutes on two CPU cores",
-    [
-        *(chosen("proxyanchor", variant) for variant in (None, "batch_proxy", "pair", "class_means")),
-        *(chosen("multisimilarity", variant) for variant in (None, "pair")),
-    ],
-    "--tuned", seeds=3,
-)  # fmt: skip
+    "six losses of the study by three seeds, no data needed: some 3 minutes on two CPU cores", SIX, "--tuned", 3
+)
 TABLES = {
     "tune_first": tuning("the study's learning rates: every base loss alone", TUNE_FIRST),
     "tune_second": tuning("the study's base losses: their other hyperparameters", TUNE_SECOND),
     "tune_third": tuning("the study's weights: AntiCo on the tuned bases", tune_third()),
     "tune_warmup": tuning("the study's warm-up: what was chosen, with an epoch of it", TUNE_WARMUP),
     "tune_forms": tuning("the study's forms and scales: their weights and learning rates", tune_forms()),
-    "study": table(
-        "the main comparison: each base loss and each variant on it, all tuned on validation classes",
-        main_comparison(), "--tuned",
-    ),
+    "study": table("the main comparison: each base loss and each variant on it, tuned", main_comparison(), "--tuned"),
     "study_forms": table("the published form and MCR2's scale, over two proxy losses", forms(), "--tuned"),
-    "study_warmup": table(
-        "where tune_warmup is the better: with and without an epoch of it, on test classes",
-        product(WARMER, [{}, dict(warmup=1)]), "--by warmup",
-    ),
-    "study_rates": table(
-        "Recall@1 against the learning rate, ProxyAnchor alone and under two variants, their other flags as tuned",
-        product([chosen("proxyanchor", variant) for variant in VARIANTS], each("lr", *RATES, 3e-2)), "--by lr",
-    ),
-    "study_subsets": table(
-        "few and many classes, few and many images of each, two base losses alone and under two variants",
-        subsets(), "--tuned",
-    ),
-}  # fmt: skip
+    "study_warmup": table("with and without an epoch of warm-up", product(WARMER, [{}, dict(warmup=1)]), "--by warmup"),
+    "study_rates": table("ProxyAnchor alone and under two variants, by the learning rate", ALONG_RATES, "--by lr"),
+    "study_subsets": table("few and many classes of few and many images, two base losses", subsets(), "--tuned"),
+}

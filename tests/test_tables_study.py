@@ -6,12 +6,12 @@ import pandas
 import pytest
 
 from tables import study
-from tables.plan import words_of
+from tables.runs import words_of
 
 RESULTS = Path(study.__file__).parent / "study"
 
 
-def runs(*names):
+def results(*names):
     """A line a run of these tables, with its Recall@1 on validation classes, flags as text."""
     found = pandas.concat(pandas.read_csv(RESULTS / f"{name}_runs.csv", dtype=str) for name in names)
     found = found[found.metric == "e_recall@1"].fillna("").astype({"value": float})
@@ -35,10 +35,10 @@ def best(found):
     return found[found.value == found.value.max()]
 
 
-@pytest.mark.parametrize("base", study.BEST)
+@pytest.mark.parametrize("base", study.SECOND)
 def test_first_rates_and_flags_are_the_best(base):
-    rates, flags = study.BEST[base]
-    found = of(runs("tune_first"), base, None)
+    rates, flags, _ = study.SECOND[base]
+    found = of(results("tune_first"), base, None)
     assert len(found) == (10 if base in study.OVER_PROXIES else 8)
     by_rate = found.groupby("lr").value.max().sort_values(ascending=False)
     assert [float(lr) for lr in by_rate.index[:2]] == rates and len(having(best(found), flags))
@@ -46,34 +46,32 @@ def test_first_rates_and_flags_are_the_best(base):
 
 @pytest.mark.parametrize("base", study.TUNED)
 def test_tuned_bases_are_the_best_of_both(base):
-    assert len(having(best(of(runs("tune_first", "tune_second"), base, None)), study.TUNED[base]))
+    assert len(having(best(of(results("tune_first", "tune_second"), base, None)), study.TUNED[base]))
 
 
 @pytest.mark.parametrize("base, variant", [(base, variant) for base in study.CHOSEN for variant in study.CHOSEN[base]])
 def test_chosen_weights_are_the_best(base, variant):
-    found, names = of(runs("tune_third"), base, variant), ("lr", "antico_w", "antico_eps")
+    found, names = of(results("tune_third"), base, variant), ("lr", "antico_w", "antico_eps")
     assert len(found) >= 2 and len(having(best(found), dict(zip(names, study.CHOSEN[base][variant]))))
-    assert len(found) < len(of(runs("tune_first", "tune_second"), base, None))  # the base was tuned harder
+    assert len(found) < len(of(results("tune_first", "tune_second"), base, None))  # the base was tuned harder
 
 
 def test_chosen_forms_are_the_best():
     """Each kind's own runs, told by the variant, its form and scale."""
-    found = runs("tune_forms")
+    found = results("tune_forms")
     assert len(found) == len(study.TABLES["tune_forms"]["rows"])
-    for base in study.FORMS_TRIED:
-        kinds = zip(study.FORMS, study.FORMS_TRIED[base], study.FORMS_CHOSEN[base], strict=True)
-        for (variant, flags), weights, (lr, w) in kinds:
-            varied = {name: value for name, value in flags.items() if name in found}  # the others all have
-            same = having(of(found, base, variant), varied)
-            assert len(same) == 2 * len(weights) and len(having(best(same), dict(lr=lr, antico_w=w)))
+    for base, variant, flags, weights, (lr, w) in study.FORMS:
+        varied = {name: value for name, value in flags.items() if name in found}  # the others all have
+        same = having(of(found, base, variant), varied)
+        assert len(same) == 2 * len(weights) and len(having(best(same), dict(lr=lr, antico_w=w)))
 
 
 def test_a_warm_up_is_no_better_but_where_it_was_looked_at_again():
     """tune_warmup has what was chosen, with an epoch of warm-up."""
-    before = runs("tune_first", "tune_second", "tune_third")
+    before = results("tune_first", "tune_second", "tune_third")
     before = before.assign(base=before.antico_base.where(before.antico_base != "", before.loss))
     before = before.groupby(["base", "loss"]).value.max()
-    found = runs("tune_warmup")
+    found = results("tune_warmup")
     assert len(found) == len(study.TABLES["tune_warmup"]["rows"])
     keys = [(line.antico_base or line.loss, line.loss) for line in found.itertuples()]
     better = [key for key, value in zip(keys, found.value) if value > before[key]]
