@@ -89,7 +89,7 @@ def test_every_run_once_then_nothing_but_the_table(queue):
 @pytest.mark.parametrize("moment, alone", [(1, False), (5, False), (1, True)])
 def test_killed_in_the_middle_the_same_command_finishes(queue, moment, alone):
     """The queue and its run, or the queue alone, which leaves the run to itself."""
-    process = queue.start(FAKE_SECONDS="0.2")
+    process = queue.start(FAKE_SECONDS="1" if alone else "0.1")
     queue.wait(moment)
     for pid in (process.pid, *([] if alone else [int(queue.lines()[-1][2])])):
         os.kill(pid, signal.SIGKILL)
