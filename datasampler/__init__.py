@@ -3,17 +3,16 @@
 Everything random is a function of (seed, epoch, step) and of nothing else: not of what was drawn before it.
 """
 
+import functools
 import hashlib
 import itertools
 import math
 import os
-from functools import partial
+import time
 
 import torch
 
 from utilities.signals import shield_worker
-
-__all__ = ["SAMPLERS", "ClassBatches", "Draws", "RandomBatches", "derive", "loader", "prefetch", "select"]
 
 
 def derive(*numbers):
@@ -51,13 +50,11 @@ class Batches(torch.utils.data.Sampler):
 class ClassBatches(Batches):
     """Batches of bs / samples_per_class classes with samples_per_class images each, for labels (n,).
 
-    - distinct=False (`class_random`, published): every class of a batch is drawn with replacement from all classes.
-      An epoch has len(labels) // bs batches.
+    - distinct=False (`class_random`, published): classes and their images are drawn with replacement: of a class of n
+      images, one pair in n is an image twice. An epoch has len(labels) // bs batches, at least one.
     - distinct=True (`class_balanced`): the classes of a batch are distinct, and an epoch covers every image, in as few
-      batches as that takes. What fills up the last group of a class, or a batch, is drawn at random.
-
-    Within a group images are drawn without replacement, or with it where the class has fewer than samples_per_class.
-    Raises ValueError where there are fewer distinct classes than a batch takes.
+      batches as that takes. What fills up the last group of a class, or a batch, is drawn at random; no image is twice
+      in a group, but where its class has fewer than samples_per_class.
     """
 
     def __init__(self, labels, bs, samples_per_class, distinct=False, seed=0, rank=0, world=1):
@@ -65,23 +62,16 @@ class ClassBatches(Batches):
         labels = torch.as_tensor(labels)
         self.members = list(labels.argsort(stable=True).split(labels.unique(return_counts=True)[1].tolist()))
         self.samples_per_class, self.classes_per_batch = samples_per_class, bs // samples_per_class
-        self.distinct, n_classes = distinct, len(self.members)
-        if distinct and self.classes_per_batch > n_classes:
-            flags = f"--data_sampler class_balanced: --bs {bs} --samples_per_class {samples_per_class}"
-            most = f"the training split has {n_classes}; --bs {n_classes * samples_per_class} at the most"
-            raise ValueError(f"{flags} takes {self.classes_per_batch} distinct classes, {most}")
-        self.n_batches = max(len(labels) // bs, 1)
+        self.n_batches, self.batches = max(len(labels) // bs, 1), self.covering if distinct else self.at_random
         if distinct:
             groups = [-(-len(m) // samples_per_class) for m in self.members]
             self.n_batches = max(-(-sum(groups) // self.classes_per_batch), max(groups))
 
-    def batches(self, generator):
-        return self.covering(generator) if self.distinct else self.at_random(generator)
-
     def at_random(self, generator):
         for _ in range(self.n_batches):
             classes = torch.randint(len(self.members), (self.classes_per_batch,), generator=generator)
-            yield [i for c in classes.tolist() for i in self.draw(self.members[c], generator)]
+            members, size = [self.members[c] for c in classes.tolist()], (self.samples_per_class,)
+            yield torch.cat([m[torch.randint(len(m), size, generator=generator)] for m in members]).tolist()
 
     def covering(self, generator):
         """Every class's images in groups; the groups in a row, class after class, are dealt out to the batches in turn.
@@ -99,7 +89,7 @@ class ClassBatches(Batches):
             if len(batch) < self.classes_per_batch:  # filled up with other classes
                 others = torch.randperm(len(self.members), generator=generator).tolist()
                 others = [c for c in others if c not in batch][: self.classes_per_batch - len(batch)]
-                batch |= {c: self.draw(self.members[c], generator) for c in others}
+                batch |= {c: next(self.groups(self.members[c], generator)) for c in others}
             classes = list(batch)
             order = torch.randperm(len(classes), generator=generator).tolist()
             yield [i for place in order for i in batch[classes[place]]]
@@ -115,31 +105,23 @@ class ClassBatches(Batches):
                 group = torch.cat([group, more, again])
             yield group.tolist()
 
-    def draw(self, members, generator):
-        if len(members) < self.samples_per_class:
-            return members[torch.randint(len(members), (self.samples_per_class,), generator=generator)].tolist()
-        return members[torch.randperm(len(members), generator=generator)[: self.samples_per_class]].tolist()
-
 
 class RandomBatches(Batches):
-    """`random`: every image once an epoch in random order, whatever its class; the last, smaller batch is left out.
-
-    Fewer images than a batch takes make one batch, filled up with some of them again.
-    """
+    """`random`: every image once an epoch in random order, whatever its class; the last, smaller one is left out. Fewer
+    images than a batch takes make one batch, filled up with some of them again."""
 
     def __init__(self, labels, bs, seed=0, rank=0, world=1):
         super().__init__(bs, seed, rank, world)
         self.n_images, self.n_batches = len(labels), max(len(labels) // bs, 1)
 
     def batches(self, generator):
-        size = self.bs
         order = torch.randperm(self.n_images, generator=generator).tolist()
-        order += torch.randint(self.n_images, (max(size - self.n_images, 0),), generator=generator).tolist()
-        for b in range(self.n_batches):
-            yield order[b * size : (b + 1) * size]
+        order += torch.randint(self.n_images, (max(self.bs - self.n_images, 0),), generator=generator).tolist()
+        for first in range(0, self.n_batches * self.bs, self.bs):
+            yield order[first : first + self.bs]
 
 
-class Draws(torch.utils.data.Sampler):
+class Draws:
     """A sampler's batches as lists of (index, seed), for a DataLoader over an augmented split.
 
     The seed is that of the image's augmentation. It depends on the run's seed, the epoch, the step and the place in the
@@ -148,9 +130,6 @@ class Draws(torch.utils.data.Sampler):
 
     def __init__(self, sampler):
         self.sampler = sampler
-
-    def __len__(self):
-        return len(self.sampler)
 
     def __iter__(self):
         s = self.sampler
@@ -162,43 +141,57 @@ class Draws(torch.utils.data.Sampler):
 # name → function of (labels, bs, samples_per_class, seed=, rank=, world=)
 SAMPLERS = {
     "class_random": ClassBatches,
-    "class_balanced": partial(ClassBatches, distinct=True),
+    "class_balanced": functools.partial(ClassBatches, distinct=True),
     "random": lambda labels, bs, samples_per_class, **more: RandomBatches(labels, bs, **more),
 }
 
 
 def select(opt, labels, rank=0, world=1):
     """The batch sampler that --data_sampler names, over the training labels, for process `rank` of `world`."""
+    each, n_classes, n_drawn, problem = opt.samples_per_class, len(labels.unique()), opt.bs // opt.samples_per_class, ""
     if opt.bs % world:
-        unit = math.lcm(world, opt.samples_per_class)
+        unit = math.lcm(world, each)
         lower = opt.bs - opt.bs % unit
-        raise ValueError(f"--bs {opt.bs}: cannot be shared by {world} processes; {lower or unit} or {lower + unit} can")
-    sampler = SAMPLERS[opt.data_sampler]
-    return sampler(labels, opt.bs, opt.samples_per_class, seed=opt.seed, rank=rank, world=world)
+        problem = f"--bs {opt.bs}: cannot be shared by {world} processes; {lower or unit} or {lower + unit} can"
+    elif opt.data_sampler == "class_balanced" and n_drawn > n_classes:
+        line = (
+            f"--data_sampler class_balanced: --bs {opt.bs} --samples_per_class {each} takes {n_drawn} distinct classes"
+        )
+        problem = f"{line}, the training split has {n_classes}; --bs {n_classes * each} at the most"
+    if problem:
+        raise ValueError(problem)
+    return SAMPLERS[opt.data_sampler](labels, opt.bs, each, seed=opt.seed, rank=rank, world=world)
 
 
 def loader(opt, split, sampler, device):
     """Batches of an augmented split for training on `device`, by --kernels processes."""
     workers = min(opt.kernels, os.cpu_count() or 1)
-    return torch.utils.data.DataLoader(
-        split,
-        batch_sampler=Draws(sampler),
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=shield_worker,
-        generator=torch.Generator(),  # its own, or the base seed would be drawn from torch's
-    )
+    how = dict(num_workers=workers, persistent_workers=workers > 0, worker_init_fn=shield_worker)
+    how |= dict(generator=torch.Generator(), pin_memory=device.type == "cuda")  # torch's would be moved by the workers
+    return torch.utils.data.DataLoader(split, batch_sampler=Draws(sampler), **how)
+
+
+copy_stream = functools.cache(torch.cuda.Stream)  # one a run: memory freed on a stream is kept for that stream
+
+
+def timed(loader):
+    """The loader's batches. loader.waited is the seconds waited for all but the first: where the input is the limit,
+    most of the epoch's."""
+    loader.waited, start = 0.0, time.monotonic()
+    for number, batch in enumerate(loader):
+        loader.waited += time.monotonic() - start if number else 0  # of the first, starting the processes is most
+        yield batch
+        start = time.monotonic()
 
 
 def prefetch(loader, device):
     """The loader's (images, labels) on the device; on a GPU the next is copied while the last is trained on."""
     if device.type == "cpu":
-        for images, labels in loader:
+        for images, labels in timed(loader):
             yield images.contiguous(memory_format=torch.channels_last), labels
         return
-    stream, ready = torch.cuda.Stream(device), None
-    for batch in itertools.chain(loader, [None]):
+    stream, ready = copy_stream(device), None
+    for batch in itertools.chain(timed(loader), [None]):
         if batch:
             with torch.cuda.stream(stream):
                 batch = [tensor.to(device, non_blocking=True) for tensor in batch]

@@ -1,3 +1,5 @@
+import time
+
 import pytest
 import torch
 
@@ -27,8 +29,8 @@ def test_batches(distinct, n_batches):
     for batch in batches:
         labels = LABELS[batch].view(4, 3)
         assert (labels == labels[:, :1]).all()  # groups of one class
-        for group, y in zip(torch.tensor(batch).view(4, 3), labels[:, 0]):
-            assert len(group.unique()) == (1 if y == 7 else 3)  # with replacement only where the class is too small
+        for group, y in zip(torch.tensor(batch).view(4, 3), labels[:, 0]):  # balanced: twice only where it must be
+            assert not distinct or len(group.unique()) == (1 if y == 7 else 3)
         assert not distinct or len(labels[:, 0].unique()) == 4
     assert batches == epoch(sampler) and batches != epoch(sampler, 1)
     assert batches != epoch(ClassBatches(LABELS, 12, 3, distinct, seed=2))
@@ -50,13 +52,28 @@ def test_class_balanced_covers_every_image_in_an_epoch_with_distinct_classes(lab
     assert len(sampler) == max(-(-sum(groups) // (bs // per_class)), max(groups))  # as few as there can be
 
 
-def test_class_random_draws_classes_with_replacement():
-    sampler = ClassBatches(LABELS, bs=20, samples_per_class=2)
-    batches = [batch for number in range(30) for batch in epoch(sampler, number)]
-    repeated = [len(LABELS[batch].view(10, 2)[:, 0].unique()) < 10 for batch in batches]
-    assert sum(repeated) > 0.8 * len(repeated)  # 10 of 20 with replacement: 94 %
-    assert set(LABELS[sum(batches, [])].tolist()) == set(range(20))  # class 7 too
-    assert len(epoch(ClassBatches(LABELS, bs=400, samples_per_class=20))) == 1  # an epoch is never empty
+# as many classes and images as are published; SOP's classes have 2 to 12 images
+SIZES = {0.017: [60] * 88 + [49] * 8 + [48] * 4, 0.25: [2] * 2851 + [5] * 4629 + [8] * 3838}
+
+
+@pytest.mark.parametrize("share", list(SIZES))
+@pytest.mark.parametrize("seed", range(3))
+def test_class_random_draws_twins_as_often_as_published(share, seed):
+    """Published: a class with replacement, then its images with replacement, by random.choice. Of a class of n, both
+    images of a pair are the same in 1/n of the pairs, and each image comes as often."""
+    sizes = torch.tensor(SIZES[share])
+    labels = torch.arange(len(sizes)).repeat_interleave(sizes)
+    sampler = ClassBatches(labels, 90, 2, seed=seed)
+    pairs = torch.tensor([b for number in range(60000 // len(labels)) for b in epoch(sampler, number)]).view(-1, 2)
+    twins, wanted = float((pairs[:, 0] == pairs[:, 1]).double().mean()), float((1 / sizes).mean())
+    assert wanted == pytest.approx(share, rel=0.02) and (labels[pairs[:, 0]] == labels[pairs[:, 1]]).all()
+    assert twins == pytest.approx(wanted, abs=4 * (wanted / len(pairs)) ** 0.5)
+    place = (pairs - (sizes.cumsum(0) - sizes)[labels[pairs]] + 0.5) / sizes[labels[pairs]]  # 0 to 1 within its class
+    assert float(place.mean()) == pytest.approx(0.5, abs=0.006) and float(place.std()) == pytest.approx(0.28, abs=0.02)
+    classes = labels[pairs[:, 0]].view(-1, 45)
+    repeated = sum(len(set(batch)) < 45 for batch in classes.tolist()) / len(classes)
+    missed = 1 - torch.log1p(-torch.arange(45) / len(sizes)).sum().exp()  # birthdays
+    assert repeated == pytest.approx(float(missed), abs=0.07)
 
 
 def test_random_goes_through_the_images():
@@ -65,6 +82,7 @@ def test_random_goes_through_the_images():
     assert len(batches) == len(sampler) == 9 and all(len(b) == 10 for b in batches) and len(set(sum(batches, []))) == 90
     assert batches == epoch(sampler) != epoch(sampler, 1) and batches != epoch(RandomBatches(LABELS, 10, seed=4))
     assert {i for number in range(5) for b in epoch(sampler, number) for i in b} == set(range(96))
+    assert len(epoch(ClassBatches(LABELS, bs=400, samples_per_class=20))) == 1  # an epoch is never empty
     small = epoch(RandomBatches(LABELS[:7], bs=10))
     assert len(small) == 1 and len(small[0]) == 10 and set(small[0]) == set(range(7))
 
@@ -105,8 +123,22 @@ def test_flags_and_errors():
     opt = parameters.parse(["--bs", "90", "--data_sampler", "class_balanced"])
     with pytest.raises(ValueError, match="45 distinct classes, the training split has 20; --bs 40"):
         datasampler.select(opt, LABELS)
-    assert not datasampler.select(parameters.parse(["--bs", "90"]), LABELS).distinct
+    assert len(datasampler.select(parameters.parse(["--bs", "90"]), LABELS)) == 1
     random = parameters.parse(["--data_sampler", "random"])
     assert isinstance(datasampler.select(random, LABELS, rank=1, world=2), RandomBatches)
     with pytest.raises(ValueError, match="--bs 20: cannot be shared by 3 processes; 18 or 24 can"):
         datasampler.select(parameters.parse(["--bs", "20"]), LABELS, rank=0, world=3)
+
+
+def test_the_time_that_is_waited_for_batches_is_counted_but_for_the_first():
+    class Slow(list):
+        def __iter__(self):
+            for batch in super().__iter__():
+                time.sleep(0.4 if batch is self[0] else 0.02)
+                yield batch
+
+    loader = Slow((torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.arange(2)) for _ in range(4))
+    for _ in range(2):
+        for images, labels in datasampler.prefetch(loader, torch.device("cpu")):
+            time.sleep(0.1)  # the caller's own time is none of it
+        assert 0.06 <= loader.waited < 0.3 and images.is_contiguous(memory_format=torch.channels_last)
