@@ -45,27 +45,39 @@ def select(opt, input_size=224):
     split[i] → (uint8 image (3, H, W), label). Raises ValueError or FileNotFoundError that names the flag or the file.
     """
     splits = lookup("--dataset", opt.dataset, DATASETS).load(opt, input_size)
-    if opt.use_tv_split:
+    learns, problem = not opt.evaluate_only, ""  # images that are only embedded need no training split
+    missing = [name for name, split in parts(splits).items() if not split and (learns or name != "train")]
+    if opt.use_tv_split and splits.train:
         splits.train, splits.val = train_val_split(splits.train, opt.tv_split_perc, opt.tv_split_by_samples, opt.seed)
     if opt.train_classes or opt.train_images:
         splits.train = subset_of_classes(splits.train, opt.train_classes, opt.train_images, opt.seed)
+    n_classes = len(splits.train.class_names)
+    if missing:
+        problem = f"--source_path {opt.source_path}: no image of the {missing[0]} split is there or can be decoded"
+    elif learns and splits.val is not None and not (splits.val and splits.train):
+        problem = f"--tv_split_perc {opt.tv_split_perc:g}: leaves nothing for training, or nothing for validation"
+    elif learns and n_classes < (opt.train_classes or 0):
+        problem = f"--train_classes {opt.train_classes}: the training split has {n_classes}"
+    if problem:
+        raise ValueError(problem)
     return splits
+
+
+def parts(splits):
+    return {name: split for name, split in vars(splits).items() if isinstance(split, Split)}
 
 
 def contents(splits):
     """A line that tells these data from others: each split's number of images and the checksum of its class names."""
-    parts = {name: split for name, split in vars(splits).items() if isinstance(split, Split)}
-    sums = {name: zlib.crc32("\n".join(p.class_names).encode(errors="surrogateescape")) for name, p in parts.items()}
-    return ", ".join(f"{name} {len(part)} ({sums[name]:08x})" for name, part in parts.items())
+
+    def checksum(split):
+        return zlib.crc32("\n".join(split.class_names).encode(errors="surrogateescape"))
+
+    return ", ".join(f"{name} {len(split)} ({checksum(split):08x})" for name, split in parts(splits).items())
 
 
 def evaluated_splits(opt, splits):
     """{name: split} of what is evaluated."""
-    evaluated = {} if opt.no_train_metrics else {"train": splits.train.unaugmented()}
-    if splits.val is not None:
-        evaluated["val"] = splits.val
-    evaluated |= {} if opt.no_test_metrics else {"test": splits.tested}
-    for name, split in evaluated.items():
-        if not hasattr(split, "query") and len(split) < 2:
-            raise ValueError(f"--dataset {opt.dataset}: the {name} split has one image; its metrics need at least two")
-    return evaluated
+    train = None if opt.no_train_metrics else splits.train.unaugmented()
+    every = {"train": train, "val": splits.val, "test": None if opt.no_test_metrics else splits.tested}
+    return {name: split for name, split in every.items() if split}

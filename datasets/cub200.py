@@ -3,7 +3,7 @@
 import os
 import re
 
-from datasets.layout import class_folders, find_layout
+from datasets.layout import class_folders, find_layout, say_left_out
 
 ABOUT = "CUB-200-2011, 200 species of birds (Wah et al., 2011)"
 COUNTS = {"train": (100, 5864), "test": (100, 5924)}  # classes, images
@@ -19,10 +19,10 @@ UNPACK = {"CUB_200_2011": "CUB_200_2011"}  # {file or folder of the archive: its
 def rows(source_path):
     """{split: [(class, class name, path), ...]} of CUB_200_2011/ or cub200/ in source_path, or of source_path."""
     folder, _ = find_layout(source_path, "cub200", LAYOUTS, TREE, GET)
-    splits = {"train": [], "test": []}
-    for name, paths in class_folders(os.path.join(folder, "images")):
-        number = re.match(r"(\d{3})\.", name)
-        if number:  # other folders are no classes of CUB-200-2011
-            number = int(number[1])
-            splits["train" if number <= 100 else "test"] += [(number, name, path) for path in paths]
+    images, splits, others = os.path.join(folder, "images"), {"train": [], "test": []}, []
+    for name, paths in class_folders(images):
+        number = int(name[:3]) if re.match(r"\d{3}\.", name) else None
+        part = others if number is None else splits["train" if number <= 100 else "test"]
+        part += [(number, name, path) for path in paths]
+    say_left_out(images, [path for *_, path in others])
     return splits

@@ -2,23 +2,26 @@
 
 import os
 
-from datasets.layout import class_folders, find_layout
+from datasets.layout import HIDDEN, class_folders, find_layout, say_left_out
 
-ABOUT = "any <source_path>/<class>/*.jpg, or <source_path>/{train,test}/<class>/*.jpg, or train, query and gallery"
+ABOUT = "any images: <source_path>/<class>/*, <source_path>/{train,test}/<class>/*, or train, query and gallery"
 TREE = """\
   DIR/<class>/*.jpg (the first half of the classes by name trains, the others test), or
-  DIR/train/<class>/*.jpg and DIR/test/<class>/*.jpg, or DIR/train/, DIR/query/ and DIR/gallery/ alike"""
+  DIR/train/<class>/*.jpg and DIR/test/<class>/*.jpg, or DIR/train/, DIR/query/ and DIR/gallery/ alike, or
+  for --evaluate_only also DIR/test/ alone, or DIR/*.jpg, which are one class"""
 
 
 def rows(source_path):
     """{split: [(class, class name, path), ...]} for train and test, or for train, query and gallery."""
     find_layout(source_path, "folder", [("", "")], TREE)
-    present = [name for name in ("train", "query", "gallery") if os.path.isdir(os.path.join(source_path, name))]
-    if "train" in present:
-        parts = ("train", "query", "gallery") if len(present) > 1 else ("train", "test")
-        classes = {part: class_folders(os.path.join(source_path, part)) for part in parts}
+    entries = [name for name in os.listdir(source_path) if not name.startswith(HIDDEN)]
+    folders = {name for name in entries if os.path.isdir(os.path.join(source_path, name))}
+    if "train" in folders or folders and folders <= {"test", "query", "gallery"}:
+        parts = ("train", "query", "gallery") if folders & {"query", "gallery"} else ("train", "test")
+        classes = {p: class_folders(os.path.join(source_path, p), "train" not in folders) for p in parts}
+        say_left_out(source_path, [os.path.join(source_path, name) for name in sorted(set(entries) - set(parts))])
     else:
-        of_all = class_folders(source_path)
-        half = max(1, len(of_all) // 2)
+        of_all = class_folders(source_path, flat=True)
+        half = len(of_all) // 2  # of one class nothing can be learned
         classes = {"train": of_all[:half], "test": of_all[half:]}
     return {part: [(name, name, path) for name, paths in of for path in paths] for part, of in classes.items()}

@@ -137,9 +137,8 @@ def cache_file():
 
     versions = RECIPE, PIL.__version__, unicodedata.unidata_version, matplotlib.__version__, *faces()
     key = hashlib.sha256(" ".join(map(str, versions)).encode()).hexdigest()[:16]
-    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folder = os.environ.get("ANTICO_CACHE") or os.path.join(caches, "antico")
-    return os.path.join(folder, f"glyphs-{key}.npz")
+    usual = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "antico")
+    return os.path.join(os.environ.get("ANTICO_CACHE") or usual, f"glyphs-{key}.npz")
 
 
 def load():

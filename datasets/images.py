@@ -15,14 +15,16 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from datasets import transforms
-from datasets.layout import on_disk
+from datasets.layout import FORMATS, on_disk
 from datasets.split import Split, Splits
+from utilities.distributed import print_once
 from utilities.folders import DAY, remove_unfinished, write_whole
 from utilities.signals import shield_worker
 
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF")  # no others: Pillow runs Ghostscript on PostScript named .jpg
 ORIENTATION = 0x0112  # EXIF tag
 BITS, WHITE = 258, 262  # TIFF tags BitsPerSample and PhotometricInterpretation, where 0 says that 0 is white
+# what a run is learned from stays as it is when the run goes on, so a file is left out from the start or not at all
+ADVICE = "; replace it, or leave it out by --skip_broken (in a new run: --resume goes on with the same images)"
 # shorter side of cached images as a multiple of the input size: 392 pixels for 224, so that CUB's 375 stay as they are
 CACHED = 1.75
 CACHE_FORMAT = 3  # to be raised when what is written changes
@@ -38,11 +40,11 @@ class BrokenImage(ValueError):
         super().__init__(text.rpartition("BrokenImage: ")[2].strip())
 
 
-def read(path):
+def read(path, advice=""):
     """An image file as uint8 RGB pixels (h, w, 3), upright. Raises BrokenImage for one that cannot be decoded."""
     pixels, problem = attempt(path)
     if problem:
-        raise BrokenImage(problem)
+        raise BrokenImage(problem + advice)
     return pixels
 
 
@@ -58,7 +60,7 @@ def attempt(path):
         if isinstance(problem, UnidentifiedImageError):
             reason = f"not an image in {', '.join(FORMATS)}" if data else "the file is empty"
         name = os.fsencode(path).decode(errors="backslashreplace")  # which a terminal can show
-        return None, f"{name}: cannot be decoded as an image ({reason}); --skip_broken leaves it out"
+        return None, f"{name}: cannot be decoded as an image ({reason})"
 
 
 def decode(data, image):
@@ -91,15 +93,8 @@ def rgb(image, file):
 
 def in_parallel(function, paths, workers, title):
     """function(path) of each path in order, in worker processes, under a progress bar."""
-    workers = min(workers, os.cpu_count() or 1)
-    # a generator of its own, or the training's random numbers would move
-    how = dict(
-        batch_size=None,
-        collate_fn=function,
-        num_workers=workers,
-        worker_init_fn=shield_worker,
-        generator=torch.Generator(),
-    )
+    how = dict(num_workers=min(workers, os.cpu_count() or 1), worker_init_fn=shield_worker, collate_fn=function)
+    how |= dict(batch_size=None, generator=torch.Generator())  # its own, or the training's random numbers would move
     return tqdm(torch.utils.data.DataLoader(paths, **how), title, unit=" images", leave=False, disable=None)
 
 
@@ -108,17 +103,15 @@ def problem_of(path):
 
 
 def broken(paths, workers, title):
-    """{index: line} of the files that cannot be decoded."""
-    return {i: line for i, line in enumerate(in_parallel(problem_of, paths, workers, title)) if line}
+    """{path: line} of the files that cannot be decoded."""
+    return {path: line for path, line in zip(paths, in_parallel(problem_of, paths, workers, title)) if line}
 
 
 class Cache:
     """Decoded images in one file: cache[i] → (uint8 pixels (h, w, 3), (height, width) of the file's image).
 
-    An image's checksum is compared where a process reads it for the first time. Reads, not a memory map: a file that is
-    cut off under a map ends the process with SIGBUS.
-
-    index : int64 (n, 5): height and width in the file, height and width kept (0 if broken), CRC of the pixels
+    index : int64 (n, 5): height and width in the file, height and width kept (0 if broken), CRC of the pixels, which is
+    compared where a process reads them first. A file that is cut off under a memory map would end it with SIGBUS.
     """
 
     def __init__(self, path, index):
@@ -134,17 +127,14 @@ class Cache:
         size = height * width * 3
         pixels = os.pread(self.file.fileno(), size, int(self.starts[i]))  # forked processes share the file's position
         if len(pixels) != size or i not in self.checked and zlib.crc32(pixels) != crc:
-            problem = f"is damaged or cut off (image {i}); delete it, and the next run makes it anew"
-            raise BrokenImage(f"--cache: {self.path} {problem}")
+            raise BrokenImage(f"--cache: {self.path} is damaged or cut off (image {i}); delete it, and it is made anew")
         self.checked.add(i)
         return np.frombuffer(pixels, np.uint8).reshape(height, width, 3), tuple(full)
 
 
 def open_or_build(opt, paths, shorter):
-    """The Cache of `paths` in the folder --cache, their shorter sides at most `shorter` pixels.
-
-    It is made where it is not there, not whole, or a file's size or time has changed; former ones are deleted.
-    """
+    """The Cache of `paths` in the folder --cache, their shorter sides at most `shorter` pixels. It is made where it is
+    not there, not whole, or a file's size or time has changed; former ones are deleted."""
     state = hashlib.blake2b(f"{CACHE_FORMAT}\n".encode(), digest_size=8)
     for path in paths:
         stat = os.stat(path) if os.path.exists(path) else None  # a link may lead nowhere
@@ -196,60 +186,40 @@ def shrunk(shorter, path):
     return np.ascontiguousarray(pixels), (height, width)  # no tensor: its thread in the worker complains of a Ctrl-C
 
 
-class Fetch:
-    """What a Split asks for images: indices into `paths` → uint8 images. Decodes files, or takes them from a cache.
-
-    Each image is augmented by its own seed alone: the number of worker processes changes nothing.
-    """
-
-    def __init__(self, paths, size, augmentation, cache):
-        self.paths, self.cache = paths, cache
-        self.training, self.evaluation = transforms.training(augmentation, size), transforms.evaluation(size)
-
-    def __call__(self, indices, seeds):
-        if seeds is None:
-            return [self.one(i, self.evaluation) for i in indices]
-        images = []
-        with torch.random.fork_rng(devices=[]):
-            for i, seed in zip(indices, seeds):
-                torch.default_generator.manual_seed(seed)  # what torchvision's transforms draw from
-                images.append(self.one(i, self.training))
-        return images
-
-    def one(self, i, view):
-        if self.cache and self.cache.index[i, 2]:
-            return view(*self.cache[i])
-        pixels = read(self.paths[i])
-        return view(pixels, pixels.shape[:2])
+def fetch(paths, cache, training, evaluation, indices, seeds):
+    """What a Split asks for images: indices into `paths` → uint8 images, from the cache where it has them. Each is
+    augmented by its own seed alone: the number of worker processes changes nothing."""
+    images, view = [], evaluation if seeds is None else training
+    with torch.random.fork_rng(devices=[], enabled=seeds is not None):
+        for number, i in enumerate(indices):
+            if seeds:
+                torch.default_generator.manual_seed(seeds[number])  # what torchvision's transforms draw from
+            cached = cache and cache.index[i, 2]  # its height, 0 if the file is broken
+            images.append(view(*cache[i]) if cached else view(read(paths[i], ADVICE)))
+    return images
 
 
 def load(opt, size, module):
-    """The splits of a data set of image files, checked against its published counts.
-
-    module.rows(source_path) → {split: [(class, class name, path), ...]} for train and test, or train, query and
-    gallery; module.COUNTS = {split: (classes, images)}, where something is published.
-    """
-    named = f"--dataset {opt.dataset} --source_path {opt.source_path}"
+    """The splits of a data set of image files: module.rows(source_path) → {split: [(class, class name, path), ...]} for
+    train and test, or train, query and gallery, checked against module.COUNTS = {split: (classes, images)} if any."""
     rows, partial = on_disk(module, opt.source_path)
     if partial and not opt.allow_partial:
-        raise ValueError(f"{named}: {partial}; unpack the archive again, or go on with what is there: --allow_partial")
+        raise ValueError(f"--source_path {opt.source_path}: {partial}; unpack the archive again, or --allow_partial")
     paths = [path for part in rows.values() for *_, path in part]
     cache = open_or_build(opt, paths, round(CACHED * size)) if opt.cache else None
-    fetch, skipped = Fetch(paths, size, opt.augmentation, cache), []
+    views, skipped = (transforms.training(opt.augmentation, size), transforms.evaluation(size)), {}
+    fetch_keys = functools.partial(fetch, paths, cache, *views)
     if opt.skip_broken:
-        title = "--skip_broken: checking"
-        skipped = np.flatnonzero(cache.index[:, 2] == 0) if cache else list(broken(paths, opt.kernels, title))
-    if len(skipped):
-        first = problem_of(paths[skipped[0]])
-        print(f"--skip_broken: {len(skipped)} of {len(paths)} images left out; the first: {first}")
+        suspects = np.flatnonzero(cache.index[:, 2] == 0) if cache else range(len(paths))
+        skipped = broken([paths[i] for i in suspects], opt.kernels, "--skip_broken: checking")
+        first = f"; the first: {min(skipped.values())}" if skipped else ""
+        print_once(f"--skip_broken: {len(skipped)} of {len(paths)} images left out{first}")
     names = {c: class_name for part in rows.values() for c, class_name, _ in part}
     tested = {c for name in ("query", "gallery") for c, *_ in rows.get(name, ())}  # they number their classes alike
-    splits, left_out, numbers = {}, set(skipped), iter(range(len(paths)))
+    splits, numbers = {}, iter(range(len(paths)))
     for name, part in rows.items():
-        kept = [(i, c) for (c, *_), i in zip(part, numbers) if i not in left_out]
-        if not kept:
-            raise ValueError(f"{named}: no image of the {name} split is there, or none that can be decoded")
-        keys, classes = zip(*kept)
+        kept = [(i, c, path) for (c, _, path), i in zip(part, numbers) if path not in skipped]
+        keys, classes, kept_paths = zip(*kept) if kept else ((), (), ())
         numbering = tested if name in ("query", "gallery") else None
-        splits[name] = Split(fetch, keys, classes, names, [paths[i] for i in keys], name == "train", numbering)
-    return Splits(**splits, partial=partial, skipped=tuple(paths[i] for i in skipped))
+        splits[name] = Split(fetch_keys, keys, classes, names, kept_paths, name == "train", numbering)
+    return Splits(**splits, partial=partial, skipped=tuple(skipped))

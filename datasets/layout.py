@@ -1,17 +1,25 @@
 """The files of a data set: finding its folder, listing its classes, and counting whether all of it is there."""
 
+import contextlib
 import functools
 import os
 import re
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+from PIL import Image
+
+from utilities.distributed import print_once
+
+Image.init()  # or Pillow knows only the commonest formats
+# of those that Pillow opens: EPS runs Ghostscript, IPTC may have an EPS in it, others carry no mark or are not decoded
+FORMATS = "JPEG PNG GIF BMP WEBP TIFF AVIF JPEG2000 PPM ICO PSD QOI SGI PCX".split()
+FORMATS = [name for name in FORMATS if name in Image.OPEN]
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")  # need not be opened to be listed
+HIDDEN = (".", "__")  # how names begin that no one gave: .git, .ipynb_checkpoints, __MACOSX
 
 
 def find_layout(source_path, name, layouts, tree, get=""):
-    """The first (folder, marker) that is there: layouts = [(folder, marker file or folder in it), ...].
-
-    Raises FileNotFoundError: a line that names the flags, then the expected tree and where the archive is to be had.
-    """
+    """The first (folder, marker) that is there: layouts = [(folder, marker file or folder in it), ...]. Raises
+    FileNotFoundError: a line that names the flags, then the expected tree and where the archive is to be had."""
     for folder, marker in layouts:
         folder = os.path.normpath(os.path.join(source_path, folder))
         if os.path.exists(os.path.join(folder, marker)):
@@ -21,16 +29,45 @@ def find_layout(source_path, name, layouts, tree, get=""):
     raise FileNotFoundError(f"--dataset {name} --source_path {source_path}: {problem}. {expected}")
 
 
-def class_folders(folder):
-    """[(class name, [image path, ...]), ...] of <folder>/<class>/*.jpg by name; folders without images are left out."""
-    classes = []
-    for name in sorted(os.listdir(folder)):
-        inner = os.path.join(folder, name)
-        if os.path.isdir(inner) and not name.startswith((".", "__")):
-            # macOS leaves ._name beside an image
-            images = sorted(n for n in os.listdir(inner) if n.lower().endswith(SUFFIXES) and not n.startswith("."))
-            classes += [(name, [os.path.join(inner, image) for image in images])] if images else []
-    return classes
+def class_folders(folder, flat=False):
+    """[(class name, [image path, ...]), ...] of the folders in `folder` by name; folders within belong to the class.
+    flat: where there is no class, the images in `folder` itself are one. What is left out is printed."""
+    classes, left_out = {}, []
+    for inner, folders, names in os.walk(folder, followlinks=True):
+        real, above = (os.path.join(os.path.realpath(path), "") for path in (inner, os.path.dirname(inner)))
+        is_hidden, is_loop = os.path.basename(inner).startswith(HIDDEN), above.startswith(real)
+        if inner != folder and (is_hidden or is_loop or not folders + names):
+            left_out.append(inner)
+            folders.clear()  # the walk goes on elsewhere
+            continue
+        images = classes.setdefault(os.path.relpath(inner, folder).split(os.sep)[0], [])  # "." is `folder`
+        for path in [os.path.join(inner, name) for name in names]:
+            (images if is_image(path) else left_out).append(path)
+    beside = classes.pop(".", [])
+    if flat and beside and not any(classes.values()):
+        classes, beside = {os.path.basename(os.path.abspath(folder)): beside}, []
+    say_left_out(folder, sorted(beside + left_out))
+    return [(name, sorted(paths)) for name, paths in sorted(classes.items()) if paths]
+
+
+def is_image(path):
+    """By the suffix, which costs nothing, else by the content; macOS leaves ._name.jpg beside an image."""
+    name = os.path.basename(path)
+    if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+        return True
+    with contextlib.suppress(Exception):  # Pillow raises whatever comes
+        if os.path.isfile(path):  # no pipe, which would wait
+            with Image.open(path, formats=FORMATS):
+                return True
+    return False
+
+
+def say_left_out(folder, paths):
+    """A line that counts what a reader of `folder` leaves out, and names the first."""
+    if paths:
+        names = [os.fsencode(os.path.relpath(path, folder)).decode(errors="backslashreplace") for path in paths[:3]]
+        line = ", ".join(names + ["..."] * (len(paths) > 3))
+        print_once(f"note: {folder}: {len(paths):,} files or folders left out (no images, or of no class): {line}")
 
 
 def read_list(path, form):
@@ -45,19 +82,15 @@ def on_disk(module, source_path):
     own lists, empty where nothing is lacking)."""
     # a folder is listed once, which is faster than to ask for each of its files
     names = functools.cache(lambda folder: set(os.listdir(folder)) if os.path.isdir(folder) else ())
-
-    def is_there(path):
-        return os.path.basename(path) in names(os.path.dirname(path))
-
     rows, problems, missing = {}, [], []
     for split, listed in module.rows(source_path).items():
-        rows[split] = [row for row in listed if is_there(row[2])]
-        missing += [path for *_, path in listed if not is_there(path)]
+        rows[split] = [row for row in listed if os.path.basename(row[2]) in names(os.path.dirname(row[2]))]
+        missing += [path for *_, path in set(listed) - set(rows[split])]
     for split, (classes, images) in getattr(module, "COUNTS", {}).items():
         found = len({c for c, _, _ in rows[split]}), len(rows[split])
         if found != (classes, images):
-            counted = f"{split}: found {found[0]:,} classes, {found[1]:,} images"
-            problems.append(f"{counted}, expected {classes:,} classes, {images:,} images")
+            wanted = f"expected {classes:,} classes, {images:,} images"
+            problems.append(f"{split}: found {found[0]:,} classes, {found[1]:,} images, {wanted}")
     if missing:
-        problems.append(f"{len(missing):,} listed images are missing, first {missing[0]}")
+        problems.append(f"{len(missing):,} listed images are missing, first {min(missing)}")
     return rows, "; ".join(problems)

@@ -7,20 +7,19 @@ stays of a damaged one. Then classes and images are counted; without --archive, 
 every image and lists the broken ones. Exit status: 0 all is well, 1 broken images, 2 partial data or bad input.
 """
 
-import argparse
-import contextlib
 import os
 import shutil
 import sys
 import tarfile
 import tempfile
 import zipfile
+from argparse import RawDescriptionHelpFormatter
 
 from tqdm import tqdm
 
 from datasets import DATASETS, images
 from datasets.layout import on_disk
-from utilities.command_line import OneLineParser, one_line_errors
+from utilities.command_line import OneLineParser, line_of, one_line_errors
 
 MODULES = {name: entry.module for name, entry in DATASETS.items() if entry.module}
 
@@ -45,13 +44,12 @@ def unpack(path, source_path, module):
 
     Raises ValueError, one line: damaged, not whole, links or devices that lead elsewhere, another archive, a full disk.
     """
+    is_new = not os.path.isdir(source_path)
     os.makedirs(source_path, exist_ok=True)
     try:
         with tempfile.TemporaryDirectory(dir=source_path, prefix=".unpacking-") as folder:
             extract(path, folder)
             found = [name for name in module.UNPACK if os.path.exists(os.path.join(folder, name))]
-            if not found:
-                raise ValueError(f"damaged, or has nothing of {', '.join(module.UNPACK)}")
             for name in found:
                 source, target = os.path.join(folder, name), os.path.join(source_path, module.UNPACK[name])
                 if os.path.isdir(source):
@@ -59,17 +57,19 @@ def unpack(path, source_path, module):
                 else:
                     os.makedirs(os.path.dirname(target), exist_ok=True)
                     shutil.move(source, target)
-    except Exception as problem:  # tarfile's, zipfile's, gzip's, bz2's, lzma's, and the disk's
-        with contextlib.suppress(OSError):
-            os.rmdir(source_path)  # if nothing else is there
-        raise ValueError(f"{path}: cannot be unpacked ({problem}). To be had: {module.GET}") from problem
+        problem = "" if found else f"damaged, or has nothing of {', '.join(module.UNPACK)}"
+    except Exception as error:  # tarfile's, zipfile's, gzip's, bz2's, lzma's, and the disk's
+        problem = line_of(error)
+    if problem:
+        if is_new and not os.listdir(source_path):
+            os.rmdir(source_path)
+        raise ValueError(f"{path}: cannot be unpacked ({problem}). To be had: {module.GET}")
     print(f"{path}: unpacked into {source_path}")
 
 
 @one_line_errors
 def main(argv):
-    form = argparse.RawDescriptionHelpFormatter
-    parser = OneLineParser("python -m datasets.prepare", description=__doc__, formatter_class=form)
+    parser = OneLineParser("python -m datasets.prepare", None, __doc__, formatter_class=RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("name", choices=list(MODULES))
     add("--archive", nargs="+", default=[], metavar="FILE", help="downloaded archives, and files like cars_annos.mat")

@@ -30,18 +30,15 @@ class Split(torch.utils.data.Dataset):
         return self.__getitems__([i])[0]
 
     def __getitems__(self, indices):  # what DataLoader calls for a batch
-        def new_seed():
-            return int(torch.randint(2**62, ())) if self.augmented else None
-
-        indices, seeds = zip(*(i if isinstance(i, tuple) else (i, new_seed()) for i in indices))
-        images = self.fetch([self.keys[i] for i in indices], seeds if self.augmented else None)
+        indices, seeds = zip(*(i if isinstance(i, tuple) else (i, None) for i in indices))
+        new = [int(torch.randint(2**62, ())) if seed is None else seed for seed in seeds] if self.augmented else None
+        images = self.fetch([self.keys[i] for i in indices], new)
         return [(image, int(self.labels[i])) for image, i in zip(images, indices)]
 
     def subset(self, indices, augmented=None):
         """The images at `indices`, with labels numbered anew."""
         keys, classes, paths = ([values[i] for i in indices] for values in (self.keys, self.classes, self.paths))
-        augmented = self.augmented if augmented is None else augmented
-        return Split(self.fetch, keys, classes, self.names, paths, augmented)
+        return Split(self.fetch, keys, classes, self.names, paths, self.augmented if augmented is None else augmented)
 
     def unaugmented(self):
         """The same images as the evaluation wants them."""
@@ -78,31 +75,23 @@ def train_val_split(train, share, by_samples=False, seed=0):
         kept = torch.zeros(len(train), dtype=torch.bool)
         for c in range(len(train.class_names)):
             members = torch.nonzero(train.labels == c).flatten()
-            members = members[torch.randperm(len(members), generator=generator)]
-            kept[members[: max(1, round(share * len(members)))]] = True
+            order = torch.randperm(len(members), generator=generator)
+            kept[members[order[: max(1, round(share * len(members)))]]] = True
     else:
         order = torch.randperm(len(train.class_names), generator=generator)
         kept = torch.isin(train.labels, order[: round(share * len(order))])
-    if kept.all() or not kept.any():
-        raise ValueError(f"--tv_split_perc {share:g}: leaves nothing on one side of {len(train.class_names)} classes")
     return train.subset(kept.nonzero()[:, 0].tolist()), train.subset((~kept).nonzero()[:, 0].tolist(), augmented=False)
 
 
 def subset_of_classes(train, n_classes=None, n_images=None, seed=0):
-    """`train` with n_classes of its classes and at most n_images of each, drawn by seed; None takes all.
-
-    Of one seed, the images of a smaller subset are among those of a larger one.
-    """
+    """`train` with n_classes of its classes and at most n_images of each, drawn by seed; None takes all. Of one seed,
+    the images of a smaller subset are among those of a larger one."""
     n_present = len(train.class_names)
-    if n_classes is not None and n_classes > n_present:
-        raise ValueError(f"--train_classes {n_classes}: the training split has {n_present}")
     generator = torch.Generator().manual_seed(seed)
     kept_classes = torch.randperm(n_present, generator=generator)[:n_classes]
     order = torch.randperm(len(train), generator=generator)
     order = order[torch.sort(train.labels[order], stable=True).indices]  # class after class, shuffled within
     counts = train.labels.bincount(minlength=n_present)
     place = torch.arange(len(train)) - (counts.cumsum(0) - counts)[train.labels[order]]  # within its class
-    kept = torch.isin(train.labels[order], kept_classes)
-    if n_images is not None:
-        kept &= place < n_images
+    kept = torch.isin(train.labels[order], kept_classes) & (place < (n_images or len(train)))
     return train.subset(order[kept].sort().values.tolist())

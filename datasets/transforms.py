@@ -28,8 +28,9 @@ class View:
         longer = int(shorter * max(height, width) / min(height, width))
         return (0, 0, height, width), (shorter, longer) if height <= width else (longer, shorter)
 
-    def __call__(self, pixels, full):
+    def __call__(self, pixels, full=None):
         """pixels (h, w, 3) of an image of size `full` before the cache made it smaller → uint8 (3, size, size)."""
+        full = full or pixels.shape[:2]
         part = resized_part(pixels, full, *self.plan(*full))
         for step in self.steps:
             part = step(part)
@@ -38,9 +39,7 @@ class View:
 
 def resized_part(pixels, full, box, target):
     """The part `box` (top, left, height, width) of an image of size `full`, resized: uint8 (3, *target).
-
-    pixels : (h, w, 3) uint8, of the whole image, maybe made smaller
-    """
+    pixels: (h, w, 3) uint8, of the whole image, maybe made smaller."""
     top, left, height, width = box
     if pixels.shape[:2] == full:
         part = pixels[top : top + height, left : left + width]

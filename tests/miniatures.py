@@ -34,17 +34,42 @@ def cub_archive(root):
     (folder / "images" / "._hidden.jpg").write_bytes(b"")  # as macOS leaves them
 
 
-def cars_archive(root):
-    """car_ims/ and cars_annos.mat: a struct array with one element an image, and 196 class names."""
+def save_mat(path, **arrays):
+    """A .mat file: of a list of rows {field: value} a struct array with an element a row, of a list of words a cell."""
     from scipy.io import savemat
 
-    rows = [(f"car_ims/{i:06d}.jpg", 1, 1, 40, 30, (1, 98, 99, 196)[i % 4], i % 2) for i in range(1, 13)]
-    for name, *_ in rows:
+    def array(values):
+        fields = [
+            (name, "O" if isinstance(value, str) else "u2") for name, value in getattr(values[0], "items", list)()
+        ]
+        return np.array([tuple(row.values()) if fields else row for row in values], dtype=fields or object)[None]
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    savemat(path, {name: array(values) for name, values in arrays.items()})
+
+
+CAR_NAMES = [f"Make Model {c:03d} 2012" for c in range(1, 197)]
+CAR_CLASSES = [(1, 98, 99, 196)[i % 4] for i in range(1, 13)]  # of the 12 images
+
+
+def cars_archive(root):
+    """car_ims/ and cars_annos.mat."""
+    names = [f"car_ims/{i:06d}.jpg" for i in range(1, 13)]
+    for name in names:
         write(root / name)
-    corners = [(f"bbox_{corner}", "u2") for corner in ("x1", "y1", "x2", "y2")]
-    fields = [("relative_im_path", "O"), *corners, ("class", "u1"), ("test", "u1")]
-    names = np.array([f"Make Model {c:03d} 2012" for c in range(1, 197)], dtype=object)
-    savemat(root / "cars_annos.mat", {"annotations": np.array(rows, dtype=fields)[None], "class_names": names[None]})
+    rows = [{"relative_im_path": name, "bbox_x1": 1, "class": c, "test": 0} for name, c in zip(names, CAR_CLASSES)]
+    save_mat(root / "cars_annos.mat", annotations=rows, class_names=CAR_NAMES)
+
+
+def cars_devkit(root, labelled=""):
+    """cars_train/, cars_test/ and the devkit, each numbered from 1; `labelled`: where the test annotations lie."""
+    save_mat(root / "devkit" / "cars_meta.mat", class_names=CAR_NAMES)
+    for part, classes, path in (("train", CAR_CLASSES[:7], "devkit/cars_train_annos.mat"),
+                                ("test", CAR_CLASSES[7:], f"{labelled}cars_test_annos_withlabels.mat")):  # fmt: skip
+        rows = [{"bbox_x1": 1, "class": c, "fname": f"{i:05d}.jpg"} for i, c in enumerate(classes, 1)]
+        for row in rows:
+            write(root / f"cars_{part}" / row["fname"])
+        save_mat(root / path, annotations=rows)
 
 
 def products(images, lists):
@@ -79,6 +104,8 @@ LAYOUTS = {
     ("cub200", "published"): lambda root: class_folders(root / "cub200" / "images", CUB),
     ("cars196", "archive"): cars_archive,
     ("cars196", "archive in its folder"): lambda root: cars_archive(root / "cars196"),
+    ("cars196", "devkit"): cars_devkit,
+    ("cars196", "devkit in its folder"): lambda root: cars_devkit(root / "cars196", "devkit/"),
     ("cars196", "published"): lambda root: class_folders(root / "cars196" / "images", CARS),
     ("online_products", "archive"): lambda root: products(*[root / "Stanford_Online_Products"] * 2),
     ("online_products", "published"): lambda root: products(

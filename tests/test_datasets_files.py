@@ -13,6 +13,7 @@ from miniatures import CUB, LAYOUTS, class_folders, options, select, short_run, 
 import datasets
 import evaluation
 import main
+from datasets import prepare
 
 
 @pytest.mark.parametrize("name, layout", list(LAYOUTS))
@@ -64,6 +65,56 @@ def test_a_folder_of_train_query_and_gallery(tmp_path):
         select("folder", tmp_path)
 
 
+def test_what_pillow_opens_is_read_in_nested_folders_too_and_the_rest_is_counted_aloud(tmp_path, capsys):
+    formats = {"JFIF": "JPEG", "avif": "AVIF", "jp2": "JPEG2000", "ppm": "PPM", "": "PNG", "txt": "WEBP", "TIF": "TIFF"}
+    for i, (suffix, kind) in enumerate(formats.items()):
+        write(tmp_path / f"class{i}" / ("deeper/deepest" * (i % 2)) / f"1.{suffix}".rstrip("."), format=kind)
+    write(tmp_path / "class7" / "1.jpg")
+    write(tmp_path / ".thumbnails" / "1.jpg")
+    write(tmp_path / "beside.jpg")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "class0" / "notes.html").write_text("<html>")
+    os.mkfifo(tmp_path / "class1" / "pipe")
+    (tmp_path / "class2" / "loop").symlink_to(tmp_path)
+    (tmp_path / "linked").symlink_to(tmp_path / "class7")
+    splits = select("folder", tmp_path)
+    assert splits.train.class_names + splits.test.class_names == [f"class{i}" for i in range(8)] + ["linked"]
+    assert all(
+        abs(int(split[i][0].float().mean()) - 200) < 5 for split in (splits.train, splits.test) for i in range(4)
+    )
+    assert "6 files or folders left out (no images, or of no class): .thumbnails, beside.jpg, class0/notes" in (
+        capsys.readouterr().out
+    )
+    LAYOUTS["folder", "train and test"](tmp_path / "b")
+    write(tmp_path / "b" / "val" / "c" / "1.jpg")
+    assert prepare.main(["folder", "--source_path", str(tmp_path / "b"), "--verify", "--kernels", "0"]) == 0
+    assert "1 files or folders left out (no images, or of no class): val" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "place", ["holiday/*", "holiday/test/*", "holiday/test/x/*", "holiday/x/*", "holiday/{query,gallery}/x/*"]
+)
+def test_any_folder_of_images_can_be_embedded_and_training_on_it_is_one_line(place, tmp_path, counts, capsys):
+    LAYOUTS["cub200", "archive"](tmp_path)
+    flags = [*short_run("cub200", tmp_path), "--kernels", "0", "--no_train_metrics"]
+    more = ["--use_tv_split", "--tv_split_perc", "0.5", "--train_images", "2"]  # which other images need not have
+    assert main.main([*flags, *more]) == 0
+    for part in re.findall("query|gallery", place) or [place]:
+        for i in range(3):
+            write(tmp_path / re.sub("{.*}", part, place).replace("*", f"{i}.jpg"))
+    run = tmp_path / "runs" / "cub200" / "Sample_Run_s0"
+    other = ["--dataset", "folder", "--source_path", str(tmp_path / "holiday")]
+    argv = ["--evaluate_only", "--checkpoint", str(run / "best.pt"), *other, "--save_embeddings"]
+    assert main.main(argv) == 0, capsys.readouterr().err
+    (written,) = re.findall("written: (.*npz)", capsys.readouterr().out)
+    with np.load(written) as file:
+        name = {"holiday/*": "holiday", "holiday/test/*": "test"}.get(place, "x")
+        assert file["class_names"].tolist() == [name] and file["labels"].tolist() == [0, 0, 0]
+        assert sorted(os.path.basename(path) for path in file["paths"].tolist()) == ["0.jpg", "1.jpg", "2.jpg"]
+    assert main.main([*flags, *other]) == 2
+    assert "no image of the train split is there" in capsys.readouterr().err
+
+
 def test_counts_are_checked_before_anything_else(tmp_path):
     """CUB with its published counts of (empty) files passes; with one less it does not."""
     per_class = np.full(200, 58)
@@ -102,7 +153,7 @@ def test_a_missing_folder_shows_the_expected_tree_and_the_archive(name, tmp_path
     assert module.TREE in text and getattr(module, "GET", "") in text and "Traceback" not in text
 
 
-def test_what_is_no_such_data_set_is_told(tmp_path, counts):
+def test_what_is_no_such_data_set_is_told(tmp_path, counts, capsys):
     LAYOUTS["cars196", "archive"](tmp_path / "a")
     whole = (tmp_path / "a" / "cars_annos.mat").read_bytes()
     for damaged in (whole[:-700], b"", b"\0" * 500):
@@ -112,7 +163,8 @@ def test_what_is_no_such_data_set_is_told(tmp_path, counts):
     write(tmp_path / "c" / "images" / "Hummer" / "1.jpg")  # a cars folder
     with pytest.raises(ValueError, match="train: found 0 classes"):
         datasets.select(options("cub200", tmp_path / "c"))
-    with pytest.raises(ValueError, match="no image of the test split is there"):
+    assert "images: 1 files or folders left out (no images, or of no class): Hummer" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="no image of the train split is there"):
         select("folder", tmp_path / "c" / "images")
     for name, path in (("inshop", "list_eval_partition.txt"), ("online_products", "Ebay_test.txt")):
         LAYOUTS[name, "archive"](tmp_path / name)
@@ -120,6 +172,22 @@ def test_what_is_no_such_data_set_is_told(tmp_path, counts):
         lines.write_text(lines.read_text().rstrip() + "cut_off\n1 two three\n")
         with pytest.raises(ValueError, match="(gallery|test): found 2 classes, [35] images"):
             datasets.select(options(name, tmp_path / name), 32)
+
+
+def test_what_is_advised_for_a_broken_image_works(tmp_path, capsys):
+    """To replace it and go on with the run, or to leave it out of a new one."""
+    LAYOUTS["folder", "train and test"](tmp_path)
+    argv, broken = [*short_run("folder", tmp_path), "--kernels", "0"], tmp_path / "train" / "train1" / "b_1.jpg"
+    assert main.main(argv) == 0
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:300])
+    again = [*argv, "--n_epochs", "2", "--resume"]
+    assert main.main(again) == 2
+    line = capsys.readouterr().err
+    assert "b_1.jpg: cannot be decoded" in line and "replace it, or leave it out by --skip_broken (in a new run" in line
+    assert main.main([*argv, "--skip_broken", "--group", "new"]) == 0
+    broken.write_bytes(whole)
+    assert main.main(again) == 0
 
 
 @pytest.mark.parametrize("kernels", [0, 1])
@@ -154,7 +222,7 @@ def test_broken_images_are_skipped_and_counted_and_the_run_says_so(tmp_path, cap
     assert "expected 100 classes" in config["partial"] and len(config["skipped_broken"]) == 1
     for path in folder.glob("[12]0[01]*/*"):
         path.write_bytes(b"")
-    with pytest.raises(ValueError, match="no image of the test split is there, or none that can be decoded"):
+    with pytest.raises(ValueError, match="no image of the test split is there or can be decoded"):
         select("cub200", tmp_path, "--skip_broken")
 
 

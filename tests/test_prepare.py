@@ -84,6 +84,8 @@ def test_damaged_and_wrong_archives_are_one_line_and_leave_nothing(tmp_path, cap
     assert "CUB_200_2011.tgz of CUB-200-2011" in refused(tmp_path, capsys, "none.tgz")  # where it is to be had
     packed(tmp_path / "other.zip", "zip", {"images/x.jpg": b"x"})
     assert "has nothing of CUB_200_2011" in refused(tmp_path, capsys, "other.zip")
+    (tmp_path / "mine").mkdir()  # what was there stays, empty or not
+    assert run("cub200", tmp_path / "mine", "--archive", tmp_path / "other.zip") == 2 and (tmp_path / "mine").is_dir()
     with pytest.raises(SystemExit):
         run("folder", tmp_path / "data", "--archive", tmp_path / "half.tgz")
     assert "has no archive of its own" in capsys.readouterr().err
