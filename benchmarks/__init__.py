@@ -22,8 +22,7 @@ def parser(about, repeats=None):
 
 def heading(what, small):
     """A line on the machine and what is measured there."""
-    gpu = DEVICE.type == "cuda"
-    machine = torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads"
+    machine = f"CPU, {torch.get_num_threads()} threads" if DEVICE.type == "cpu" else torch.cuda.get_device_name()
     return f"{machine}; torch {torch.__version__}; {what}{'; SMALL SIZES, no measurement' if small else ''}"
 
 
@@ -39,13 +38,16 @@ def head(*names):
     return f"{row(*(name.rstrip(':') for name in names))}\n|{rule}|"
 
 
+def now():
+    """The clock's seconds, once the GPU has done all that it was given."""
+    torch.cuda.synchronize() if DEVICE.type == "cuda" else None
+    return time.perf_counter()
+
+
 def seconds(work, *arguments):
     """(how long it took, what it gave), the GPU's part included."""
-    torch.cuda.synchronize() if DEVICE.type == "cuda" else None
-    start = time.perf_counter()
-    result = work(*arguments)
-    torch.cuda.synchronize() if DEVICE.type == "cuda" else None
-    return time.perf_counter() - start, result
+    start, result = now(), work(*arguments)
+    return now() - start, result
 
 
 def turns(works, repeats, uncounted=1):

@@ -33,11 +33,12 @@ COLUMNS = ("workload", "ours, ms a step:", "peer", "ms a step:", "ratio of the f
 
 
 def build(folder, *flags):
-    """A Run of main.py with these flags, built and not trained, in a folder of its own."""
+    """A Run of main.py with these flags, begun and not trained, in a folder of its own."""
     fixed = "--checkpoint_minutes 1000000 --no_train_metrics --n_epochs 1 --evaluation_metrics e_recall@1".split()
     opt = parameters.parse(["--save_path", folder, *fixed, *map(str, flags)])
+    device, name = devices.choose_device(opt)
     with contextlib.redirect_stdout(io.StringIO()):  # its opening line
-        return program.build(opt, *devices.choose_device(opt), Signals())
+        return program.begin(program.build(opt, device, Signals()), name)
 
 
 def ours(run, steps):
@@ -55,7 +56,7 @@ def network_of(run, tuned):
     criterion = criteria.select(opt, run.criterion.n_classes).to(device)
     groups = model.param_groups(opt.lr) + criterion.param_groups(opt.lr)
     optimizer = torch.optim.Adam(groups, lr=opt.lr, weight_decay=opt.decay, **({"fused": True} if tuned else {}))
-    return model, devices.compiled(opt, model, device) if tuned else model, criterion, optimizer
+    return model, torch.compile(model) if tuned and run.compiled else model, criterion, optimizer
 
 
 def plain(run, tuned, network=None):
