@@ -2,6 +2,8 @@
 
 import functools
 
+import torch
+
 from criteria import miners
 from criteria.antico import AntiCo, NoBase
 from criteria.base import Criterion, NonFinite, ProxyCriterion
@@ -57,12 +59,14 @@ PUBLISHED = {
 }  # fmt: skip
 
 
-def assemble(opt, n_classes, acting):
-    """Build the criterion of a run, and add to the set `acting` the flags that it reads; without n_classes nothing is
-    built. A class falls back to the flags of the registered class that it derives from."""
+def select(opt, n_classes):
+    """The criterion that --loss names, for n_classes training classes: embeddings (B, d), labels (B,) → scalar; in its
+    `.acting` the names of the flags that make it. ValueError, one line, for what does not exist or go together."""
+    acting = {"loss"}
 
     def values(cls, *prefixes, **parts):
-        """{argument: value}: a part, a fact of the data, or its flag; the others keep their defaults."""
+        """{argument: value}: a part, a fact of the data, or its flag, that of a registered parent of the class where it
+        has none itself; the others keep their defaults."""
         given, chosen = dict(n_classes=n_classes, embed_dim=opt.embed_dim, **parts), {}
         for argument in arguments_of(cls):
             names = [PUBLISHED.get(prefix + argument, prefix + argument) for prefix in prefixes]
@@ -76,14 +80,15 @@ def assemble(opt, n_classes, acting):
         return chosen
 
     def make(cls, *prefixes, **parts):
-        arguments = values(cls, *prefixes, **parts)
-        return cls(**arguments) if n_classes else None
+        return cls(**values(cls, *prefixes, **parts))
 
     def make_base(picked_by):
         name, parts = getattr(opt, picked_by), {}
         acting.add(picked_by)
         if name.startswith("pml."):
-            return make(library_loss, "pml_", name=name.removeprefix("pml."))
+            loss = make(library_loss, "pml_", name=name.removeprefix("pml."))
+            acting.difference_update([] if loss.param_groups(opt.lr) else ["pml_lrmulti"])
+            return loss
         known = {**BASES, "none": NoBase} if picked_by == "antico_base" else CRITERIA
         cls = lookup(f"--{picked_by}", name, {**known, "pml.<ClassName>": None})
         if "miner" in arguments_of(cls):
@@ -91,27 +96,19 @@ def assemble(opt, n_classes, acting):
             miner = lookup("--batch_mining", opt.batch_mining, MINERS)
             settings = values(miner, f"miner_{opt.batch_mining}_")
             parts["miner"] = functools.partial(miner, **settings) if settings else miner
-        if issubclass(cls, NIR):  # it has a flag of its own for the proxies' learning rate
-            parts["base"] = make(OProxy, "loss_oproxy_", mode="anchor", lr_multi=1.0)
+        if issubclass(cls, NIR):  # it has a flag of its own for the proxies' rate, and they start larger, as published
+            parts["base"] = make(OProxy, "loss_oproxy_", mode="anchor", lr_multi=1.0, std=1.0)
         parents = [other for parent in cls.__mro__[1:] for other, known in BASES.items() if known is parent]
         return make(cls, *(f"loss_{each}_" for each in (name, *parents)), **parts)
 
-    if opt.loss not in ANTICO:
-        return make_base("loss")
-    acting.add("loss")
-    return make(AntiCo, "antico_", base=make_base("antico_base"), raw_embeddings=opt.loss == "antico")
+    criterion = make_base("antico_base" if opt.loss in ANTICO else "loss")
+    if opt.loss in ANTICO:
+        criterion = make(AntiCo, "antico_", base=criterion, raw_embeddings=opt.loss == "antico")
+    criterion.n_classes, criterion.acting = n_classes, acting
+    return criterion
 
 
 def acting_flags(opt):
-    """The names of the flags that make this run's loss. ValueError, one line, for an unknown loss, base or miner."""
-    acting = set()
-    assemble(opt, None, acting)
-    return acting
-
-
-def select(opt, n_classes):
-    """The criterion that --loss names, for n_classes training classes: embeddings (B, d), labels (B,) → scalar.
-    ValueError, one line, for an unknown name or a combination that makes no sense."""
-    criterion = assemble(opt, n_classes, set())
-    criterion.n_classes = n_classes
-    return criterion
+    """The names of the flags that make this run's loss, and the errors of `select`, before there are data."""
+    with torch.random.fork_rng(devices=[]):
+        return select(opt, 2).acting

@@ -18,7 +18,7 @@ class NoBase(Criterion):
 
 
 class AntiCo(Criterion):
-    """Anti-Collapse loss over a base loss (Jiang et al., TMM 2024).
+    """Anti-Collapse loss over a base loss (Jiang et al., TMM 2024, arXiv 2407.03106; MCR²: Yu et al., NeurIPS 2020).
 
     align · base + w · term(R), R = 1/2 logdet(I + gam1 s ZᵀZ) (nats) of the L2-normalised rows Z, which are
 
@@ -29,25 +29,15 @@ class AntiCo(Criterion):
       not normalised: a mean is the longer, up to 1, the tighter its class. So R rises when classes part and when they
       draw together; R_max is reached by classes that are points, spread evenly.
 
-    The term is, by `form`, `exp`: exp(-gam2 R), published, which underflows beyond R of about 15; `neg`: -gam2 R, the
-    expansion term of MCR²; `normalized`: 1 - R/R_max, in [0, 1], with a gradient whatever n and d. The scale s is, by
-    `scale`, `published`: d / (n eps) for `pair` and `class_means`, n / (d eps) for the proxies; `mcr2`: d / (n eps²)
-    for all four.
-
-    Parameters
-    ----------
-    base : Criterion or any module (embeddings, labels) → scalar
-        The label-driven loss underneath; for the two proxy variants with one vector a class: `.proxies` (C, d) or, as
-        pytorch-metric-learning's class weights, `.W` (d, C). ValueError without.
-    w, eps : float
-        Where they are not given, those of `--loss antico_<variant>` over this base (DEFAULTS in parameters.py).
-    raw_embeddings : bool
-        True takes the embeddings of `pair` as the network gives them, as published, instead of L2-normalising them.
+    form : `exp`: exp(-gam2 R), published, which underflows beyond R of about 15; `neg`: -gam2 R, the expansion term of
+        MCR²; `normalized`: 1 - R/R_max, in [0, 1], with a gradient whatever n and d
+    scale : `published`: s = d / (n eps) for `pair` and `class_means`, n / (d eps) for the proxies; `mcr2`: d / (n eps²)
+    base : Criterion or any module (embeddings, labels) → scalar, the label-driven loss underneath; ValueError if a
+        proxy variant finds no vector a class in it: `.proxies` (C, d), or `.W` (d, C) as in pytorch-metric-learning
+    w, eps : by default those of `--loss antico_<variant>` over this base (DEFAULTS in parameters.py)
+    raw_embeddings : True takes the embeddings of `pair` as they come, as published, instead of L2-normalising them
 
     `.logs` has the base's logs, `base`, `term`, `coding_rate` (R, nats) and `coding_rate_share` (R / R_max).
-
-    Source: Jiang et al., Anti-Collapse Loss for Deep Metric Learning, IEEE TMM 2024, arXiv 2407.03106; MCR²: Yu et
-    al., NeurIPS 2020, eq. 1 and 8.
     """
 
     def __init__(self, base, variant="batch_proxy", form="normalized", align=1.0, w=None, gam1=1.0, gam2=1.0, eps=None,
@@ -65,7 +55,7 @@ class AntiCo(Criterion):
             raise ValueError(f"AntiCo: variant {variant} needs {wanted}; pair and class_means go with every base")
         self.base, self.variant, self.form, self.scale, self.align = base, variant, form, scale, align
         self.gam1, self.gam2, self.raw_embeddings = gam1, gam2, raw_embeddings and variant == "pair"
-        self.n_classes, self.embed_dim = base.n_classes, base.embed_dim
+        self.n_classes, self.embed_dim, self.mined = base.n_classes, base.embed_dim, base.mined
 
     @property
     def proxies(self):
@@ -88,8 +78,8 @@ class AntiCo(Criterion):
         Z = embeddings if self.raw_embeddings else normalize(embeddings, dim=1)
         if self.variant == "pair":
             return Z, len(Z)
-        # each class once: later samples of it get a zero row. The shapes then depend on B alone, so nothing waits for
-        # the device and a compiled loss is compiled once.
+        # each class once: later samples of it get a zero row, so that shapes depend on B alone and nothing waits
+        labels = labels.to(Z.device, non_blocking=True)
         same = labels[:, None] == labels[None, :]
         again = same.tril(-1).any(1)
         Z = proxies[labels] if self.variant == "batch_proxy" else same.to(Z.dtype) @ Z / same.sum(1, keepdim=True)
@@ -107,8 +97,7 @@ class AntiCo(Criterion):
 
     def loss(self, embeddings, labels):
         shared = isinstance(self.base, ProxyCriterion)  # the proxies are normalised once for both
-        of_proxies = shared or self.variant in OF_PROXIES
-        proxies = normalize(self.proxies.to(embeddings.dtype), dim=1) if of_proxies else None
+        proxies = normalize(self.proxies.to(embeddings.dtype), dim=1) if shared or self.variant in OF_PROXIES else None
         if shared:
             base = self.base.proxy_loss(normalize(embeddings, dim=1), proxies, labels)
         else:

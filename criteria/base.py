@@ -1,5 +1,7 @@
 """What every criterion has: checked input, full precision, logs, and its own parameter groups."""
 
+import importlib.util
+
 import torch
 from torch import nn
 from torch.nn.functional import normalize
@@ -15,16 +17,16 @@ class Criterion(nn.Module):
     """Base class of the losses: subclasses write `loss(embeddings, labels)` and, where they learn, `param_groups(lr)`.
 
     Calling a criterion with embeddings (B, d) and labels (B,) of classes 0..C-1 gives a scalar, finite for a batch of
-    one class and one without positive pairs too. It is computed in float32, or float64 where they or its own parameters
-    are, whatever the autocast state: a temperature of 64 turns bf16's last digit into a factor of 1.3.
+    one class and one without positive pairs too, in float32, or float64 where they or its parameters are, whatever the
+    autocast state: a temperature of 64 turns bf16's last digit into a factor of 1.3. Labels may stay on the host.
 
-    Raises ValueError that names the loss for a wrong shape, an empty batch, labels outside 0..C-1 or embeddings that
-    are not finite (`NonFinite`). On a GPU the last two are looked at in the first call and every 100th after it, since
-    looking waits for the device; a compiled criterion does not look.
+    ValueError that names the loss for a wrong shape, an empty batch, labels outside 0..C-1 or embeddings with NaN or
+    infinity (`NonFinite`). Looking for the last two waits for a GPU: its 1st call does, its 101st, ..., none compiled.
     """
 
     name = ""  # in the registry, which sets it: AntiCo's defaults go by it
     n_classes = embed_dim = None  # labels and embeddings are checked against them where they are known
+    mined = False  # pairs decide its shapes: not for torch.compile, and it waits for a GPU that has the labels
 
     def __init__(self):
         super().__init__()
@@ -44,7 +46,8 @@ class Criterion(nn.Module):
         return ""
 
     def param_groups(self, lr):
-        """The optimizer's groups for the criterion's own parameters, given the network's learning rate."""
+        """The optimizer's groups of the criterion's own parameters, given the network's learning rate lr: proxies learn
+        at `lr_multi` times lr, by default 2000 times, which is 2.0 at lr=1e-3."""
         return []
 
     def forward(self, embeddings, labels):
@@ -52,8 +55,10 @@ class Criterion(nn.Module):
         dtype = torch.float32
         for x in (embeddings, *self.parameters()):
             dtype = torch.promote_types(dtype, x.dtype)
+        labels = labels.long()  # as an index uint8 would be a mask
+        labels = labels if self.mined else labels.to(embeddings.device, non_blocking=True)
         with torch.autocast(embeddings.device.type, enabled=False):
-            return self.loss(embeddings.to(dtype), labels.long())  # as an index uint8 would be a mask
+            return self.loss(embeddings.to(dtype), labels)
 
     def check(self, embeddings, labels):
         shapes = embeddings.ndim == 2 and labels.shape == embeddings.shape[:1] and len(labels) > 0
@@ -85,12 +90,10 @@ class ProxyCriterion(Criterion):
     times the network's rate, and start as normal numbers of deviation `std`, by default Kaiming's for fan-out C.
     """
 
-    std = None
-
-    def __init__(self, n_classes, embed_dim, lr_multi=2000.0):
+    def __init__(self, n_classes, embed_dim, lr_multi=2000.0, std=None):
         super().__init__()
         self.n_classes, self.embed_dim, self.lr_multi = n_classes, embed_dim, lr_multi
-        self.proxies = nn.Parameter((self.std or (2 / n_classes) ** 0.5) * torch.randn(n_classes, embed_dim))
+        self.proxies = nn.Parameter((std or (2 / n_classes) ** 0.5) * torch.randn(n_classes, embed_dim))
 
     def param_groups(self, lr):
         return [{"params": [self.proxies], "lr": lr * self.lr_multi, "weight_decay": 0.0}]
@@ -100,9 +103,14 @@ class ProxyCriterion(Criterion):
         return self.proxy_loss(normalize(embeddings, dim=1), proxies, labels)
 
 
+def need_package(owner, module, package):
+    """ValueError, one line, where the module cannot be imported."""
+    if importlib.util.find_spec(module) is None:
+        raise ValueError(f"{owner}: needs {package}: pip install {package}")
+
+
 def need(owner, low=1e-9, high=1e9, **arguments):
-    """ValueError, one line, for an argument outside [low, high]; by default a factor that leaves no gradient, divides
-    by 0 or overflows float32."""
+    """ValueError for an argument outside [low, high], by default one that leaves no gradient or overflows float32."""
     for name, value in arguments.items():
         if not low <= value <= high:
             bounds = "positive" if low == 1e-9 else f"from {low:g} to {high:g}"
@@ -117,10 +125,8 @@ def need_choice(owner, *choices, **arguments):
 
 
 def squared_distances(x):
-    """Squared Euclidean distances (B, B) of the rows of x (B, d), of length 1 or 0, accurate down to 1e-6 apart.
-
-    In float64, whose rounding counts as 0: float32's is that of a distance of 3e-4, where a collapsing model is.
-    """
+    """Squared Euclidean distances (B, B) of the rows of x (B, d), of length 1 or 0, accurate down to 1e-6 apart: in
+    float64, whose rounding counts as 0. Float32's is that of a distance of 3e-4, where a collapsing model is."""
     wide = x.detach().double()
     products = wide @ wide.T
     norms = products.diagonal().clone()
@@ -145,7 +151,8 @@ class Distances(torch.autograd.Function):
         weight = torch.where(distance > 0, grad / distance, 0)
         weight = weight + weight.T
         x = x - x[:1]  # Σ_j w_ij (x_i - x_j) does not see the shift, and the products are as small as the spread
-        return weight.sum(1, keepdim=True) * x - weight @ x
+        with torch.autocast(x.device.type, enabled=False):
+            return weight.sum(1, keepdim=True) * x - weight @ x
 
 
 def distances(embeddings):

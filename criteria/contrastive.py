@@ -10,13 +10,12 @@ class Contrastive(Criterion):
     Mean of [D - pos_margin]₊ over positive pairs + mean of [neg_margin - D]₊ over negative pairs, where not 0. D are
     Euclidean distances of L2-normalised embeddings, and so are the margins, 0 to 2. As in the Reality Check and
     pytorch-metric-learning the hinges are not squared (Hadsell et al. square them) and each mean is over the terms
-    above 0. A miner (embeddings, labels) → (anchors, positives, negatives) takes the pairs of its triplets instead of
-    all pairs of the batch; `miners.every` means all pairs, each once.
+    above 0. With a miner (`miners.py`) the pairs are those of its triplets; without, or with `miners.every`, all, once.
     """
 
     def __init__(self, miner=None, pos_margin=0.0, neg_margin=1.0):
         super().__init__()
-        self.miner = None if miner is every else miner
+        self.miner, self.mined = (None, False) if miner in (None, every) else (miner, True)
         self.pos_margin, self.neg_margin = pos_margin, neg_margin
 
     def loss(self, embeddings, labels):

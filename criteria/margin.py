@@ -15,7 +15,7 @@ class Margin(Criterion):
 
     def __init__(self, miner, margin=0.2, beta=1.2, beta_lr=5e-4):
         super().__init__()
-        self.miner, self.margin, self.beta_lr = miner, margin, beta_lr
+        self.miner, self.mined, self.margin, self.beta_lr = miner, True, margin, beta_lr
         self.beta = nn.Parameter(torch.tensor(float(beta)))
 
     def param_groups(self, lr):

@@ -1,7 +1,8 @@
 """Batch miners: (embeddings (B, d), labels (B,), own parameters) → index tensors (anchors, positives, negatives), (T,).
 
 Nothing is differentiated. Distances are Euclidean, of L2-normalised embeddings. Images without a positive or without a
-negative are no anchors; a batch without any gives T = 0.
+negative are no anchors; a batch without any gives T = 0. Pairs are found where the labels are, since their number waits
+for that device: with labels on the host a GPU's embeddings are not waited for.
 """
 
 import torch
@@ -11,18 +12,31 @@ from criteria.base import lowest, pair_masks, squared_distances
 from criteria.rate import full_precision
 
 
-def geometry(embeddings, labels):
-    """Squared distances (B, B), and the masks of positive pairs whose anchor has a negative, and of negative pairs."""
-    squared = squared_distances(normalize(full_precision(embeddings), dim=1))
+def moved(device, *tensors):
+    """The tensors on the device; the host does not wait for a copy, for which its memory must be pinned."""
+    pinned = [x.pin_memory() if (x.device.type, device.type) == ("cpu", "cuda") else x for x in tensors]
+    return [x.to(device, non_blocking=True) for x in pinned]
+
+
+def masks(labels):
+    """(B, B), where the labels are: positive pairs whose anchor has a negative, and negative pairs."""
     positive, negative = pair_masks(labels)
-    return squared, positive & (labels != labels[0]).any(), negative  # with two classes every image has a negative
+    return positive & (labels != labels[0]).any(), negative  # with two classes every image has a negative
+
+
+def geometry(embeddings, labels):
+    """Squared distances (B, B), the positive pairs (anchors, positives), and the mask (B, B) of negative pairs."""
+    positive, negative = masks(labels)
+    squared = squared_distances(normalize(full_precision(embeddings), dim=1))
+    return squared, *moved(embeddings.device, *positive.nonzero(as_tuple=True), negative)
 
 
 def draw(weight):
     """One column a row of (R, B), in proportion to the weights, by the inverse of their cumulative sum."""
     cumulative = weight.cumsum(1, dtype=torch.float64)
     u = torch.rand(len(weight), 1, dtype=torch.float64, device=weight.device) * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, u, right=True).squeeze(1)
+    # NaN, of embeddings with NaN, is looked for beyond the end
+    return torch.searchsorted(cumulative, u, right=True).squeeze(1).clamp(max=weight.shape[1] - 1)
 
 
 def draw_from(mask, otherwise):
@@ -30,75 +44,62 @@ def draw_from(mask, otherwise):
     return draw(torch.where(mask.any(1, keepdim=True), mask, otherwise))
 
 
-@torch.no_grad()
 def every(embeddings, labels):
     """All triplets of the batch."""
-    _, positive, negative = geometry(embeddings, labels)
+    positive, negative = masks(labels)
     anchors, positives = positive.nonzero(as_tuple=True)
     pair, negatives = negative[anchors].nonzero(as_tuple=True)
-    return anchors[pair], positives[pair], negatives
+    return moved(embeddings.device, anchors[pair], positives[pair], negatives)
 
 
-@torch.no_grad()
 def random(embeddings, labels):
     """Each positive pair with a negative drawn uniformly."""
-    _, positive, negative = geometry(embeddings, labels)
-    anchors, positives = positive.nonzero(as_tuple=True)
+    _, anchors, positives, negative = geometry(embeddings, labels)
     return anchors, positives, draw_from(negative[anchors], negative[anchors])
 
 
-@torch.no_grad()
 def semihard(embeddings, labels, margin=0.2):
     """Each positive pair with a negative farther by less than `margin`, else any (Schroff et al., CVPR 2015, 3.2)."""
-    squared, positive, negative = geometry(embeddings, labels)
+    squared, anchors, positives, negative = geometry(embeddings, labels)
     distance = squared.sqrt_()
-    anchors, positives = positive.nonzero(as_tuple=True)
     away, to_positive = distance[anchors], distance[anchors, positives][:, None]
     band = negative[anchors] & (away > to_positive) & (away < to_positive + margin)
     return anchors, positives, draw_from(band, negative[anchors])
 
 
-@torch.no_grad()
 def softhard(embeddings, labels):
     """A positive beyond the nearest negative, a negative nearer than the farthest positive (Roth & Brattoli, 2019).
-
-    One triplet an anchor, each drawn uniformly; where there is none, from all.
-    """
-    distance, positive, negative = geometry(embeddings, labels)
+    One triplet an anchor, each drawn uniformly; where there is none, from all."""
+    positive, negative = masks(labels)
     anchors = positive.any(1).nonzero().squeeze(1)
-    distance, positive, negative = distance[anchors], positive[anchors], negative[anchors]
+    anchors, positive, negative = moved(embeddings.device, anchors, positive[anchors], negative[anchors])
+    distance = squared_distances(normalize(full_precision(embeddings), dim=1))[anchors]
     nearest_negative = distance.masked_fill(~negative, torch.inf).amin(1, keepdim=True)
     farthest_positive = distance.masked_fill(~positive, -torch.inf).amax(1, keepdim=True)
     positives = draw_from(positive & (distance > nearest_negative), positive)
     return anchors, positives, draw_from(negative & (distance < farthest_positive), negative)
 
 
-@torch.no_grad()
 def distance_weighted(embeddings, labels, lower_cutoff=0.5, upper_cutoff=1.4):
     """Each positive pair with a negative drawn about uniformly in distance (Wu et al., ICCV 2017, eq. 3-4).
 
     On the unit sphere distances of random points have density q(t) ∝ t^(d-2) (1 - t²/4)^((d-3)/2); a negative at
     distance t is drawn with probability ∝ 1 / q(max(t, lower_cutoff)), and not at all from upper_cutoff on. An anchor
     without a negative in reach draws from all its negatives alike. The upper cutoff of 1.4 is the authors'; the
-    published code reads it and does without, as 2 does here: at a random start in 512 dimensions two thirds of the
-    negatives lie beyond 1.4.
+    published code does without, as 2 does here: at a random start in 512 dimensions 2/3 of the negatives lie beyond.
     """
     d = embeddings.shape[1]
-    squared, positive, negative = geometry(embeddings, labels)
+    squared, anchors, positives, negative = geometry(embeddings, labels)
     quarter = squared.clamp(max(lower_cutoff**2, 1e-8), 4 - 1e-3).div_(4)  # t²/4; the density's constants fall out
     log_weight = quarter.log().mul_((2 - d) / 2).sub_(torch.log1p(-quarter), alpha=(d - 3) / 2)
     # negatives out of reach weigh less than the others, more than what is none: drawn, all alike, where all are
     log_weight.masked_fill_(squared >= upper_cutoff**2, lowest(squared) / 2).masked_fill_(~negative, lowest(squared))
-    anchors, positives = positive.nonzero(as_tuple=True)
     return anchors, positives, draw(torch.softmax(log_weight, 1)[anchors])
 
 
-@torch.no_grad()
 def rho_distance(embeddings, labels, lower_cutoff=0.5, upper_cutoff=1.4, cp=0.2):
     """Distance-weighted triplets (a, p, n), a share cp of them made (a, a, p) (Roth et al., ICML 2020, section 5).
-
-    The positive in the negative's place is pushed away from its anchor: classes are packed less densely.
-    """
+    The positive in the negative's place is pushed away from its anchor: classes are packed less densely."""
     anchors, positives, negatives = distance_weighted(embeddings, labels, lower_cutoff, upper_cutoff)
     switched = torch.rand(len(anchors), device=anchors.device) < cp
     return anchors, torch.where(switched, anchors, positives), torch.where(switched, positives, negatives)

@@ -5,9 +5,7 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from criteria.base import Criterion, need_choice
-
-BLOCKS = ("dense", "start", "mid", "end", "dense_embed", "dense_embed_multi", "dense_embed_multi_stacked")
+from criteria.base import Criterion, need_choice, need_package
 
 
 class NIR(Criterion):
@@ -16,11 +14,8 @@ class NIR(Criterion):
     w_align · base + mean over the pairs (x, p) of sample and own proxy of f(1/2 ‖z‖² - log|det ∂z/∂x|), where
     z = flow(x | p): affine coupling blocks (Glow), each after a fixed random permutation, whose subnetworks see the
     proxy. f is exp as in the authors' code (form exp), or nothing (nll, the paper's likelihood). The base is the
-    ProxyCriterion whose proxies are the flow's conditions; proxies and flow learn at their `lr_multi` times the
-    network's rate.
+    ProxyCriterion whose proxies are the flow's conditions. `..._lr_multi` times the network's rate is that of each.
 
-    Parameters
-    ----------
     noise : uniform noise in [0, noise) on the flow's embeddings, which are then L2-normalised again
     conditioning : which blocks see the proxy: `dense` all, `start`, `mid`, `end` one of them; `dense_embed` all see a
         learned embedding of it, `dense_embed_multi` one embedding a block, `..._stacked` each of the one before
@@ -32,8 +27,6 @@ class NIR(Criterion):
                  conditioning="dense", blocks=5, depth=8, width=128, dropout=0.0, clamp=2.0, start="none"):  # fmt: skip
         super().__init__()
         need_choice(self, "exp", "nll", form=form)
-        need_choice(self, *BLOCKS, conditioning=conditioning)
-        need_choice(self, "none", "xavier", start=start)
         self.base, self.n_classes, self.embed_dim = base, base.n_classes, base.embed_dim
         self.w_align, self.proxy_lr_multi, self.flow_lr_multi = w_align, proxy_lr_multi, flow_lr_multi
         self.noise, self.form, self.conditioning = noise, form, conditioning
@@ -76,11 +69,9 @@ class NIR(Criterion):
 
 def make_flow(d, conditioning, blocks, depth, width, dropout, clamp, start):
     """A FrEIA network (B, d) → (z (B, d), log|det ∂z/∂x| (B,)), one condition (B, d) a block that takes one."""
-    try:
-        from FrEIA.framework import SequenceINN
-        from FrEIA.modules import GLOWCouplingBlock, PermuteRandom
-    except ImportError as problem:
-        raise ValueError("NIR: needs FrEIA: pip install FrEIA") from problem
+    need_package("NIR", "FrEIA", "FrEIA")
+    from FrEIA.framework import SequenceINN
+    from FrEIA.modules import GLOWCouplingBlock, PermuteRandom
 
     def subnet(n_in, n_out):
         layers = []

@@ -16,15 +16,14 @@ class OProxy(ProxyCriterion):
       published, the positive proxy is taken once for each sample of its class in the batch.
 
     The alphas are inverse temperatures, 64 as published with AntiCo (Proxy-Anchor's own paper: 32), the deltas margins
-    in cosine similarity. The proxies start as normal numbers / 8.
+    in cosine similarity. The proxies start as normal numbers of deviation `std`, 1/8 as published.
     """
 
-    std, each_class_once = 1 / 8, False
+    each_class_once = False
 
-    def __init__(
-        self, n_classes, embed_dim, mode="nca", pos_alpha=64, neg_alpha=64, pos_delta=0.1, neg_delta=-0.1, lr_multi=2000
-    ):
-        super().__init__(n_classes, embed_dim, lr_multi)
+    def __init__(self, n_classes, embed_dim, mode="nca", pos_alpha=64.0, neg_alpha=64.0, pos_delta=0.1, neg_delta=-0.1,
+                 lr_multi=2000.0, std=1 / 8):  # fmt: skip
+        super().__init__(n_classes, embed_dim, lr_multi, std)
         need_choice(self, "nca", "anchor", mode=mode)
         need(self, pos_alpha=pos_alpha, neg_alpha=neg_alpha)
         self.mode = mode
@@ -58,8 +57,8 @@ class ProxyAnchor(OProxy):
     normal numbers for fan-out C, both as in the paper's own code.
     """
 
-    std, each_class_once = None, True
+    each_class_once = True
 
     def __init__(self, n_classes, embed_dim, pos_alpha=64.0, neg_alpha=64.0, pos_delta=0.1, neg_delta=-0.1,
                  lr_multi=2000.0):  # fmt: skip
-        super().__init__(n_classes, embed_dim, "anchor", pos_alpha, neg_alpha, pos_delta, neg_delta, lr_multi)
+        super().__init__(n_classes, embed_dim, "anchor", pos_alpha, neg_alpha, pos_delta, neg_delta, lr_multi, std=None)

@@ -2,12 +2,26 @@
 
 import ast
 import contextlib
+import copy
 import inspect
 
 import torch
 
-from criteria.base import Criterion
+from criteria.base import Criterion, need_package
 from utilities.command_line import lookup
+
+
+def differ(loss, embeddings, labels):
+    cosines = loss.distance(embeddings.detach()).fill_diagonal_(0)
+    return not (cosines.abs() > 1 - 1e-6).any()
+
+
+NEEDS = {  # by losses of pytorch-metric-learning that give an error or NaN in a batch that is otherwise
+    "HistogramLoss": (differ, "embeddings that differ, and two are equal"),
+    "NCALoss": (lambda loss, x, y: len(y.unique()) < len(y), "two images of a class"),
+    "SmoothAPLoss": (lambda loss, x, y: len({*y.bincount().tolist()} - {0}) == 1, "as many images of each class"),
+    "TupletMarginLoss": (differ, "embeddings that differ, and two are equal"),
+}
 
 
 class ModuleLoss(Criterion):
@@ -20,7 +34,7 @@ class ModuleLoss(Criterion):
 
     def __init__(self, module, n_classes=None, lr_multi=2000.0):
         super().__init__()
-        self.inner, self.lr_multi = module, lr_multi
+        self.inner, self.lr_multi, self.mined = module, lr_multi, True  # as far as is known
         self.n_classes = n_classes or getattr(module, "num_classes", None) or None  # some of theirs have a 0 there
         if hasattr(self, "proxies"):
             self.n_classes, self.embed_dim = self.proxies.shape
@@ -41,6 +55,10 @@ class ModuleLoss(Criterion):
         return [{"params": own, "lr": lr * self.lr_multi, "weight_decay": 0.0}] if own else []
 
     def loss(self, embeddings, labels):
+        labels = labels.to(embeddings.device, non_blocking=True)
+        fits, needed = NEEDS.get(self._get_name(), (None, ""))
+        if fits and not fits(self.inner, embeddings, labels):
+            raise ValueError(f"{self._get_name()}: each batch needs {needed}")
         value = self.inner(embeddings, labels)
         self.log(value=value)
         return value + 0 * embeddings.sum()  # a batch without pairs gives them a constant 0, on which backward fails
@@ -69,17 +87,22 @@ def library_loss(name, n_classes, embed_dim, args=(), lr_multi=2000.0):
     """Any loss of pytorch-metric-learning, its arguments in --pml_args (Musgrave et al., 2020).
 
     The ModuleLoss of the class `name`, made with `args`, words key=value, and the data's n_classes and embed_dim where
-    it asks for them. ValueError, one line, if library or loss are missing, or it does not take the arguments.
+    it asks for them. ValueError, one line, if there is no such loss, or it does not take the arguments or two batches.
     """
-    try:
-        from pytorch_metric_learning import losses
-    except ImportError as problem:
-        raise ValueError(f"pml.{name}: needs pytorch-metric-learning: pip install pytorch-metric-learning") from problem
+    need_package(f"pml.{name}", "pytorch_metric_learning", "pytorch-metric-learning")
+    from pytorch_metric_learning import losses
+
     classes = {n: c for n, c in vars(losses).items() if isinstance(c, type) and issubclass(c, torch.nn.Module)}
     make = lookup("pytorch-metric-learning loss", name, classes)
-    from_data = dict(num_classes=n_classes, embedding_size=embed_dim)
-    from_data = {key: value for key, value in from_data.items() if key in arguments_of(make)}
+    facts = dict(num_classes=n_classes, embedding_size=embed_dim)
+    facts = {key: value for key, value in facts.items() if key in arguments_of(make)}
+    embeddings = torch.arange(4.0 * embed_dim).sin().view(4, embed_dim).requires_grad_()
     try:
-        return ModuleLoss(make(**dict(map(parsed, args)), **from_data), n_classes, lr_multi)
-    except (TypeError, ValueError) as problem:
-        raise ValueError(f"pml.{name}: {' '.join(str(problem).split())}") from problem
+        loss = ModuleLoss(make(**dict(map(parsed, args)), **facts), n_classes, lr_multi)
+        tried = copy.deepcopy(loss)
+        for _ in range(2):
+            tried(embeddings, torch.arange(4) // 2 % n_classes).backward()
+    except (TypeError, ValueError, RuntimeError) as problem:
+        reason = " ".join(str(problem).split()) or type(problem).__name__
+        raise ValueError(f"pml.{name}: {reason}") from problem
+    return loss

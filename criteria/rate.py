@@ -25,7 +25,8 @@ class HalfLogDet(torch.autograd.Function):
         A.diagonal().add_(1)
         # _ex does not wait for the device to report success; a NaN in Z stays a NaN in the rate
         factor, failed = torch.linalg.cholesky_ex(A)
-        ctx.save_for_backward(Z, factor, torch.as_tensor(s, dtype=Z.dtype, device=Z.device))
+        s = s if torch.is_tensor(s) else torch.full((), s, dtype=Z.dtype, device=Z.device)  # torch.as_tensor waits
+        ctx.save_for_backward(Z, factor, s)
         rate = factor.diagonal().log().sum()  # 1/2 logdet = the sum of the logs of the factor's diagonal
         # near 0 the two terms of log(1 + x) = x - x²/2 + ..., up to where the third is as small as the 1's rounding
         eps = torch.finfo(Z.dtype).eps
@@ -36,8 +37,9 @@ class HalfLogDet(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         Z, factor, s = ctx.saved_tensors
-        inverse = grad * torch.cholesky_inverse(factor)
-        product = inverse @ Z if ctx.wide else Z @ inverse
+        with torch.autocast(Z.device.type, enabled=False):
+            inverse = grad * torch.cholesky_inverse(factor)
+            product = inverse @ Z if ctx.wide else Z @ inverse
         # the derivative by s is 1/2 tr(A⁻¹ ZᵀZ)
         return s * product, (product * Z).sum() / 2 if ctx.needs_input_grad[1] else None
 
@@ -46,37 +48,30 @@ def coding_rate(Z, scale=None, dtype=None):
     """R(Z; s) = 1/2 logdet(I + s ZᵀZ), in nats: a scalar tensor, differentiable (once).
 
     The determinant is that of the smaller Gram matrix (Sylvester: logdet(I_d + s ZᵀZ) = logdet(I_n + s ZZᵀ)), by
-    Cholesky and never in half precision, whatever the autocast state. The matrix is I plus a positive semidefinite
-    one, so the factor exists for duplicated or zero rows. Working memory: the smaller Gram matrix, and Z's gradient.
+    Cholesky and never in half precision, whatever the autocast state; duplicated or zero rows do no harm. Source: Yu et
+    al., MCR², NeurIPS 2020, eq. 1 (there s = d / (n eps²)); Jiang et al., arXiv 2407.03106.
 
     Z : tensor or numpy array (n, d), rows as they come, usually L2-normalised
     scale : s, float or scalar tensor; default d / (n · 0.5), the published scale of the pair variant
     dtype : torch.float32 or float64, in which NaN is where that loses the identity; default float64 for float64 input
-        and where s ‖Z‖² > 1e6, else float32. Finding out waits for Z's device; a compiled call takes lengths for 1.
+        and where s ‖Z‖² > 1e6, else float32. Finding out waits for Z's device; a compiled call does not look.
 
     Raises ValueError if Z is not a non-empty matrix, the scale is negative, dtype is below float32, or (without dtype)
     if s ‖Z‖² > 1e14, where float64 loses the identity too.
-
-    Source: Yu et al., MCR², NeurIPS 2020, eq. 1 (there s = d / (n eps²)); Jiang et al., arXiv 2407.03106.
     """
     Z = torch.as_tensor(Z)
-    if Z.ndim != 2 or Z.numel() == 0:
-        raise ValueError(f"coding_rate: Z must be a non-empty (n, d) matrix, got {tuple(Z.shape)}")
-    if dtype not in (None, torch.float32, torch.float64):
-        raise ValueError(f"coding_rate: dtype must be torch.float32 or torch.float64, got {dtype}")
+    fits = Z.ndim == 2 and Z.numel() > 0 and dtype in (None, torch.float32, torch.float64)
+    if not fits or not (scale is None or torch.is_tensor(scale) or scale >= 0):
+        wanted = "a non-empty (n, d) matrix, a scale of 0 or more, and as dtype torch.float32 or torch.float64"
+        raise ValueError(f"coding_rate: takes {wanted}, got {tuple(Z.shape)}, {scale} and {dtype}")
     s = Z.shape[1] / (Z.shape[0] * 0.5) if scale is None else scale
-    if not torch.is_tensor(s) and not s >= 0:
-        raise ValueError(f"coding_rate: scale must not be negative, got {s}")
     if dtype is None:
         Z = full_precision(Z)
-        # a compiled call must not wait for the device
-        squared = len(Z) if torch.compiler.is_compiling() else float(torch.linalg.vector_norm(Z.detach())) ** 2
-        trace = 0.0 if torch.compiler.is_compiling() and torch.is_tensor(s) else float(s) * squared
+        length = 0.0 if torch.compiler.is_compiling() else float(torch.linalg.vector_norm(Z.detach()))
+        trace = float(s) * length**2 if length else 0.0
         if trace > LARGEST:
-            raise ValueError(
-                f"coding_rate: scale times the squared norm of Z is {trace:.0e}, beyond {LARGEST:.0e}, "
-                "where float64 loses the identity; L2-normalise the rows"
-            )
+            size = f"scale times the squared norm of Z is {trace:.0e}, beyond {LARGEST:.0e}"
+            raise ValueError(f"coding_rate: {size}, where float64 loses the identity; L2-normalise the rows")
         dtype = torch.float64 if trace > LARGE else Z.dtype
     with torch.autocast(Z.device.type, enabled=False):
         return HalfLogDet.apply(Z.to(dtype), s)

@@ -9,8 +9,7 @@ from criteria.base import ProxyCriterion, need
 class NormalizedSoftmax(ProxyCriterion):
     """Normalized softmax (Zhai & Wu, Classification is a Strong Baseline for DML, BMVC 2019, temperature 0.05).
 
-    Cross-entropy of the cosine similarities to the L2-normalised class weights over a temperature; before them Wang et
-    al., NormFace, ACM MM 2017.
+    Cross-entropy of the cosine similarities to the L2-normalised class weights over a temperature.
     """
 
     def __init__(self, n_classes, embed_dim, temperature=0.05, lr_multi=2000.0):

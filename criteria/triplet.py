@@ -13,7 +13,7 @@ class Triplet(Criterion):
 
     def __init__(self, miner, margin=0.2):
         super().__init__()
-        self.miner, self.margin = miner, margin
+        self.miner, self.mined, self.margin = miner, True, margin
 
     def loss(self, embeddings, labels):
         a, p, n = self.miner(embeddings, labels)

@@ -58,3 +58,21 @@ class PretendGpu(TorchDispatchMode):
 
 def unwrap(x):
     return x.here if isinstance(x, There) else x
+
+
+class NoWaiting(TorchDispatchMode):
+    """Raises where the host would wait for a GPU, for which `meta` stands: for what is copied there, unless as
+    non_blocking (reading raises anyway, as there are no values); and for two devices in one operation."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        result = function(*args, **kwargs)
+        if function in (aten._to_copy.default, aten.copy_.default, aten.lift_fresh.default):
+            told = kwargs.get("non_blocking") or args[2:3] == (True,)
+            made = function is aten.lift_fresh.default and result.is_meta
+            if made or not told and len({x.device for x in (*tensors, result)}) > 1:
+                raise RuntimeError(f"{function}: copies from the host, and waits")
+        elif len({x.device for x in tensors if x.dim() > 0}) > 1:
+            raise RuntimeError(f"{function}: two devices")
+        return result

@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 import criteria
 
 NAMES = list(criteria.CRITERIA)
-COMPILED = [name for name in NAMES if name not in ("triplet", "margin", "nir")]  # they mine, or are FrEIA's
+UNMINED = [name for name in NAMES if name not in ("triplet", "margin")]
 LABELS = torch.arange(12) // 2
 
 
@@ -97,17 +97,18 @@ def test_any_precision_of_embeddings_and_proxies(name, given, own):
     assert x.grad.dtype == given and torch.isfinite(x.grad).all()
 
 
-@pytest.mark.parametrize("name", COMPILED)
-def test_compiles_whole_and_once(name):
+@pytest.mark.parametrize("name", UNMINED)
+def test_compiles_whole_and_once_if_not_mined(name):
     """fullgraph, the same values, gradients and logs, and no recompilation when the labels change."""
     backend = "inductor" if name == "antico_batch_proxy" else "aot_eager"  # the former takes its time
     torch._dynamo.reset()
-    criterion = build(f"{name} --embed_dim 16", 20)
+    criterion = build(f"{name} --embed_dim 16 --loss_nir_nf_cblocks 1 --loss_nir_nf_fc_depth 2", 20)
+    assert not criterion.mined and build("antico_pair --antico_base triplet").mined and build("pml.CircleLoss").mined
     compiled = torch.compile(criterion, backend=backend, fullgraph=True)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for labels in (torch.zeros(12, dtype=torch.long), torch.arange(12), LABELS, torch.randint(20, (12,))):
             embeddings = torch.randn(12, 16, requires_grad=True)
-            inputs = [embeddings, *criterion.parameters()]
+            inputs = [embeddings, *(p for p in criterion.parameters() if p.requires_grad)]
             value = compiled(embeddings, labels)
             gradients, logs = torch.autograd.grad(value, inputs), criterion.logs
             expected = criterion(embeddings, labels)
@@ -144,7 +145,7 @@ def test_an_unknown_name_is_one_line_that_says_a_known_one(words, named):
 def test_proxy_variants_need_a_base_with_proxies():
     for words in ("antico_batch_proxy --antico_base multisimilarity", "antico_all_proxy --antico_base none"):
         with pytest.raises(ValueError, match="proxies"):
-            build(words)
+            criteria.acting_flags(parse(words))
 
 
 @pytest.mark.parametrize(
@@ -167,14 +168,15 @@ def test_constructors_refuse_what_leaves_no_gradient(make):
         make()
 
 
-def test_names_are_checked_without_random_numbers_or_a_library(monkeypatch):
-    monkeypatch.setitem(sys.modules, "FrEIA.framework", None)
+def test_names_and_packages_are_checked_before_there_are_data_without_random_numbers(monkeypatch):
     state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
     for name in NAMES:
-        criteria.acting_flags(parse(name))
+        assert "loss" in criteria.acting_flags(parse(name))
     assert torch.equal(torch.get_rng_state(), state) and (np.random.get_state()[1] == numpy_state).all()
-    with pytest.raises(ValueError, match="pip install FrEIA"):
-        criteria.select(parse("nir"), 10)
+    for name, module in (("nir", "FrEIA"), ("pml.CircleLoss", "pytorch_metric_learning")):
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(ValueError, match=f"pip install {module.replace('_', '-')}"):
+            criteria.acting_flags(parse(name))
 
 
 def test_a_base_has_the_defaults_of_its_own_name():

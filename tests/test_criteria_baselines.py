@@ -1,12 +1,11 @@
 """Every baseline against pytorch-metric-learning or a naive loop: values and gradients, float64, uneven batches."""
 
 import math
-import sys
 
 import numpy as np
 import pytest
 import torch
-from criteria_tools import build, close, imbalanced, select
+from criteria_tools import build, close, imbalanced, parse, select
 from torch.nn.functional import normalize
 
 import criteria
@@ -203,19 +202,40 @@ def test_antico_on_top_of_the_bridge():
         ("antico_pair --antico_base pml.Nothing", "CircleLoss"),
         ("pml.CircleLoss --pml_args gama=3", "gama"),
         ("pml.CrossBatchMemory", "loss"),  # an argument that it needs
+        ("pml.VICRegLoss", "labels"),  # takes none
+        ("pml.ManifoldLoss --pml_args l=128", "labels"),
+        ("pml.DynamicSoftMarginLoss", "second time"),  # keeps the graph of the batch before
+        ("pml.BaseMetricLossFunction", "NotImplementedError"),
         ("antico_all_proxy --antico_base pml.SoftTripleLoss", "proxies"),
         ("antico_all_proxy --antico_base pml.SubCenterArcFaceLoss", "proxies"),
     ],
 )
-def test_bridge_errors_are_one_line(words, said):
+def test_bridge_errors_are_one_line_before_there_are_data(words, said):
     with pytest.raises(ValueError, match=said) as problem:
-        build(words)
+        criteria.acting_flags(parse(words))
     assert "\n" not in str(problem.value)
 
 
-def test_a_missing_package_is_named(monkeypatch):
-    name = "pytorch_metric_learning"
-    for loaded in [name, *(n for n in sys.modules if n.startswith(f"{name}."))]:
-        monkeypatch.setitem(sys.modules, loaded, None)
-    with pytest.raises(ValueError, match="pip install pytorch-metric-learning"):
-        build("pml.CircleLoss")
+LIBRARY = sorted(name for name, cls in vars(losses).items() if isinstance(cls, type) and name.endswith("Loss"))
+NEEDS = {"HistogramLoss": "differ", "TupletMarginLoss": "differ", "NCALoss": "two images", "SmoothAPLoss": "as many"}
+
+
+@pytest.mark.parametrize("name", LIBRARY)
+def test_a_batch_is_finite_or_the_loss_says_what_it_needs(name):
+    """Value and gradient: a class drawn twice, uneven, distinct, one class; images that differ, twice, all equal."""
+    torch.manual_seed(0)
+    try:
+        criterion, said = build(f"pml.{name} --embed_dim 8"), []
+    except ValueError:
+        pytest.skip("is refused before there are data")
+    for labels in ([0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 1, 2], range(6), [0] * 6):
+        for x in (torch.randn(6, 8), torch.randn(3, 8).repeat_interleave(2, 0), torch.ones(6, 8)):
+            x = x.clone().requires_grad_()
+            try:
+                criterion(x, torch.tensor(labels)).backward()
+            except ValueError as problem:
+                said.append(str(problem))
+            else:
+                assert torch.isfinite(x.grad).all()
+    assert bool(said) == (name in NEEDS) and all(f"{name}: each batch needs" in line for line in said)
+    assert all(NEEDS[name] in line for line in said)

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from criteria_tools import imbalanced, select
+from criteria_tools import build, imbalanced, select
 from torch.nn.functional import normalize
 
 from criteria import MINERS, miners
+from criteria.base import Criterion
 
 
 def naive_distances(embeddings):
@@ -59,6 +60,17 @@ def test_nothing_to_mine_and_equal_embeddings(name):
     labels = torch.arange(8) // 2
     a, p, n = MINERS[name](torch.ones(8, 4), labels)
     assert len(a) >= 8 and bool((labels[a] == labels[p]).all())
+
+
+@pytest.mark.parametrize("name", MINERS)
+def test_an_embedding_with_nan_reaches_the_loss_and_no_index_past_the_end(name, monkeypatch):
+    """Between two looks at the values, as on a GPU."""
+    monkeypatch.setattr(Criterion, "check_values", lambda *_: None)
+    x, labels = torch.randn(8, 4), torch.arange(8) // 2
+    x[3, 1] = torch.nan
+    indices = torch.cat(MINERS[name](x, labels))
+    assert 0 <= indices.min() and indices.max() < 8
+    assert all(torch.isnan(build(f"{loss} --batch_mining {name}")(x, labels)) for loss in ("triplet", "margin"))
 
 
 def test_every_is_all_of_them():

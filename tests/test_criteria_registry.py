@@ -19,8 +19,8 @@ from criteria.pml import arguments_of
 
 HERE = Path(__file__).resolve().parents[1]
 # facts of the data, parts, and what the name of a loss fixes
-NO_FLAGS = {"n_classes", "embed_dim", "embeddings", "labels", "base", "miner", "name", "raw_embeddings"}
-LOSSES = [*criteria.CRITERIA, "pml.CircleLoss"]
+NO_FLAGS = {"n_classes", "embed_dim", "embeddings", "labels", "base", "miner", "name", "raw_embeddings", "std"}
+LOSSES = [*criteria.CRITERIA, "pml.ArcFaceLoss"]
 MINERS = [f"margin --batch_mining {name}" for name in criteria.MINERS]
 
 
@@ -49,7 +49,7 @@ def value_of_its_own(default, choices, number):
     """A value, another than the default and for each number another: 2, 3, ... or 0.3, 0.31, ..."""
     if choices:
         return next(choice for choice in choices if choice != default)
-    return "m=0.25" if default == [] else number + 2 if type(default) is int else round(0.3 + number / 100, 2)
+    return "margin=0.25" if default == [] else number + 2 if type(default) is int else round(0.3 + number / 100, 2)
 
 
 @pytest.mark.parametrize("words", LOSSES + MINERS)
@@ -82,6 +82,7 @@ def test_every_flag_of_a_loss_belongs_to_one():
     beginnings = ("loss_", "antico_", "miner_", "pml_")
     known = {n for n, flag in parameters.flags().items() if n.startswith(beginnings) and flag.role != "nothing"}
     assert acting == known | {"loss", "batch_mining"}
+    assert "pml_lrmulti" not in criteria.acting_flags(parse("pml.CircleLoss"))  # learns nothing
 
 
 PROXIED = [name for name, cls in criteria.BASES.items() if issubclass(cls, (criteria.ProxyCriterion, criteria.NIR))]

@@ -1,17 +1,17 @@
-"""What a GPU would refuse or wait for, without a GPU: shapes, devices and reads of values under torch's FakeTensorMode.
+"""What a GPU would refuse or wait for, without a GPU.
 
-No operation may mix devices, and a training step's forward reads nothing back to the host: under the mode a read value
-raises. Backward does not run there.
+A criterion's forward and backward run on `meta`, whose tensors have no values to read, under NoWaiting; networks under
+torch's FakeTensorMode, on a GPU that is not there, where backward does not run.
 """
 
+import contextlib
 import importlib.util
 
 import pytest
 import torch
 from criteria_tools import parse
-from pretend_gpu import PretendGpu
+from pretend_gpu import NoWaiting, PretendGpu
 from torch._subclasses import FakeTensor, FakeTensorMode
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 import architectures
 import criteria
@@ -22,7 +22,62 @@ pytestmark = pytest.mark.skipif(torch.version.cuda is None, reason="this torch i
 CLASSES, BS, DIMENSIONS = 10, 24, 16
 MINED = [f"{loss} --batch_mining {miner}" for loss in ("contrastive", "triplet", "margin") for miner in criteria.MINERS]
 LOSSES = [name for name in criteria.CRITERIA if name not in ("contrastive", "triplet", "margin")] + MINED
-MINED.remove("contrastive --batch_mining all")  # takes every pair of the batch and mines nothing
+LOSSES += [f"antico_class_means --antico_base {words}" for words in MINED[-2:]]
+FORMS = ["exp", "neg", "normalized"]
+VARIANTS = ["pair", "batch_proxy", "all_proxy", "class_means"]
+LOSSES += [
+    f"antico_{v} --antico_form {f} --antico_scale {s}" for v in VARIANTS for f in FORMS for s in ("published", "mcr2")
+]
+
+
+@pytest.fixture(autouse=True)
+def no_autocast_on_meta(monkeypatch):
+    known = torch.autocast
+    none = contextlib.nullcontext()
+    monkeypatch.setattr(torch, "autocast", lambda kind, **how: none if kind == "meta" else known(kind, **how))
+
+
+def make(words):
+    """A criterion between two looks at its values (Criterion.check: the first call and every 100th after it)."""
+    if words == "nir" and importlib.util.find_spec("FrEIA") is None:
+        pytest.skip("FrEIA is not installed")
+    criterion = criteria.select(parse(f"{words} --embed_dim {DIMENSIONS}"), CLASSES).to("meta")
+    for module in criterion.modules():
+        if isinstance(module, criteria.Criterion):
+            module.calls = 1
+    return criterion
+
+
+def embeddings(dtype=torch.float32):
+    return torch.randn(BS, DIMENSIONS, dtype=dtype, device="meta", requires_grad=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("words", LOSSES)
+def test_a_step_stays_on_the_device_and_waits_for_nothing(words, dtype):
+    """Labels come from the host: on how many pairs there are all shapes of a mined loss depend."""
+    criterion, x = make(words), embeddings(dtype)
+    with NoWaiting():
+        value = criterion(x, torch.arange(BS) // 3)
+        value.backward()
+    learned = [x, *(p for p in criterion.parameters() if p.requires_grad)]
+    assert value.is_meta and value.dtype == torch.float32 and value.dim() == 0
+    assert all(p.grad.is_meta and p.grad.dtype == p.dtype for p in learned)
+    assert all(isinstance(term, (int, float)) or term.is_meta for term in criterion.terms.values())
+
+
+@pytest.mark.parametrize("words", ["proxyanchor", "antico_pair", "margin"])
+def test_the_mode_finds_what_it_is_here_for(words):
+    """A look at the values, the number of pairs where the labels are on the device, two devices, a copy that waits."""
+    looking, criterion, x = make(words), make(words), embeddings()
+    looking.calls = 100
+    labels = torch.zeros(BS, dtype=torch.long, device="meta")
+    waiting = [lambda: looking(x, labels), lambda: x + torch.ones(BS, 1), lambda: torch.as_tensor(0.5, device="meta")]
+    waiting += [lambda: x[torch.arange(3)], lambda: torch.arange(3).to("meta")]
+    with NoWaiting():
+        for wrong in waiting + [lambda: criterion(x, labels)] * criterion.mined:
+            with pytest.raises((RuntimeError, NotImplementedError), match="meta|devices|waits"):
+                wrong()
 
 
 @pytest.fixture
@@ -32,69 +87,8 @@ def cuda():
         yield
 
 
-@pytest.fixture
-def number_of_triplets(monkeypatch):
-    """The one thing that a step may wait for: how many triplets a miner found (nonzero), on which all shapes depend."""
-
-    def nonzero(mask, as_tuple=False):
-        found = torch.zeros(7, mask.dim(), dtype=torch.long, device=mask.device)
-        return found.unbind(1) if as_tuple else found
-
-    monkeypatch.setattr(torch.Tensor, "nonzero", nonzero)
-
-
 def on_gpu(tensor):
     return isinstance(tensor, FakeTensor) and tensor.device.type == "cuda"
-
-
-def make(words):
-    """A criterion between two looks at its values (Criterion.check_values: the first call and every 100th after it)."""
-    if words == "nir" and importlib.util.find_spec("FrEIA") is None:  # its import makes tensors
-        pytest.skip("FrEIA is not installed")
-    criterion = criteria.select(parse(f"{words} --embed_dim {DIMENSIONS}"), CLASSES)
-    for module in criterion.modules():
-        if isinstance(module, criteria.Criterion):
-            module.calls = 1
-    return criterion
-
-
-def inputs(dtype=torch.float32):
-    return torch.randn(BS, DIMENSIONS, dtype=dtype).requires_grad_(), torch.randint(CLASSES, (BS,))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("words", LOSSES)
-def test_a_criterion_stays_on_the_device_and_reads_nothing(cuda, number_of_triplets, words, dtype):
-    criterion = make(words)
-    value = criterion(*inputs(dtype))
-    assert on_gpu(value) and value.dtype == torch.float32 and value.dim() == 0
-    # FrEIA's permutations, which do not learn, are made by numpy and moved
-    assert all(on_gpu(p) for p in criterion.parameters() if p.requires_grad)
-    assert all(on_gpu(term) or isinstance(term, (int, float)) for term in criterion.terms.values())
-
-
-@pytest.mark.parametrize("form", ["exp", "neg", "normalized"])
-@pytest.mark.parametrize("scale", ["published", "mcr2"])
-@pytest.mark.parametrize("variant", ["pair", "batch_proxy", "all_proxy", "class_means"])
-def test_every_form_of_antico(cuda, variant, scale, form):
-    assert on_gpu(make(f"antico_{variant} --antico_form {form} --antico_scale {scale}")(*inputs()))
-
-
-@pytest.mark.parametrize("words", MINED)
-def test_miners_wait_for_the_number_of_triplets_alone(cuda, words):
-    with pytest.raises(DynamicOutputShapeException, match="nonzero"):
-        make(words)(*inputs())
-
-
-@pytest.mark.parametrize("loss", ["proxyanchor", "antico_pair"])
-def test_the_mode_finds_what_it_is_here_for(cuda, loss):
-    """A look at the values, and two devices in one operation, do raise."""
-    criterion = make(loss)
-    criterion.calls = 100
-    with pytest.raises(DataDependentOutputException):
-        criterion(*inputs())
-    with pytest.raises(RuntimeError, match="at least two devices|two different devices"):
-        make(loss)(inputs()[0], torch.randint(CLASSES, (BS,), device="cpu"))
 
 
 def network(arch):
