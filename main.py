@@ -36,12 +36,14 @@ def check_names(opt):
     records.check_trackers(opt)
 
 
-def build(opt, device, device_name, signals):
-    """Build the Run; everything that can fail on bad input comes before its folder is touched."""
-    dtype = devices.autocast_dtype(opt, device)
+def build(opt, device, signals):
+    """Network, data, loss and optimizer of a run, which has no folder yet."""
     torch.manual_seed(opt.seed)
-    model = batchnorm.synchronize(architectures.select(opt).to(device, memory_format=torch.channels_last))
-    batchnorm.check_chunks(model, opt)
+    model = architectures.select(opt).to(device, memory_format=torch.channels_last)
+    if distributed.world() > 1:
+        model = batchnorm.synchronize(model)
+    if opt.grad_cache or opt.bs == 1:
+        batchnorm.check_chunks(model, opt)
     splits, evaluated = load_data(opt, model)
     n_classes = len(splits.train.class_names)
     sampler = datasampler.select(opt, splits.train.labels, distributed.rank(), distributed.world())
@@ -51,21 +53,26 @@ def build(opt, device, device_name, signals):
     groups = model.param_groups(opt.lr, None if opt.fc_lr < 0 else opt.fc_lr) + criterion.param_groups(opt.lr)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": partial(torch.optim.SGD, momentum=0.9)}
     optimizer = kind[opt.optim](groups, lr=opt.lr, weight_decay=opt.decay, fused=True)
-    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, opt.tau if opt.scheduler == "step" else [], opt.gamma)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    falls = {"step": opt.tau, "exp": range(1, opt.n_epochs + 1), "none": []}[opt.scheduler]
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, falls, opt.gamma)
     facts = dict(dataset=opt.dataset, n_classes=n_classes, n_images=len(splits.train), input_size=model.input_size,
                  contents=datasets.contents(splits), arch=opt.arch, embed_dim=opt.embed_dim)  # fmt: skip
-    run = Run(opt=opt, device=device, dtype=dtype, signals=signals, model=model, criterion=criterion, scaler=scaler,
-              optimizer=optimizer, scheduler=scheduler, sampler=sampler, loader=loader, evaluated=evaluated,
-              partial=splits.partial, compiled=devices.compiled(opt, model, device), net=None, facts=facts)  # fmt: skip
+    return Run(opt=opt, device=device, signals=signals, model=model, criterion=criterion, optimizer=optimizer,
+               scheduler=scheduler, sampler=sampler, loader=loader, evaluated=evaluated, partial=splits.partial,
+               skipped=list(splits.skipped), facts=facts)  # fmt: skip
+
+
+def begin(run, device_name):
+    """The run in its folder, from where --resume left it; what can fail on bad input comes before that is touched."""
+    opt = run.opt
+    run.dtype = devices.autocast_dtype(opt, run.device)
+    run.scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)
     if opt.resume:
         run.restore(opt.resume)
-    idle = parameters.without_effect(opt, criteria.acting_flags(opt))
-    config = records.describe(opt, idle, partial=splits.partial, skipped_broken=list(splits.skipped), data=facts,
-                              device=device_name, processes=distributed.world())  # fmt: skip
-    run.open_folder(config)
-    run.trackers = records.Trackers(run.folder, opt, config)
-    distributed.print_once(*console.notes(opt, idle), console.opening_line(run, device_name), sep="\n")
+    run.compiled, run.idle = devices.whether_to_compile(run), parameters.without_effect(opt, criteria.acting_flags(opt))
+    run.open_folder(config := records.describe(run, device_name))
+    run.trackers = records.Trackers(run, config)
+    distributed.print_once(*console.notes(run), console.opening_line(run, device_name), sep="\n")
     return run
 
 
@@ -80,10 +87,10 @@ def train_epoch(run, epoch):
     """Train the rest of an epoch; its learning rate and mean loss terms, by column of metrics.csv."""
     opt, lr = run.opt, run.optimizer.param_groups[0]["lr"]
     if run.net is None or epoch == opt.warmup + 1:
-        # wrapped again when what learns changes, at which DistributedDataParallel looks once; compiled after the
-        # warm-up only, since torch 2.11 would keep the graph without the backbone's gradient
+        # made anew when what learns changes, at which DistributedDataParallel looks once; compiled after the warm-up
+        # only, since torch 2.11 would keep the graph without the backbone's gradient
         run.model.warm_up(epoch <= opt.warmup)
-        run.net = distributed.replicate(run.model if epoch <= opt.warmup else run.compiled, run.device)
+        run.net = distributed.replicate(run.model, run.device, run.compiled and epoch > opt.warmup)
     run.model.train()
     run.sampler.set_epoch(epoch, start=run.step)
     how = dict(
@@ -166,6 +173,9 @@ def fit(run):
     except Stopped:
         run.save()
         raise
+    finally:
+        run.written()
+    run.write_config()
     distributed.print_once(console.closing_lines(run))
     run.trackers.close()
     if opt.save_embeddings:
@@ -220,17 +230,17 @@ def main(argv=None):
                 return distributed.print_once(listing()) or 0
             check_names(opt)
             device, device_name = devices.choose_device(opt)
+            opt.kernels = devices.number_of_workers(opt)
             with distributed.processes(device):
                 if opt.evaluate_only:
                     evaluate_only(opt, device)
                 else:
-                    run = build(opt, device, device_name, signals)
+                    run = begin(build(opt, device, signals), device_name)
                     with signals.waiting():
                         fit(run)
             return 0
         except Stopped as stop:
-            where = "; all is saved" if run else " before training began"
-            line, status = f"stopped by {stop.name}{where}", stop.status
+            line, status = f"stopped by {stop.name}{'; all is saved' if run else ' before training began'}", stop.status
         except FloatingPointError as problem:  # a loss, weights or embeddings with NaN or infinity
             line, status = f"error: {run.note_divergence(problem) if run else problem}", 1
         except BrokenPipeError:

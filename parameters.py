@@ -93,13 +93,16 @@ def add_flags(parser):
     flag(g, "lr", 1e-5, "learning rate of the network", 0)
     flag(g, "fc_lr", -1.0, "learning rate of the last linear layer; -1: that of the network", -1)
     flag(g, "decay", 4e-4, "weight decay of the network (proxies have none)", 0)
-    flag(g, "optim", "adam", "optimizer; sgd has momentum 0.9", choices=["adam", "adamw", "sgd"])
-    flag(g, "scheduler", "step", "step: learning rates times --gamma at each epoch of --tau", choices=["step", "none"])
+    optimizers = ["adam", "adamw", "sgd"]
+    flag(g, "optim", "adam", "optimizer; sgd has momentum 0.9", choices=optimizers, type=str.lower)
+    fall = "learning rates times --gamma, step: after each epoch of --tau, exp: after every epoch"
+    flag(g, "scheduler", "step", fall, choices=["step", "exp", "none"])
     flag(g, "tau", [10000], "epochs after which the learning rates fall", 0, MILLION)
     flag(g, "gamma", 0.3, "factor of that fall", 0)
     flag(g, "warmup", 0, "epochs in which only the last linear layer and the loss's own parameters learn", 0, MILLION)
     flag(g, "seed", 0, "seed of everything random", 0, 2**32 - 1)
-    flag(g, "compile", "auto", "torch.compile, after the warm-up; auto: on a GPU", choices=["auto", "on", "off"])
+    compiled = "torch.compile, after the warm-up; auto: on a GPU, where a run is long enough and the compiler works"
+    flag(g, "compile", "auto", compiled, choices=["auto", "on", "off"])
     amp = "mixed precision; auto: bf16 (else fp16) on a GPU; the loss is float32"
     flag(g, "amp", "auto", amp, choices=["auto", "bf16", "fp16", "none"])
     flag(g, "use_float16", False, "the same as --amp fp16; without a GPU it runs in float32 and says so")
@@ -132,7 +135,8 @@ def add_flags(parser):
 
     g = add_group(parser, "where and how fast", "housekeeping")
     flag(g, "gpu", [0], "index of the GPU (one); the CPU if there is none; torchrun gives each its own", 0, 1023)
-    flag(g, "kernels", 6, "data loading processes; at most the machine's cores are used", 0, 1024)
+    kernels = "data loading processes; not given, the cores by torchrun's processes (16 at most), not the published"
+    flag(g, "kernels", 6, kernels, 0, 1024)
     flag(g, "cache", None, "folder for one file of all decoded images (0.5 MB each)", metavar="DIR")
     flag(g, "grad_cache", None, "embed in chunks of N images: less memory, the same gradient", 1, MILLION, int)
     flag(g, "evaluate_on_cpu", False, "search and cluster on the CPU though there is a GPU")
@@ -297,6 +301,11 @@ def parse(argv=None):
 def contradictions(opt):
     """A line on each pair of flags that do not go together."""
     each, share = opt.samples_per_class, opt.tv_split_perc
+    if opt.loss == "nir_mcr2":
+        yield (
+            "--loss nir_mcr2: the published line for SOP names it, but no published code has it; our reading of that "
+            "line is --loss antico --loss_ac_w_align 0.0035"
+        )
     if opt.bs % each and opt.data_sampler != "random":
         lower = opt.bs - opt.bs % each
         yield f"--bs {opt.bs} --samples_per_class {each}: not divisible; {lower or each} or {lower + each} would be"
@@ -335,7 +344,8 @@ def without_effect(opt, of_loss):
         "source_path allow_partial skip_broken cache": opt.dataset == "glyphs",
         "kmeans_restarts": not {"nmi", "f1", "c_nmi", "c_f1"} & set(opt.evaluation_metrics),
         "samples_per_class": opt.data_sampler == "random",
-        "tau gamma": opt.scheduler == "none",
+        "tau": opt.scheduler != "step",
+        "gamma": opt.scheduler == "none",
         "tv_split_perc tv_split_by_samples": not opt.use_tv_split,
         "project wandb_key": not opt.log_online,
     }

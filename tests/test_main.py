@@ -36,9 +36,9 @@ def test_a_run_learns_and_leaves_its_records(tmp_path):
     assert recalls[-1] > recalls[0] + 0.05 and losses[-1] < losses[1]
     assert float(table[5]["lr"]) == 1e-3 and float(table[6]["lr"]) == pytest.approx(3e-4)  # --tau 5 --gamma 0.3
     best, last = load(folder / "best.pt"), load(folder / "checkpoint.pt")
-    assert best["epoch"] == int(np.argmax(recalls)) and last["epoch"] == 6
-    assert load(folder / "best_nmi.pt")["epoch"] == int(np.argmax([float(row["test/nmi"]) for row in table]))
-    improved = [n for n in range(7) if recalls[n] > max(recalls[:n], default=-1)]
+    assert best["epoch"] == 1 + np.argmax(recalls[1:]) and last["epoch"] == 6 and "optimizer" not in best
+    assert load(folder / "best_nmi.pt")["epoch"] == 1 + np.argmax([float(row["test/nmi"]) for row in table[1:]])
+    improved = [n for n in range(1, 7) if recalls[n] > max(recalls[1:n], default=-1)]
     assert sorted(folder.glob("improved_*")) == [folder / f"improved_epoch{n:04d}.pt" for n in improved]
     assert last["criterion"]["base.proxies"].shape == (20, 16)
     config = json.loads((folder / "config.json").read_text())
@@ -80,10 +80,12 @@ def test_warmup_trains_only_the_head_and_the_proxies(tmp_path):
     assert not same(0, "model", "last_linear.weight") and not same(0, "criterion", "proxies")
 
 
-def test_validation_split_chooses_the_checkpoint(tmp_path):
-    folder = run(tmp_path, "--loss", "multisimilarity", "--use_tv_split", "--tv_split_perc", 0.6, "--no_test_metrics")
-    recalls = [float(row["val/e_recall@1"]) for row in rows(folder)]
-    assert load(folder / "best.pt")["epoch"] == int(np.argmax(recalls))
+def test_validation_split_chooses_the_checkpoint_and_epoch_0_is_no_candidate(tmp_path, monkeypatch, capsys):
+    fall = iter([0.9, 0.5, 0.7])
+    monkeypatch.setattr(main, "evaluate", lambda run: ({"val/e_recall@1": next(fall)}, ""))
+    more = "--loss multisimilarity --use_tv_split --tv_split_perc 0.6 --no_test_metrics --n_epochs 2".split()
+    folder = run(tmp_path, *more, "--evaluation_metrics", "e_recall@1")
+    assert load(folder / "best.pt")["epoch"] == 2 and "best-val: epoch 2" in capsys.readouterr().out
     assert not any(name.startswith("test/") for name in rows(folder)[0])
 
 

@@ -1,5 +1,6 @@
 """fp16 with the gradient scaler, bf16 and torch.compile through main's training epoch, on the CPU."""
 
+import functools
 import math
 
 import miniatures
@@ -69,7 +70,7 @@ def test_resume_keeps_the_scale(tmp_path):
     run = make(torch.float16)
     run.folder = str(tmp_path)
     steps(run, 5)
-    run.save()
+    run.save(), run.written()
     expected = steps(run, 5)
 
     again = make(torch.float16, init_scale=1.0)
@@ -90,11 +91,11 @@ def test_grad_cache_in_half_precision(dtype, tolerance):
     assert (found[1] - found[0]).norm() < tolerance * found[0].norm()
 
 
-def test_a_compiled_network_learns_the_same_and_is_compiled_once():
+def test_a_compiled_network_learns_the_same_and_is_compiled_once(monkeypatch):
     """After a warm-up too, in which the backbone has no gradient. With the compiler's cheapest back-end."""
     torch._dynamo.reset()
-    compiled, plain = (make(flags="--loss antico_pair --warmup 2") for _ in range(2))
-    compiled.compiled = torch.compile(compiled.model, backend="aot_eager")
+    compiled, plain = (make(flags=f"--loss antico_pair --warmup 2 --compile {how}") for how in ("on", "off"))
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     start = weights(compiled)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for still in (set(start) - {"last_linear.weight", "last_linear.bias"}, set()):

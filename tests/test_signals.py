@@ -10,6 +10,7 @@ from runs import SMALL, image_folder, launch, once, outcome, run, same, wait
 
 import main
 from utilities import records
+from utilities.signals import Signals
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +27,14 @@ MOMENTS = {
     "build": (main.criteria, "select", 1, "before training began"),
     "step": (main, "embed", 2, "epoch 0, step 2 of the next"),
     "evaluation": (main.evaluation, "evaluate", 2, "epoch 0, step 3 of the next"),
-    "save": (os, "fsync", 3, "epoch 0"),  # after config.json and best.pt
+    "save": (os, "fsync", 2, "epoch 0"),  # after config.json
     "record": (records, "write_rows", 1, "epoch 0"),
 }
 
 
 @pytest.mark.filterwarnings("error:Detected call of")  # an epoch resumed at its end has no step of the optimizer
 @pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_at_each_part_of_a_run_loses_nothing(undisturbed, tmp_path, monkeypatch, capsys, moment, number):
     """In the test's own process, where the moment is certain."""
     argv, expected = undisturbed
@@ -54,6 +55,16 @@ def test_a_signal_at_each_part_of_a_run_loses_nothing(undisturbed, tmp_path, mon
     assert f"stopped by {number.name}" in text and where in text and text.count("\n") == 1
     assert main.main([*argv, "--resume"]) == 0
     assert same(expected, outcome(tmp_path / "folder" / "Sample_Run_s0"))
+
+
+def test_a_hang_up_that_nohup_ignores_stays_ignored():
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Signals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.number == 0
+    finally:
+        signal.signal(signal.SIGHUP, former)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])

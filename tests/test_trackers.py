@@ -72,7 +72,7 @@ def test_tensorboard_gets_each_epochs_row(run, tmp_path, monkeypatch):
     rows = load(folder / "checkpoint.pt")["rows"]
     expected = {(name, value, row["epoch"]) for row in rows for name, value in row.items() if name != "epoch"}
     assert {call.args for call in writer.return_value.add_scalar.call_args_list} == expected
-    writer.assert_called_once_with(str(folder / "tensorboard"))
+    writer.assert_called_once_with(str(folder / "tensorboard"), purge_step=0)
     assert writer.return_value.close.called
 
 

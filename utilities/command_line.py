@@ -8,11 +8,16 @@ import os
 import signal
 import sys
 
+OTHERS = {"batch_size": "bs", "learning_rate": "lr", "weight_decay": "decay", "epochs": "n_epochs"}  # programs' flags
 LARGE = 1e30  # of rates, weights, factors: their products still fit float32
 
 
 class OneLineParser(argparse.ArgumentParser):
     def error(self, message):
+        if message.startswith(unknown := "unrecognized arguments: --"):
+            name = message.removeprefix(unknown).split()[0].partition("=")[0].replace("-", "_")
+            known = [word.strip("-") for action in self._actions for word in action.option_strings]
+            message += near(OTHERS.get(name, name), known).replace("mean ", "mean --")
         first = os.environ.get("RANK", "0") == "0"  # all processes of a torchrun have the same command line
         self.exit(2, f"error: {message} ({self.prog} --help lists every flag)\n" if first else None)
 
@@ -114,12 +119,8 @@ def near(name, known, most=1, cutoff=0.4):
 def listing(parts):
     """The text of --list. parts : {flag: {name: words, an entry that has them as `about`, a class or a function}}"""
 
-    def about(entry):
-        return (
-            entry
-            if isinstance(entry, str)
-            else getattr(entry, "about", None) or entry.__doc__.split("\n")[0].strip(".")
-        )
+    def about(x):
+        return x if isinstance(x, str) else getattr(x, "about", None) or x.__doc__.split("\n")[0].strip(".")
 
     width = max(len(name) for names in parts.values() for name in names)
 

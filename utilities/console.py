@@ -3,9 +3,10 @@
 from utilities import distributed
 
 
-def notes(opt, idle):
+def notes(run):
     """Lines on the flags given that do nothing, and on --resume without a run."""
-    idle = [f"--{name}" for name in opt.given if name in idle]
+    opt = run.opt
+    idle = [f"--{name}" for name in opt.given if name in run.idle]
     if idle:
         yield f"note: {', '.join(idle)}: no effect on a run of --loss {opt.loss} with these flags"
     if "resume" in opt.given and opt.resume is None:
@@ -23,11 +24,13 @@ def opening_line(run, device_name):
     opt, facts = run.opt, run.facts
     sizes = "".join(f", {name} {size_of(split)}" for name, split in run.evaluated.items())
     precision = "float32" if run.dtype is None else str(run.dtype).removeprefix("torch.")
+    kind = f" ({opt.antico_type})" if opt.loss == "antico" else ""
+    loss = f"{opt.loss}{kind} over {opt.antico_base}" if opt.loss.startswith("antico") else opt.loss
     processes = f" x {distributed.world()} processes" if distributed.world() > 1 else ""
     return "; ".join([
         *([f"PARTIAL DATA: {run.partial}"] if run.partial else []),
         f"{opt.dataset}: {facts['n_images']} training images of {facts['n_classes']} classes{sizes}",
-        f"{opt.arch}, {opt.embed_dim} dimensions", opt.loss, f"{device_name}{processes}, {precision}", run.folder,
+        f"{opt.arch}, {opt.embed_dim} dimensions", loss, f"{device_name}{processes}, {precision}", run.folder,
         *([f"going on after {run.place}"] if run.newest else []),
     ])  # fmt: skip
 
@@ -40,7 +43,7 @@ def metric_values(opt, row, split, prefix=""):
 def epoch_line(run, row):
     """An epoch: its loss, the metrics where it was evaluated, seconds of the run so far and those left, where known."""
     values = metric_values(run.opt, row, run.best_split, f"{run.best_split} ")
-    loss = f"loss {row['loss']:.3f}" if "loss" in row else "untrained"
+    loss = f"loss {row['loss']:.3f}" if "loss" in row else "before training"
     first, left = run.rows[-6:][0], ""  # as the last five epochs went; epoch 0 trains nothing
     if epochs := row["epoch"] - first["epoch"]:
         seconds = (row["seconds"] - first["seconds"]) / epochs * (run.opt.n_epochs - row["epoch"])
@@ -50,10 +53,11 @@ def epoch_line(run, row):
 
 
 def closing_lines(run):
-    """The numbers of the last epoch, and of the best on the test and the validation split, the first of equals."""
+    """The numbers of the last epoch, and of the best on the test and the validation split, the first of equals; epoch 0
+    is before training and no candidate."""
     split, lines = "test" if "test" in run.evaluated else run.best_split, {"last": run.rows[-1]}
     for name in ("test", "val"):
         column = f"{name}/{run.opt.storage_metrics[0]}"
-        measured = [row for row in run.rows if row.get(column) is not None]
+        measured = [row for row in run.rows[1:] if row.get(column) is not None]
         lines |= {f"best-{name}": max(measured, key=lambda row: row[column])} if measured else {}
     return "\n".join(f"{name}: epoch {row['epoch']}{metric_values(run.opt, row, split)}" for name, row in lines.items())

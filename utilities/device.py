@@ -4,8 +4,15 @@ import os
 import warnings
 
 import torch
+from torch import nn
 
 from utilities import distributed
+
+PAYS = 2e10  # pixels of all training images: compiling takes a minute and saves some 10 ms a batch of 90 x 224²
+NO_MEMORY = (
+    "out of memory", "allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "unable to find an engine",
+    "DataLoader worker (pid",
+)  # fmt: skip
 
 
 def choose_device(opt):
@@ -24,6 +31,13 @@ def choose_device(opt):
     return torch.device("cuda", index), torch.cuda.get_device_name(index)
 
 
+def number_of_workers(opt):
+    """Data loading processes: --kernels or, without it, this process's share of the cores; 16 feed the fastest card."""
+    if "kernels" in opt.given or opt.resume:
+        return opt.kernels
+    return min(max((os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 1), 16)
+
+
 def autocast_dtype(opt, device):
     """The dtype of mixed precision, None for float32."""
     wanted = "fp16" if opt.use_float16 else opt.amp
@@ -38,15 +52,28 @@ def autocast_dtype(opt, device):
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "none": None}[wanted]
 
 
-def compiled(opt, model, device):
-    """The model for training, compiled at its first call where --compile asks for it; evaluation has other sizes."""
+def whether_to_compile(run):
+    """Whether training is compiled; under --compile auto on a GPU where that pays and works, else it says why not."""
+    if run.opt.compile != "auto" or run.device.type == "cpu":
+        return run.opt.compile == "on"
     warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")  # advice of the compiler
-    return torch.compile(model) if opt.compile == "on" or (opt.compile == "auto" and device.type == "cuda") else model
+    reason, pixels = None, run.opt.n_epochs * run.sampler.n_batches * run.opt.bs * run.model.input_size**2
+    if pixels < PAYS:
+        reason = "this run is over before compiling would pay"
+    elif any(isinstance(module, nn.SyncBatchNorm) for module in run.model.modules()):
+        reason = "SyncBatchNorm breaks the graph at each layer; _frozen has none"
+    else:
+        try:
+            torch.compile(lambda x: x + 1)(torch.ones(8, device=run.device))
+        except Exception as problem:  # no C compiler, no Python.h, a card that is too old
+            reason = f"the compiler does not work here ({' '.join(str(problem).split())[:200]})"
+    if reason:
+        distributed.print_once(f"note: --compile auto: not compiled: {reason}")
+    return reason is None
 
 
 def advice_on_memory(problem):
     """What to do, where an error says that memory ran out on the GPU, on the CPU or in a data process; else ""."""
-    words = ("out of memory", "allocate memory", "DataLoader worker (pid")
-    if isinstance(problem, MemoryError) or any(each in str(problem) for each in words):
+    if isinstance(problem, MemoryError) or any(words in str(problem) for words in NO_MEMORY):
         return "memory ran out; lower --bs or --kernels, or embed in parts with --grad_cache N; "
     return ""

@@ -10,10 +10,14 @@ import contextlib
 import datetime
 import logging
 import os
+import signal
+import warnings
 
 import torch
 import torch.distributed as dist
 from torch import nn
+
+from utilities.signals import when_parent_ends
 
 LONG = datetime.timedelta(hours=12)  # the others wait while one measures; torchrun notices a dead one
 
@@ -43,6 +47,7 @@ def processes(device):
     if not under_torchrun() or dist.is_initialized():
         yield
         return
+    when_parent_ends(signal.SIGTERM)  # a torchrun that is killed leaves nobody training
     backend = "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=LONG, device_id=device if device.type == "cuda" else None)
     if rank() > 0:
@@ -153,14 +158,16 @@ def average_gradients(parameters):
                 parameter.grad /= world()
 
 
-def replicate(net, device):
-    """`net` in DistributedDataParallel. Made anew when what learns changes."""
-    if world() == 1:
-        return net
-    device_ids = [device.index] if device.type == "cuda" else None
-    # a network of timm that gives its maps does not use what follows them
-    unused = getattr(getattr(net, "features", None), "maps", False)
-    return nn.parallel.DistributedDataParallel(net, device_ids=device_ids, find_unused_parameters=unused)
+def replicate(model, device, compiled=False):
+    """The network as it trains: in DistributedDataParallel, where there are several processes, and then compiled, so
+    that gradients are sent while the backward still runs. BatchNorm's buffers are the same on all."""
+    if world() > 1:
+        device_ids = [device.index] if device.type == "cuda" else None
+        # a network of timm that gives its maps does not use what follows them
+        how = dict(find_unused_parameters=getattr(model.features, "maps", False), gradient_as_bucket_view=True)
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")  # torch 2.11 has no other name
+        model = nn.parallel.DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False, **how)
+    return torch.compile(model) if compiled else model
 
 
 def gradients_stay_here(net, here):

@@ -12,19 +12,25 @@ import time
 from utilities import distributed, folders
 from utilities.folders import write_whole
 
-PACKAGES = ("torch", "torchvision", "numpy", "faiss-gpu", "faiss-cpu", "scikit-learn", "pillow", "matplotlib")
+PACKAGES = "torch torchvision numpy faiss-gpu faiss-cpu scikit-learn pillow matplotlib timm FrEIA".split()
+PACKAGES += ["pytorch-metric-learning"]
 
 
-def describe(opt, without_effect, **facts):
+def describe(run, device_name):
     """The config.json of a new run: the flags that act, those that do not, and what else decides its numbers."""
+    opt = run.opt
     flags = {name: value for name, value in vars(opt).items() if name not in ("wandb_key", "resume", "list", "given")}
     key = opt.wandb_key or "<your_wandb_key>"
     versions = {each.name: each.version for each in importlib.metadata.distributions() if each.name in PACKAGES}
     return dict(
-        flags={name: value for name, value in flags.items() if name not in without_effect},
-        without_effect={name: value for name, value in flags.items() if name in without_effect},
+        flags={name: value for name, value in flags.items() if name not in run.idle},
+        without_effect={name: value for name, value in flags.items() if name in run.idle},
         seed=opt.seed,
-        **facts,
+        partial=run.partial,
+        skipped_broken=run.skipped,
+        data=run.facts,
+        device=device_name,
+        processes=distributed.world(),
         machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         versions={"python": platform.python_version(), **versions},
         commit=folders.commit() or None,
@@ -71,10 +77,11 @@ def write_evaluation(opt, epoch, partial, metrics):
     print(f"written: {path}")
 
 
-def tensorboard(folder, opt, config):  # → (function that logs a row, function that ends)
+def tensorboard(run, config):  # → (function that logs a row, function that ends)
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(os.path.join(folder, "tensorboard"))
+    # what was logged of later epochs, before the run went on from an older checkpoint, is taken back
+    writer = SummaryWriter(os.path.join(run.folder, "tensorboard"), purge_step=run.epoch + 1)
 
     def log(row):
         for name in row.keys() - {"epoch"}:
@@ -84,14 +91,15 @@ def tensorboard(folder, opt, config):  # → (function that logs a row, function
     return log, writer.close
 
 
-def weights_and_biases(folder, opt, config):
+def weights_and_biases(run, config):
     import wandb
 
+    opt = run.opt
     if opt.wandb_key != "<your_wandb_key>":
         os.environ["WANDB_API_KEY"] = opt.wandb_key  # its own login would write the key to a file
     name = folders.run_name(opt.savename, opt.group, opt.seed)
-    run = wandb.init(project=opt.project, group=opt.group, name=name, config=config, dir=folder)
-    return lambda row: run.log(row, step=row["epoch"]), run.finish
+    log = wandb.init(project=opt.project, group=opt.group, name=name, config=config, dir=run.folder)
+    return lambda row: log.log(row, step=row["epoch"]), log.finish
 
 
 TRACKERS = {"tensorboard": ("tensorboard", tensorboard), "log_online": ("wandb", weights_and_biases)}
@@ -108,11 +116,11 @@ class Trackers:
     """log(row) and close() for the trackers that were asked for, on the first process. One that fails is left out:
     whatever a foreign library says of its network must not end the run."""
 
-    def __init__(self, folder, opt, config):
+    def __init__(self, run, config):
         self.open = {}
         for flag, (_, start) in TRACKERS.items():
-            if getattr(opt, flag) and distributed.rank() == 0:
-                self.guarded(flag, lambda flag=flag, start=start: self.open.update({flag: start(folder, opt, config)}))
+            if getattr(run.opt, flag) and distributed.rank() == 0:
+                self.guarded(flag, lambda flag=flag, start=start: self.open.update({flag: start(run, config)}))
 
     def guarded(self, flag, action):
         try:

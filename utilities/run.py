@@ -1,10 +1,12 @@
 """A run: its parts, how far it is, and its folder with the last two checkpoints and the best."""
 
+import contextlib
 import io
 import os
 import sys
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import torch
@@ -26,10 +28,11 @@ class Run(SimpleNamespace):
     facts, {name: number or string} of data and network, are those that a checkpoint must share.
     """
 
-    epoch, step, seconds, newest, keep = -1, 0, 0.0, "", True
+    epoch, step, seconds, newest, keep, net, compiled = -1, 0, 0.0, "", True, None, False
 
     def __init__(self, **fields):
         super().__init__(sums={}, rows=[], saved=time.monotonic(), counted=time.monotonic(), **fields)
+        self.writer, self.being_written, self.config = ThreadPoolExecutor(1), [], None
 
     @property
     def place(self):
@@ -64,11 +67,11 @@ class Run(SimpleNamespace):
 
     def end_epoch(self, row):
         """Count an epoch with its row of metrics.csv, and save it: also as best.pt where it is the best so far by the
-        first of --storage_metrics, as best_<metric>.pt by each further one."""
+        first of --storage_metrics, as best_<metric>.pt by each further one. Epoch 0 is no candidate."""
         files, first = [], self.opt.storage_metrics[0]
-        for metric in self.opt.storage_metrics:
-            values = [r.get(f"{self.best_split}/{metric}") for r in (*self.rows, row)]
-            if values[-1] is not None and all(value is None or value < values[-1] for value in values[:-1]):
+        for metric in self.opt.storage_metrics if row["epoch"] > 0 else ():
+            *before, value = [r.get(f"{self.best_split}/{metric}") for r in (*self.rows[1:], row)]
+            if value is not None and all(other is None or other < value for other in before):
                 files.append("best.pt" if metric == first else f"best_{metric}.pt")
         if self.opt.store_improvements and "best.pt" in files:
             files.append(f"improved_epoch{row['epoch']:04d}.pt")
@@ -77,9 +80,7 @@ class Run(SimpleNamespace):
         row["seconds"] = round(self.seconds, 2)
         self.epoch, self.step, self.sums, self.rows = row["epoch"], 0, {}, [*self.rows, row]
         self.save(*files)
-        if distributed.rank() == 0:
-            records.write_rows(self.folder, self.rows)
-            self.trackers.log(row)
+        self.trackers.log(row)
 
     def check(self):
         """FloatingPointError where the loss or the weights are not finite: such a state is not saved."""
@@ -93,22 +94,44 @@ class Run(SimpleNamespace):
         self.seconds, self.counted = self.seconds + now - self.counted, now
 
     def save(self, *also):
-        """Write checkpoint.pt, after the files `also`; the checkpoint before it is kept. A run that has diverged keeps
-        its last good one. Of several processes, which all have the same state, the first writes."""
+        """Write checkpoint.pt, after the files `also`, which lack the optimizer; the one before it is kept, and a run
+        that has diverged keeps its last good one. Of several processes, which all have the same state, the first
+        writes, in a thread for which the next save waits."""
         self.check()
         self.count_seconds()
+        self.written()
         if distributed.rank() == 0:
-            state = {name: getattr(self, name).state_dict() for name in PARTS}
-            state |= {name: getattr(self, name) for name in PROGRESS} | self.facts
-            buffer = io.BytesIO()  # torch's own writer gives another error than OSError on a full disk
-            torch.save(state, buffer)
-            last, before, new = (os.path.join(self.folder, name) for name in (LAST, BEFORE, NEW))
-            for path in (*(os.path.join(self.folder, name) for name in also), new):
-                write_whole(path, lambda file: file.write(buffer.getbuffer()), "wb")
-            if self.keep and os.path.exists(last):
-                os.replace(last, before)
-            os.replace(new, last)
+            state = {name: on_cpu(getattr(self, name).state_dict()) for name in PARTS}
+            state |= on_cpu({name: getattr(self, name) for name in PROGRESS}) | self.facts
+            self.being_written.append(self.writer.submit(self.write, state, also, self.keep))
         self.saved, self.newest, self.keep = time.monotonic(), self.place, True
+
+    def write(self, state, also, keep):
+        last, before, new = (os.path.join(self.folder, name) for name in (LAST, BEFORE, NEW))
+        if also:
+            learned = pack({name: value for name, value in state.items() if name != "optimizer"})
+            for name in also:
+                write_whole(os.path.join(self.folder, name), lambda file: file.write(learned), "wb")
+        whole = pack(state)
+        write_whole(new, lambda file: file.write(whole), "wb")
+        if keep and os.path.exists(last):
+            os.replace(last, before)
+        os.replace(new, last)
+        records.write_rows(self.folder, state["rows"])
+        self.write_config()
+
+    def written(self):
+        """Wait until what was saved last is on the disk. OSError where it cannot be written."""
+        while self.being_written:
+            self.being_written.pop().result()
+
+    def write_config(self):
+        """Write down that a run goes on, which is so with its first checkpoint or at its end, and not before."""
+        if self.config and distributed.rank() == 0:
+            records.write_json(os.path.join(self.folder, "config.json"), self.config)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(self.folder, folders.DIVERGED))
+        self.config = None
 
     def restore(self, folder):
         """Go on from the newest whole checkpoint of a folder, which this process then holds. ValueError, one line, if
@@ -134,7 +157,7 @@ class Run(SimpleNamespace):
         self.newest, self.keep = self.place, name != BEFORE  # a damaged one does not take the place of the good one
 
     def open_folder(self, config):
-        """Claim a folder for a new run, or write down in an old one that it goes on."""
+        """Claim a folder for a new run, or clear up an old one that goes on."""
         opt = self.opt
 
         def prepare():
@@ -146,17 +169,31 @@ class Run(SimpleNamespace):
                 return folder
             diverged, place = folders.divergence(folder), dict(from_epoch=self.epoch, from_step=self.step)
             place |= {"after_divergence": diverged} if diverged else {}
-            resumed = records.describe_resumed(folders.read_config(folder), config, **place)
-            records.write_json(os.path.join(folder, "config.json"), resumed)
+            self.config = records.describe_resumed(folders.read_config(folder), config, **place)
             if diverged:
                 print(f"note: this run diverged before ({diverged}); on a CPU it does so again", file=sys.stderr)
-                os.unlink(os.path.join(folder, folders.DIVERGED))
             remove_unfinished(folder)
             if self.rows:  # metrics.csv may be lost, or ahead of the checkpoint
                 records.write_rows(folder, self.rows)
             return folder
 
         self.folder = distributed.on_first(prepare)
+
+
+def on_cpu(state):
+    """A copy of nested containers, with their tensors on the CPU, which training does not change."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return type(state)({key: on_cpu(value) for key, value in state.items()})
+    return type(state)(map(on_cpu, state)) if isinstance(state, (list, tuple)) else state
+
+
+def pack(state):
+    """The bytes of a checkpoint; torch's own writer gives another error than OSError on a full disk."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getbuffer()
 
 
 def load(path):

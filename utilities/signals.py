@@ -1,4 +1,5 @@
-"""SIGINT (Ctrl-C), SIGTERM and SIGUSR1 (Slurm's warning): the step is finished, the run saved, and then it ends."""
+"""SIGINT (Ctrl-C), SIGTERM, SIGHUP (a closed terminal) and SIGUSR1 (Slurm's warning): the step is finished, the run
+saved, and then it ends."""
 
 import contextlib
 import ctypes
@@ -6,7 +7,7 @@ import os
 import signal
 import sys
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Stopped(BaseException):
@@ -23,7 +24,8 @@ class Signals:
     number, waits = 0, False
 
     def __enter__(self):
-        self.former = {number: signal.signal(number, self.handle) for number in SIGNALS}
+        caught = SIGNALS if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else SIGNALS[:-1]  # nohup ignores it
+        self.former = {number: signal.signal(number, self.handle) for number in caught}
         return self
 
     def __exit__(self, *_):
@@ -47,11 +49,16 @@ class Signals:
             self.waits = former
 
 
+def when_parent_ends(number):
+    """The system sends this process a signal when the one that started it is gone; on Linux alone."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
+
+
 def shield_worker(_):
     """For data loading processes: a run's signals are not for them, and they end with its main process."""
     os.setsid()  # out of the terminal's group of processes
-    for number in (signal.SIGINT, signal.SIGUSR1):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # how the main process ends them
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG; elsewhere torch notices within 5 seconds
+    when_parent_ends(signal.SIGKILL)  # elsewhere torch notices within 5 seconds
