@@ -142,12 +142,6 @@ def test_an_unknown_name_is_one_line_that_says_a_known_one(words, named):
     assert "\n" not in str(problem.value)
 
 
-def test_proxy_variants_need_a_base_with_proxies():
-    for words in ("antico_batch_proxy --antico_base multisimilarity", "antico_all_proxy --antico_base none"):
-        with pytest.raises(ValueError, match="proxies"):
-            criteria.acting_flags(parse(words))
-
-
 @pytest.mark.parametrize(
     "make",
     [

@@ -98,46 +98,25 @@ def test_antico_has_the_defaults_of_the_command_line(variant, base):
         assert getattr(own, setting) == getattr(selected, setting), setting
 
 
+README = re.findall(r"```python\n(.*?)```", (HERE / "criteria" / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
 def test_the_loop_of_the_readme_trains(capsys):
     torch.manual_seed(0)
-    text, names = (HERE / "criteria" / "README.md").read_text(encoding="utf-8"), {}
-    (loop,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "AntiCo(" in block]
-    exec(loop, names)
+    names = {}
+    exec(README[0], names)
     assert "'coding_rate_share'" in capsys.readouterr().out
     assert names["criterion"].proxies.grad.norm() > 0 and names["network"].weight.grad.norm() > 0
 
 
-# a loss of one's own
+# a loss of one's own: the README's, and one that derives from another
 
-NEW_FILE = """
-import torch
-
-from criteria.base import Criterion
-from criteria.margin import Margin
-
-
-class Yours(Criterion):
-    name = "yours"
-
-    def __init__(self, share=1 / 8, power=2):
-        super().__init__()
-        self.share, self.power = share, power
-
-    def loss(self, embeddings, labels):
-        return self.share * embeddings.abs().pow(self.power).mean()
-
+WIDER = """
 
 class Wider(Margin):
-    name = "wider"
-
     def __init__(self, extra=0.5, **kwargs):
         super().__init__(**kwargs)
         self.extra = extra
-"""
-IN_PARAMETERS = """
-    flag(g, "loss_yours_share", 1 / 8, "how much of it")
-    flag(g, "loss_yours_power", 2, "of the entries", 1, 9)
-    flag(g, "loss_wider_extra", 0.5, "what Margin has not")
 """
 USE = """
 import torch, criteria, parameters
@@ -149,20 +128,19 @@ def make(words):
     assert torch.isfinite(criterion(x, labels))
     return getattr(criterion, "base", criterion), criteria.acting_flags(opt)
 
-assert "--loss_yours_share X" in parameters.build_parser().format_help()
+assert "--loss_cosine_margin X" in parameters.build_parser().format_help()
 for chosen in ("--loss {}", "--loss antico_pair --antico_base {}", "--loss antico --antico_type pair --antico_base {}"):
-    yours, acting = make(chosen.format("yours"))
-    assert (yours.share, yours.power) == (0.125, 2) and {"loss_yours_share", "loss_yours_power"} <= acting
-    yours, _ = make(chosen.format("yours") + " --loss_yours_share 0.3 --loss_yours_power 4")
-    assert (yours.share, yours.power) == (0.3, 4)
+    cosine, acting = make(chosen.format("cosine"))
+    assert (cosine.margin, cosine.weight) == (0.4, 1) and {"loss_cosine_margin", "loss_cosine_weight"} <= acting
+    cosine, _ = make(chosen.format("cosine") + " --loss_cosine_margin 0.3 --loss_cosine_weight 4")
+    assert (cosine.margin, cosine.weight) == (0.3, 4)
     wider, acting = make(chosen.format("wider"))
     assert (wider.extra, wider.margin, round(float(wider.beta), 4), wider.beta_lr) == (0.5, 0.2, 1.2, 5e-4)
     assert {"loss_wider_extra", "loss_margin_margin", "loss_margin_beta", "batch_mining"} <= acting
     wider, _ = make(chosen.format("wider") + " --loss_wider_extra 0.7 --loss_margin_margin 0.4 --batch_mining all")
     assert (wider.extra, wider.margin, wider.miner) == (0.7, 0.4, criteria.miners.every)
-margin, acting = make("--loss margin --loss_wider_extra 0.7")
 opt = parameters.parse("--loss margin --loss_wider_extra 0.7".split())
-assert "loss_wider_extra" in parameters.without_effect(opt, acting)
+assert "loss_wider_extra" in parameters.without_effect(opt, criteria.acting_flags(opt))
 print("done")
 """
 
@@ -177,10 +155,11 @@ def test_a_loss_is_its_file_a_line_and_its_flags(tmp_path):
     for name in ("criteria", "utilities"):
         shutil.copytree(HERE / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "study"))
     shutil.copy(HERE / "parameters.py", tmp_path)
-    (tmp_path / "criteria" / "yours.py").write_text(NEW_FILE)
+    (tmp_path / "criteria" / "cosine.py").write_text(f"from criteria.margin import Margin\n{README[1]}{WIDER}")
     registry, flags = tmp_path / "criteria" / "__init__.py", tmp_path / "parameters.py"
-    insert(registry, "from criteria.triplet import Triplet\n", "from criteria.yours import Wider, Yours\n")
-    insert(registry, "\nBASES = {\n", '    "yours": Yours,\n    "wider": Wider,\n')
-    insert(flags, 'add_group(parser, "pair losses")', IN_PARAMETERS.rstrip())
+    insert(registry, "from criteria.triplet import Triplet\n", "from criteria.cosine import Cosine, Wider\n")
+    insert(registry, "\nBASES = {\n", f'{README[2]}    "wider": Wider,\n')
+    wider = '    flag(g, "loss_wider_extra", 0.5, "what Margin has not")'
+    insert(flags, 'add_group(parser, "pair losses")', f"\n{README[3]}{wider}")
     done = subprocess.run([sys.executable, "-c", USE], cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert done.stdout == "done\n", done.stderr
