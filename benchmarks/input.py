@@ -97,10 +97,10 @@ def difference(folder, split):
 def rows(kind, n, workers, n_passes, repeats):
     """Print the table's rows of one kind of JPEGs; whether a difference is beyond its tolerance."""
     wrong = False
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as cache:
         size = make(folder, kind, n)
         mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-        cached = split_of(folder, "--cache", os.path.join(folder, "cache"))
+        cached = split_of(folder, "--cache", cache)
         splits = {"without cache": split_of(folder), "--cache": cached}
         plain = plain_split(folder, transforms.ToTensor(), transforms.Normalize(mean, std))
         works = {name: passes(split, workers, n_passes) for name, split in {"plain": plain, **splits}.items()}

@@ -1,7 +1,9 @@
 """The benchmarks in miniature, in the layouts in which their archives unpack and in the published ones."""
 
 import numpy as np
+import pandas as pd
 from PIL import Image
+from scipy.io import savemat
 
 import datasets
 import parameters
@@ -34,18 +36,12 @@ def cub_archive(root):
     (folder / "images" / "._hidden.jpg").write_bytes(b"")  # as macOS leaves them
 
 
-def save_mat(path, **arrays):
-    """A .mat file: of a list of rows {field: value} a struct array with an element a row, of a list of words a cell."""
-    from scipy.io import savemat
-
-    def array(values):
-        fields = [
-            (name, "O" if isinstance(value, str) else "u2") for name, value in getattr(values[0], "items", list)()
-        ]
-        return np.array([tuple(row.values()) if fields else row for row in values], dtype=fields or object)[None]
-
+def save_mat(path, names=None, rows=None):
+    """A .mat file of Cars196: class names, annotations (a struct array with one element an image), or both."""
+    found = {"class_names": np.array(names, dtype=object)[None]} if names else {}
+    found |= {"annotations": np.array(pd.DataFrame(rows).to_records(index=False))[None]} if rows else {}
     path.parent.mkdir(parents=True, exist_ok=True)
-    savemat(path, {name: array(values) for name, values in arrays.items()})
+    savemat(path, found)
 
 
 CAR_NAMES = [f"Make Model {c:03d} 2012" for c in range(1, 197)]
@@ -53,23 +49,23 @@ CAR_CLASSES = [(1, 98, 99, 196)[i % 4] for i in range(1, 13)]  # of the 12 image
 
 
 def cars_archive(root):
-    """car_ims/ and cars_annos.mat."""
-    names = [f"car_ims/{i:06d}.jpg" for i in range(1, 13)]
-    for name in names:
-        write(root / name)
-    rows = [{"relative_im_path": name, "bbox_x1": 1, "class": c, "test": 0} for name, c in zip(names, CAR_CLASSES)]
-    save_mat(root / "cars_annos.mat", annotations=rows, class_names=CAR_NAMES)
+    rows = [
+        {"relative_im_path": f"car_ims/{i:06d}.jpg", "bbox_x1": 1, "class": c} for i, c in enumerate(CAR_CLASSES, 1)
+    ]
+    for row in rows:
+        write(root / row["relative_im_path"])
+    save_mat(root / "cars_annos.mat", CAR_NAMES, rows)
 
 
 def cars_devkit(root, labelled=""):
     """cars_train/, cars_test/ and the devkit, each numbered from 1; `labelled`: where the test annotations lie."""
-    save_mat(root / "devkit" / "cars_meta.mat", class_names=CAR_NAMES)
-    for part, classes, path in (("train", CAR_CLASSES[:7], "devkit/cars_train_annos.mat"),
-                                ("test", CAR_CLASSES[7:], f"{labelled}cars_test_annos_withlabels.mat")):  # fmt: skip
+    save_mat(root / "devkit" / "cars_meta.mat", CAR_NAMES)
+    files = {"train": "devkit/cars_train_annos.mat", "test": f"{labelled}cars_test_annos_withlabels.mat"}
+    for (part, path), classes in zip(files.items(), (CAR_CLASSES[:7], CAR_CLASSES[7:])):
         rows = [{"bbox_x1": 1, "class": c, "fname": f"{i:05d}.jpg"} for i, c in enumerate(classes, 1)]
         for row in rows:
             write(root / f"cars_{part}" / row["fname"])
-        save_mat(root / path, annotations=rows)
+        save_mat(root / path, rows=rows)
 
 
 def products(images, lists):

@@ -137,25 +137,18 @@ def test_nothing_is_written_beside_what_a_data_set_names(kind, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["a", "data"] and os.listdir(tmp_path / "data") == ["CUB_200_2011"]
 
 
-def test_partial_data_is_an_error_unless_allowed_and_is_verified_all_the_same(tmp_path, capsys):
-    archive = archives_of("cub200", tmp_path)[0]
-    expected = "train: found 2 classes, 6 images, expected 100 classes, 5,864 images"
-    assert run("cub200", tmp_path / "data", "--archive", archive, "--verify", "--kernels", 0) == 2
-    printed = capsys.readouterr()
-    assert f"cub200: PARTIAL: {expected}" in printed.out and "cub200: 0 of 12 images are broken" in printed.out
-    assert run("cub200", tmp_path / "data", "--allow_partial") == 0
-    assert f"cub200: PARTIAL: {expected}" in capsys.readouterr().out
-
-
-def test_verify_lists_the_broken_images(tmp_path, counts, capsys):
+@pytest.mark.parametrize("kernels", [0, 2])
+def test_verify_lists_the_broken_images_also_of_partial_data(tmp_path, kernels, capsys):
     LAYOUTS["cub200", "archive"](tmp_path)
     for c, i in ((0, 1), (3, 2)):
         (tmp_path / "CUB_200_2011" / "images" / CUB[c] / f"b_{i}.jpg").write_bytes(b"no")
-    for kernels in (0, 2):
-        assert run("cub200", tmp_path, "--verify", "--kernels", kernels) == 1
-        text = capsys.readouterr().out
-        assert text.count("cannot be decoded") == 2 and "cub200: 2 of 12 images are broken" in text
-        assert f"{CUB[0]}/b_1.jpg: cannot" in text and f"{CUB[3]}/b_2.jpg: cannot" in text
+    assert run("cub200", tmp_path, "--verify", "--kernels", kernels) == 2
+    assert run("cub200", tmp_path, "--verify", "--allow_partial", "--kernels", kernels) == 1
+    text = capsys.readouterr().out
+    assert text.count("cannot be decoded") == 4 and text.count("cub200: 2 of 12 images are broken") == 2
+    assert f"{CUB[0]}/b_1.jpg: cannot" in text and f"{CUB[3]}/b_2.jpg: cannot" in text
+    assert text.count("cub200: PARTIAL: train: found 2 classes, 6 images, expected 100 classes, 5,864 images") == 2
+    assert "skip_broken" not in text  # which is main.py's
 
 
 def test_an_interruption_puts_nothing_in_its_place_and_can_be_repeated(tmp_path, monkeypatch, counts):
