@@ -234,7 +234,7 @@ class Queue:
             self.wait()
 
     def start(self, job):
-        """Unless another queue has it or has done it. The run's process holds the locked log, however it ends."""
+        """Unless another queue has it or has done it. The log stays locked until we and the run's process let it go."""
         log = folders.lock(job.log)
         job.look()
         if log is None:
@@ -243,7 +243,7 @@ class Queue:
             self.say(f"{job.name}: {job.state}, in another queue")
         else:
             job.state, job.place, job.whole = "running", self.places.pop(0), not job.begun
-            job.log_start, job.began = log.tell(), time.monotonic()
+            job.log_file, job.log_start, job.began = log, log.tell(), time.monotonic()
             # a session of its own: a terminal's Ctrl-C comes through us, once
             how = dict(stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=ROOT, start_new_session=True)
             job.process = subprocess.Popen(job.command, env={**os.environ, **job.place}, **how)
@@ -261,6 +261,7 @@ class Queue:
                 job.state = "failed"
             failure = f": {why(job)}" if job in self.among("failed", "diverged") else ""
             self.say(f"{job.name}: {job.state} after {timedelta(seconds=round(seconds))}{failure}")
+            job.log_file.close()
             self.places.append(job.place)
 
     def status(self):
