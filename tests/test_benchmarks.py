@@ -70,7 +70,7 @@ def test_the_rows_of_the_gpu_in_a_small_size_and_one_that_fails(capsys, monkeypa
     assert gpu.main(["--small"]) == 1
     text = capsys.readouterr().out
     *rows, last = table(text)
-    assert last == ["row_fails", "RuntimeError: CUDA error: no such thing more / of it", "", "", "FAILED"]
+    assert last == ["row_fails", "RuntimeError('CUDA error: no such thing\\nmore / of it')", "", "", "FAILED"]
     assert len(rows) == 19 and all(cells[-1] in ("yes", "-") for cells in rows), text
 
 
