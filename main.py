@@ -53,8 +53,9 @@ def build(opt, device, signals):
     groups = model.param_groups(opt.lr, None if opt.fc_lr < 0 else opt.fc_lr) + criterion.param_groups(opt.lr)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": partial(torch.optim.SGD, momentum=0.9)}
     optimizer = kind[opt.optim](groups, lr=opt.lr, weight_decay=opt.decay, fused=True)
-    falls = {"step": opt.tau, "exp": range(1, opt.n_epochs + 1), "none": []}[opt.scheduler]
-    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, falls, opt.gamma)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, opt.tau if opt.scheduler == "step" else [], opt.gamma)
+    if opt.scheduler == "exp":
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, opt.gamma)
     facts = dict(dataset=opt.dataset, n_classes=n_classes, n_images=len(splits.train), input_size=model.input_size,
                  contents=datasets.contents(splits), arch=opt.arch, embed_dim=opt.embed_dim)  # fmt: skip
     return Run(opt=opt, device=device, signals=signals, model=model, criterion=criterion, optimizer=optimizer,
@@ -93,21 +94,21 @@ def train_epoch(run, epoch):
         run.net = distributed.replicate(run.model, run.device, run.compiled and epoch > opt.warmup)
     run.model.train()
     run.sampler.set_epoch(epoch, start=run.step)
-    how = dict(
-        leave=False, disable=True if distributed.rank() else None, dynamic_ncols=True
-    )  # None: in a terminal only
-    batches, title = datasampler.prefetch(run.loader, run.device), f"epoch {epoch}/{opt.n_epochs}"
-    bar = tqdm(batches, title, run.sampler.n_batches, initial=run.step, **how)
+    quiet, began = True if distributed.rank() else None, time.monotonic()  # None: a bar only in a terminal
+    bar = tqdm(datasampler.prefetch(run.loader, run.device), f"epoch {epoch}/{opt.n_epochs}", run.sampler.n_batches,
+               initial=run.step, leave=False, disable=quiet, dynamic_ncols=True)  # fmt: skip
     for images, labels in bar:
         seed = derive(opt.seed, epoch, run.step)
+        parts = images.split(opt.grad_cache or len(images))
+        chunks = [(part, derive(seed, distributed.rank(), number)) for number, part in enumerate(parts)]
+        with torch.set_grad_enabled(not opt.grad_cache):
+            embeddings = torch.cat([embed(run, *chunk) for chunk in chunks]).requires_grad_()
+        torch.manual_seed(seed)  # for mining: the same on all processes, each has the whole batch
+        loss = run.criterion(distributed.gather(embeddings), distributed.gather(labels))
+        run.optimizer.zero_grad(set_to_none=True)
+        run.scaler.scale(loss).backward()
         if opt.grad_cache:
-            loss = cached_loss(run, images, labels, seed)
-        else:
-            embeddings = embed(run, images, derive(seed, distributed.rank(), 0))
-            torch.manual_seed(seed)  # for mining: the same on all processes, each has the whole batch
-            loss = run.criterion(distributed.gather(embeddings), distributed.gather(labels))
-            run.optimizer.zero_grad(set_to_none=True)
-            run.scaler.scale(loss).backward()
+            backward_again(run, chunks, embeddings.grad)
         distributed.average_gradients(run.criterion.parameters())
         run.scaler.step(run.optimizer)
         run.scaler.update()
@@ -117,6 +118,7 @@ def train_epoch(run, epoch):
         if time.monotonic() - run.saved > 60 * opt.checkpoint_minutes:
             run.save()
         stop_if_asked(run)
+    run.waited = run.loader.waited / (time.monotonic() - began)
     return {"lr": lr, **run.means()}
 
 
@@ -127,20 +129,12 @@ def embed(run, images, seed):
         return run.net(images)
 
 
-def cached_loss(run, images, labels, seed):
-    """The loss of a batch whose graph does not fit into memory, and its gradient: images are embedded in chunks, once
-    for the embeddings' gradient and once more for the network's (Gao et al., RepL4NLP 2021)."""
-    chunks = [(chunk, derive(seed, distributed.rank(), n)) for n, chunk in enumerate(images.split(run.opt.grad_cache))]
-    with torch.no_grad():
-        embeddings = torch.cat([embed(run, *chunk) for chunk in chunks]).requires_grad_()
-    torch.manual_seed(seed)
-    loss = run.criterion(distributed.gather(embeddings), distributed.gather(labels))
-    run.optimizer.zero_grad(set_to_none=True)
-    run.scaler.scale(loss).backward()
-    for number, gradient in enumerate(embeddings.grad.split(run.opt.grad_cache)):
+def backward_again(run, chunks, gradient):
+    """The network's gradient from the embeddings', where the batch's graph does not fit into memory: by chunks, which
+    are embedded once more (Gao et al., RepL4NLP 2021)."""
+    for number, part in enumerate(gradient.split(run.opt.grad_cache)):
         with distributed.gradients_stay_here(run.net, number < len(chunks) - 1):
-            embed(run, *chunks[number]).backward(gradient)
-    return loss
+            embed(run, *chunks[number]).backward(part)
 
 
 def stop_if_asked(run):
@@ -243,15 +237,16 @@ def main(argv=None):
             line, status = f"stopped by {stop.name}{'; all is saved' if run else ' before training began'}", stop.status
         except FloatingPointError as problem:  # a loss, weights or embeddings with NaN or infinity
             line, status = f"error: {run.note_divergence(problem) if run else problem}", 1
-        except BrokenPipeError:
-            line, status = "error: standard output was closed", command_line.silence()
         except (ValueError, OSError) as problem:
             line, status = f"error: {command_line.line_of(problem)}", 2
+            if isinstance(problem, BrokenPipeError):
+                line, status = "error: standard output was closed", command_line.silence()
         except (RuntimeError, MemoryError) as problem:  # no bug where memory ran out or another process ended
             advice = devices.advice_on_memory(problem)
             if not (advice or distributed.lost_another(problem) or "loading state_dict" in str(problem)):
                 raise
-            line, status = f"error: {advice}{' '.join(str(problem).split())[:300]}", 1
+            reason = str(problem).rpartition("Error: ")[2].split()  # a data process's comes with its traceback
+            line, status = f"error: {advice}{' '.join(reason)[:300]}", 1
     if run and run.newest:
         start = "torchrun ..." if distributed.world() > 1 else "python"
         line += f". Last checkpoint: {run.newest}; go on with: {start} main.py --resume {shlex.quote(run.folder)}"

@@ -45,9 +45,9 @@ def one_line_errors(main):
             status = main(sys.argv[1:] if words is None else [str(word) for word in words])
             sys.stdout.flush()
             return status
-        except BrokenPipeError:
-            return silence()
         except (ValueError, OSError) as problem:
+            if isinstance(problem, BrokenPipeError):
+                return silence()
             print(f"error: {line_of(problem)}", file=sys.stderr)
             return 2
 

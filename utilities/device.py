@@ -9,10 +9,12 @@ from torch import nn
 from utilities import distributed
 
 PAYS = 2e10  # pixels of all training images: compiling takes a minute and saves some 10 ms a batch of 90 x 224²
-NO_MEMORY = (
-    "out of memory", "allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "unable to find an engine",
-    "DataLoader worker (pid",
-)  # fmt: skip
+SHARED = "shared memory (/dev/shm) is full; lower --kernels, or start the container with a larger --shm-size; "
+MEMORY = "memory ran out; lower --bs or --kernels, or embed in parts with --grad_cache N; "
+ADVICE = {
+    "shared memory": SHARED, "Bus error": SHARED, "out of memory": MEMORY, "allocate memory": MEMORY,
+    "CUBLAS_STATUS_ALLOC_FAILED": MEMORY, "unable to find an engine": MEMORY, "DataLoader worker (pid": MEMORY,
+}  # fmt: skip
 
 
 def choose_device(opt):
@@ -20,13 +22,12 @@ def choose_device(opt):
     torch.backends.cudnn.deterministic = True  # the same seed gives the same numbers on one machine
     if not torch.cuda.is_available():
         return torch.device("cpu"), "CPU"
-    index, count = opt.gpu[0], torch.cuda.device_count()
+    index, count, asked, least = opt.gpu[0], torch.cuda.device_count(), f"--gpu {opt.gpu[0]}", opt.gpu[0] + 1
     if distributed.under_torchrun():
-        index, processes = distributed.local_rank(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        if processes > count:  # all processes of the machine stop at this
-            raise ValueError(f"torchrun --nproc_per_node={processes}: this machine has {count} GPUs, one a process")
-    elif index >= count:
-        raise ValueError(f"--gpu {index}: this machine has {count} GPUs, numbered from 0")
+        index, least = distributed.local_rank(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        asked = f"torchrun --nproc_per_node={least}"
+    if least > count:  # at which all processes of the machine stop
+        raise ValueError(f"{asked}: this machine has {count} GPUs, numbered from 0, and a process takes one")
     torch.cuda.set_device(index)
     return torch.device("cuda", index), torch.cuda.get_device_name(index)
 
@@ -74,6 +75,5 @@ def whether_to_compile(run):
 
 def advice_on_memory(problem):
     """What to do, where an error says that memory ran out on the GPU, on the CPU or in a data process; else ""."""
-    if isinstance(problem, MemoryError) or any(words in str(problem) for words in NO_MEMORY):
-        return "memory ran out; lower --bs or --kernels, or embed in parts with --grad_cache N; "
-    return ""
+    found = [advice for words, advice in ADVICE.items() if words in str(problem)]
+    return found[0] if found else MEMORY if isinstance(problem, MemoryError) else ""

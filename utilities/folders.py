@@ -8,6 +8,7 @@ import glob
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import time
 import weakref
@@ -29,10 +30,10 @@ def read_config(folder):
             config = json.load(file)
         all_flags(config)["loss"]
         return config
-    except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"{folder}: no run there (a folder with config.json and checkpoint.pt)") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as problem:
-        raise ValueError(f"{path}: damaged ({type(problem).__name__})") from problem
+    except Exception as problem:  # whatever a damaged file leads to
+        damaged = f"config.json is damaged ({type(problem).__name__})"
+        reason = damaged if os.path.isfile(path) else "no run there (a folder with config.json and checkpoint.pt)"
+        raise ValueError(f"{folder}: {reason}") from problem
 
 
 def all_flags(config):
@@ -53,22 +54,20 @@ def flags_of_run(given, known):
     folder = named["resume"]
     if folder is True:
         folder = find(named["save_path"], named["dataset"], run_name(named["savename"], named["group"], named["seed"]))
-    if folder == "":
-        raise ValueError("--resume: is empty; give a run's folder, or the flag alone for the newest run of this name")
-    if not folder:
+    if folder in (None, False):
         return {}, None
-    config = read_config(folder)
-    gone = [f"--{name}" for name, value in config["flags"].items() if name not in known and value]
-    if gone:
-        raise ValueError(
-            f"--resume {folder}: that run has {' '.join(gone)}, which this version does not; start it anew"
-        )
+    config = read_config(folder or "--resume ''")
     saved = {name: value for name, value in all_flags(config).items() if name in known}
+    gone = [name for name, value in config["flags"].items() if name not in known and value]
+    unlike = [f"that run has --{name}, which this version does not; start it anew" for name in gone]
     for name, value in given.items():
         if not known[name].may_change and saved.get(name, value) != value:
             before, now = (" ".join(map(str, v)) if isinstance(v, list) else v for v in (saved[name], value))
-            line = f"that run has --{name} {before}, not {now}; leave the flag out, or start a new run without --resume"
-            raise ValueError(f"--resume {folder}: {line}")
+            unlike.append(
+                f"that run has --{name} {before}, not {now}; leave it out, or start a new run without --resume"
+            )
+    if unlike:
+        raise ValueError(f"--resume {folder}: {unlike[0]}")
     if not set(saved.get("storage_metrics", ())) <= set(given.get("evaluation_metrics", saved["evaluation_metrics"])):
         del saved["storage_metrics"]  # best.pt goes by another metric from now on
     return saved, folder
@@ -99,11 +98,10 @@ def lock(path):
     handle = open(path, "a")
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        handle.close()
-        return None
-    except OSError:
-        pass  # a file system without locks
+    except OSError as problem:  # another's, or a file system without locks
+        if isinstance(problem, BlockingIOError):
+            handle.close()
+            return None
     copy = weakref.ref(handle)
     os.register_at_fork(after_in_child=lambda: copy() and copy().close())
     return handle
@@ -122,10 +120,8 @@ def divergence(folder):
 def commit():
     """The checkout's commit, with '+' behind it where tracked files were changed; "" outside a checkout."""
     words = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
-    try:
-        return subprocess.run(words, capture_output=True, text=True, cwd=os.path.dirname(__file__)).stdout.strip()
-    except OSError:  # no git here
-        return ""
+    how = dict(capture_output=True, text=True, cwd=os.path.dirname(__file__))
+    return subprocess.run(words, **how).stdout.strip() if shutil.which("git") else ""
 
 
 def write_whole(path, write, mode="w"):

@@ -117,22 +117,23 @@ class Trackers:
     whatever a foreign library says of its network must not end the run."""
 
     def __init__(self, run, config):
-        self.open = {}
-        for flag, (_, start) in TRACKERS.items():
-            if getattr(run.opt, flag) and distributed.rank() == 0:
-                self.guarded(flag, lambda flag=flag, start=start: self.open.update({flag: start(run, config)}))
+        wanted = {flag: start for flag, (_, start) in TRACKERS.items() if getattr(run.opt, flag)}
+        self.open = wanted if distributed.rank() == 0 else {}
+        self.open = self.each(lambda start: start(run, config))
 
-    def guarded(self, flag, action):
-        try:
-            action()
-        except Exception as problem:
-            self.open.pop(flag, None)
-            print(f"note: --{flag}: {problem or type(problem).__name__}; the run goes on without it", file=sys.stderr)
+    def each(self, action):
+        """{flag: what the action gives for its tracker}."""
+        done = {}
+        for flag, tracker in self.open.items():
+            try:
+                done[flag] = action(tracker)
+            except Exception as problem:
+                line = f"note: --{flag}: {problem or type(problem).__name__}; the run goes on without it"
+                print(line, file=sys.stderr)
+        return done
 
     def log(self, row):
-        for flag, (log, _) in list(self.open.items()):
-            self.guarded(flag, lambda log=log: log(row))
+        self.open = {flag: self.open[flag] for flag in self.each(lambda tracker: tracker[0](row))}
 
     def close(self):
-        for flag, (_, end) in list(self.open.items()):
-            self.guarded(flag, end)
+        self.each(lambda tracker: tracker[1]())

@@ -28,7 +28,7 @@ class Run(SimpleNamespace):
     facts, {name: number or string} of data and network, are those that a checkpoint must share.
     """
 
-    epoch, step, seconds, newest, keep, net, compiled = -1, 0, 0.0, "", True, None, False
+    epoch, step, seconds, waited, newest, keep, net, compiled = -1, 0, 0.0, 0.0, "", True, None, False
 
     def __init__(self, **fields):
         super().__init__(sums={}, rows=[], saved=time.monotonic(), counted=time.monotonic(), **fields)
@@ -196,31 +196,36 @@ def pack(state):
     return buffer.getbuffer()
 
 
-def load(path):
-    """A checkpoint, on the CPU. Raises ValueError, one line, if there is none, or it is damaged."""
+def attempt(path):
+    """(a checkpoint, on the CPU, None), or (None, why it cannot be read)."""
     try:
         with zipfile.ZipFile(path) as file:
             problem = file.testzip()  # the first part with a wrong checksum, at which torch does not look
         if problem is None:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True), None
     except Exception as error:  # torch and zipfile have many for a damaged file
         problem = line_of(error).splitlines()[0]
-    raise ValueError(f"{path}: not a checkpoint of this program, or a damaged one ({problem})")
+    return None, f"{path}: not a checkpoint of this program, or a damaged one ({problem})"
+
+
+def load(path):
+    """A checkpoint, on the CPU. Raises ValueError, one line, if there is none, or it is damaged."""
+    state, problem = attempt(path)
+    if problem:
+        raise ValueError(problem)
+    return state
 
 
 def newest(folder):
     """(file name, state) of the newest whole checkpoint, ("", None) without any. ValueError if none is whole."""
     problems = []
     for name in (NEW, LAST, BEFORE):  # NEW is there if the run was killed between two renames
-        path = os.path.join(folder, name)
-        try:
-            state = load(path) if os.path.exists(path) else None
-        except ValueError as problem:
-            problems.append(str(problem))
-            continue
-        if state is not None:
-            print(*(f"note: {problem}; going on from {name}, the one before it\n" for problem in problems), end="")
-            return name, state
+        if os.path.exists(path := os.path.join(folder, name)):
+            state, problem = attempt(path)
+            if not problem:
+                print(*(f"note: {line}; going on from {name}, the one before it\n" for line in problems), end="")
+                return name, state
+            problems.append(problem)
     if problems:
         raise ValueError(f"{'; '.join(problems)}; start the run anew without --resume")
     return "", None
