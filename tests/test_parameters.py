@@ -86,7 +86,7 @@ BAD = """
 --loss_nir_nf_fc_dropout 2 | --pml_lrmulti -1 | --miner_distance_lower_cutoff 1.5 |
 --miner_rho_distance_lower_cutoff 1.9 | --miner_distance_upper_cutoff 2.5 | --miner_rho_distance_cp 1.5 |
 --miner_semihard_margin -1 | --storage_metrics mAP@R | --no_train_metrics --no_test_metrics |
---use_float16 --amp bf16
+--use_float16 --amp bf16 | --loss nir_mcr2
 """
 
 
@@ -96,6 +96,19 @@ def test_bad_input_is_one_line_that_names_the_flag_and_status_2(line, capsys):
         parse(line)
     text = capsys.readouterr().err
     assert stop.value.code == 2 and line.split()[0].split("=")[0] in text and text.count("\n") == 1
+
+
+@pytest.mark.parametrize("line", ["--epochs 3 --n_epochs", "--batch-size=9 --bs", "--learning_rate 1 --lr"])
+def test_flags_of_other_programs_are_answered_with_ours(line, capsys):
+    theirs, _, ours = line.rpartition(" ")
+    with pytest.raises(SystemExit):
+        parse(theirs)
+    assert f"did you mean {ours}?" in capsys.readouterr().err
+
+
+def test_published_spellings():
+    opt = parse("--optim adamW --scheduler exp")
+    assert opt.optim == "adamw" and parameters.without_effect(opt, set()) & {"tau", "gamma"} == {"tau"}
 
 
 # help

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import time
 
 import miniatures
 import pytest
@@ -9,6 +10,7 @@ import ranks
 import torch
 
 import main
+from utilities import device as devices
 from utilities.run import Run
 
 
@@ -102,6 +104,50 @@ def test_a_compiled_network_learns_the_same_and_is_compiled_once(monkeypatch):
             assert steps(compiled, 2) == pytest.approx(steps(plain, 2), rel=1e-4)
             assert set(unchanged(compiled, start)) == still
     assert isinstance(compiled.net, torch._dynamo.OptimizedModule) and compiled.net._orig_mod is compiled.model
+
+
+@pytest.mark.parametrize("epochs, why", [(1, "over before"), (10**6, "does not work here (no Python.h"), (10**6, "")])
+def test_auto_compiles_where_it_pays_and_works_and_says_why_not(monkeypatch, capsys, epochs, why):
+    run = make(flags=f"--loss antico_pair --n_epochs {epochs}")
+    run.device, run.model.input_size = torch.device("cuda"), 224
+
+    def missing(function):
+        raise RuntimeError("no Python.h")
+
+    monkeypatch.setattr(torch, "compile", missing if "work" in why else lambda function: function)
+    monkeypatch.setattr(torch, "ones", lambda n, device: None if why else 1)
+    assert devices.whether_to_compile(run) == (not why)
+    assert capsys.readouterr().out.count("note: --compile auto: not compiled") == bool(why)
+
+
+def test_words_for_memory_that_ran_out():
+    shm = (
+        "Caught RuntimeError in DataLoader worker process 0.\nunable to allocate shared memory(shm) for file </torch_1>"
+    )
+    cuda = "GET was unable to find an engine to execute this computation"
+    found = [devices.advice_on_memory(problem) for problem in (RuntimeError(shm), RuntimeError(cuda), MemoryError())]
+    assert "--shm-size" in found[0] and "--kernels" in found[0] and found[1] == found[2] and "--grad_cache" in found[1]
+    assert devices.advice_on_memory(RuntimeError("a bug")) == ""
+
+
+def test_data_processes_share_the_cores(monkeypatch):
+    monkeypatch.setattr(devices.os, "cpu_count", lambda: 64)
+    opt = ranks.parameters.parse([])
+    assert opt.kernels == 6 and devices.number_of_workers(opt) == 16  # published, and what a card can take
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert devices.number_of_workers(opt) == 8
+    assert devices.number_of_workers(ranks.parameters.parse(["--kernels", "6"])) == 6
+
+
+@pytest.mark.parametrize("waits", [0.05, 0])
+def test_an_epoch_says_when_it_waits_for_images(tmp_path, monkeypatch, capsys, waits):
+    fetch = main.datasets.Split.__getitems__
+    monkeypatch.setattr(main.datasets.Split, "__getitems__", lambda *words: (time.sleep(waits), fetch(*words))[1])
+    miniatures.class_folders(tmp_path / "images", ["a", "b", "c", "d"], n=40)
+    flags = f"""--dataset folder --source_path {tmp_path / "images"} --arch conv4_normalize --embed_dim 4 --bs 4
+        --input_size 16 --kernels 0 --evaluation_metrics e_recall@1 --n_epochs 1 --save_path {tmp_path / "runs"}"""
+    assert main.main(flags.split()) == 0
+    assert ("waiting for images" in capsys.readouterr().out) == bool(waits)
 
 
 def test_the_network_is_compiled_once_after_the_warm_up(tmp_path, monkeypatch):

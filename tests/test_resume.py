@@ -112,6 +112,19 @@ def test_what_may_change_acts_and_stands_in_the_history(go, copy):
     assert config["started"] == before["started"] and config["command"] == before["command"]
 
 
+def test_a_run_that_fails_at_once_when_it_goes_on_stays_finished(copy, images, monkeypatch, capsys):
+    import main
+
+    def no_memory(*_):
+        raise RuntimeError("Tried to allocate: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)")
+
+    before = contents(copy)
+    monkeypatch.setattr(main, "embed", no_memory)
+    assert main.main(["--resume", str(copy), "--n_epochs", "5", *images, "--save_path", str(copy.parents[1])]) == 1
+    text = capsys.readouterr().err
+    assert "memory ran out; lower --bs" in text and "Last checkpoint: epoch 3" in text and contents(copy) == before
+
+
 def test_resume_alone_takes_the_newest_run_of_the_name_with_its_own_flags(copy, tmp_path):
     newest = shutil.copytree(copy, tmp_path / "folder" / "Sample_Run_s0-10")
     shutil.copytree(copy, tmp_path / "folder" / "Sample_Run_s0-9")
