@@ -1,8 +1,8 @@
 """Batch miners: (embeddings (B, d), labels (B,), own parameters) → index tensors (anchors, positives, negatives), (T,).
 
 Nothing is differentiated. Distances are Euclidean, of L2-normalised embeddings. Images without a positive or without a
-negative are no anchors; a batch without any gives T = 0. Pairs are found where the labels are, since their number waits
-for that device: with labels on the host a GPU's embeddings are not waited for.
+negative are no anchors; a batch without any gives T = 0. Pairs are counted where the labels are: with them on the
+host nothing waits for a GPU that has the embeddings.
 """
 
 import torch
@@ -12,23 +12,18 @@ from criteria.base import lowest, pair_masks, squared_distances
 from criteria.rate import full_precision
 
 
-def moved(device, *tensors):
-    """The tensors on the device; the host does not wait for a copy, for which its memory must be pinned."""
-    pinned = [x.pin_memory() if (x.device.type, device.type) == ("cpu", "cuda") else x for x in tensors]
-    return [x.to(device, non_blocking=True) for x in pinned]
-
-
 def masks(labels):
-    """(B, B), where the labels are: positive pairs whose anchor has a negative, and negative pairs."""
+    """(B, B) masks of the positive pairs whose anchor has a negative, and of the negative pairs."""
     positive, negative = pair_masks(labels)
     return positive & (labels != labels[0]).any(), negative  # with two classes every image has a negative
 
 
 def geometry(embeddings, labels):
     """Squared distances (B, B), the positive pairs (anchors, positives), and the mask (B, B) of negative pairs."""
-    positive, negative = masks(labels)
+    number = int(masks(labels)[0].sum())
+    positive, negative = masks(labels.to(embeddings.device, non_blocking=True))
     squared = squared_distances(normalize(full_precision(embeddings), dim=1))
-    return squared, *moved(embeddings.device, *positive.nonzero(as_tuple=True), negative)
+    return squared, *positive.nonzero_static(size=number).unbind(1), negative
 
 
 def draw(weight):
@@ -47,9 +42,10 @@ def draw_from(mask, otherwise):
 def every(embeddings, labels):
     """All triplets of the batch."""
     positive, negative = masks(labels)
-    anchors, positives = positive.nonzero(as_tuple=True)
-    pair, negatives = negative[anchors].nonzero(as_tuple=True)
-    return moved(embeddings.device, anchors[pair], positives[pair], negatives)
+    number = int((positive.sum(1) * negative.sum(1)).sum())
+    _, anchors, positives, negative = geometry(embeddings, labels)
+    pair, negatives = negative[anchors].nonzero_static(size=number).unbind(1)
+    return anchors[pair], positives[pair], negatives
 
 
 def random(embeddings, labels):
@@ -70,10 +66,11 @@ def semihard(embeddings, labels, margin=0.2):
 def softhard(embeddings, labels):
     """A positive beyond the nearest negative, a negative nearer than the farthest positive (Roth & Brattoli, 2019).
     One triplet an anchor, each drawn uniformly; where there is none, from all."""
-    positive, negative = masks(labels)
-    anchors = positive.any(1).nonzero().squeeze(1)
-    anchors, positive, negative = moved(embeddings.device, anchors, positive[anchors], negative[anchors])
+    number = int(masks(labels)[0].any(1).sum())
+    positive, negative = masks(labels.to(embeddings.device, non_blocking=True))
+    anchors = positive.any(1).nonzero_static(size=number).squeeze(1)
     distance = squared_distances(normalize(full_precision(embeddings), dim=1))[anchors]
+    positive, negative = positive[anchors], negative[anchors]
     nearest_negative = distance.masked_fill(~negative, torch.inf).amin(1, keepdim=True)
     farthest_positive = distance.masked_fill(~positive, -torch.inf).amax(1, keepdim=True)
     positives = draw_from(positive & (distance > nearest_negative), positive)
