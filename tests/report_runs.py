@@ -22,13 +22,14 @@ DATA = dict(n_classes=609, n_images=9675, input_size=32)
 def write(place, loss, seed, recalls, *flags, epochs=None, columns=None, changed=None, **facts):
     """A run of `loss` with test/e_recall@1 = `recalls`, one an epoch from 0 on; its folder.
 
-    epochs : what --n_epochs asked for, by default what was trained; columns : {name: values} beside recalls;
+    epochs : --n_epochs, by default what was trained; columns : {name: values} beside recalls;
     changed : flags of config.json to replace after the fact, None to take one out; facts : of config.json
     """
     epochs = len(recalls) - 1 if epochs is None else epochs
     opt = parameters.parse([*RECIPE, "--loss", loss, "--seed", str(seed), "--n_epochs", str(epochs), *map(str, flags)])
     idle = parameters.without_effect(opt, criteria.acting_flags(opt))
-    config = {**records.describe(opt, idle, data=DATA, device="CPU", processes=1), **facts}
+    run = SimpleNamespace(opt=opt, idle=idle, partial=None, skipped=[], facts=DATA)
+    config = {**records.describe(run, "CPU"), **facts}
     for name, value in (changed or {}).items():
         config["flags"].pop(name, None), config["without_effect"].pop(name, None)
         config["flags"] |= {} if value is None else {name: value}
@@ -42,21 +43,21 @@ def write(place, loss, seed, recalls, *flags, epochs=None, columns=None, changed
     return folder
 
 
-def write_spaces(folder, rank, seed=0, dims=64, classes=30, images=12):
-    """embeddings_test.npz whose rows fill `rank` directions, and checkpoint.pt with such proxies: (both, as arrays)."""
+def write_spaces(folder, rank, seed=0, dims=64, classes=30, images=12, **names):
+    """embeddings_test.npz (with `names`) whose rows fill `rank` directions, checkpoint.pt with such proxies: both."""
     generator = np.random.default_rng(seed)
     scale = np.where(np.arange(dims) < rank, 1.0, 0.02)
     proxies, labels = generator.normal(size=(classes, dims)) * scale, np.repeat(np.arange(classes), images)
     embeddings = proxies[labels] + 0.35 * generator.normal(size=(len(labels), dims)) * scale
-    np.savez(os.path.join(folder, "embeddings_test.npz"), embeddings=embeddings, labels=labels)
+    np.savez(os.path.join(folder, "embeddings_test.npz"), embeddings=embeddings, labels=labels, **names)
     torch.save({"criterion": {"base.proxies": torch.from_numpy(proxies)}}, os.path.join(folder, "checkpoint.pt"))
     return embeddings, proxies
 
 
-def report(place, *more):
+def report(place, *more, runs=None):
     """What a report of the runs in a folder wrote: md and tex as texts, csv (by label) and runs as DataFrames."""
     out = place / "out" / "t"
-    assert main([place, "--out", out, *more]) == 0
+    assert main([*(runs or [place]), "--out", out, *more]) == 0
     texts = {name: (place / "out" / f"t.{name}").read_text() for name in ("md", "tex")}
     csv = pd.read_csv(f"{out}.csv", dtype={"seeds": str}).set_index("loss")
     return SimpleNamespace(**texts, csv=csv, runs=pd.read_csv(f"{out}_runs.csv", dtype=str))
