@@ -1,35 +1,42 @@
-"""Clustering metrics: k-means with as many clusters as classes, then NMI and F1 against the labels.
-
-scikit-learn is loaded where it is used: it takes over a second.
-"""
+"""Clustering metrics: k-means with as many clusters as classes, then NMI and F1 by scikit-learn, which loads slowly."""
 
 import torch
 
-from evaluation.search import have_faiss, well_scaled
+from evaluation.search import block_of, nearest_rows, well_scaled
 
 
 def kmeans(embeddings, n_clusters, seed=0, restarts=1):
-    """Cluster of each embedding (n,), a numpy array of ints: 20 Lloyd iterations from the best of `restarts` starts.
+    """Cluster of each embedding (n, d): a numpy array (n,) of ints, by 20 Lloyd iterations on the embeddings' device.
 
-    Where there are no more distinct points than clusters, each is one. By faiss, or scikit-learn where that is missing.
+    Of `restarts` starts at different points, drawn by seed, the one with the smallest distances counts. Where there are
+    no more different points than clusters, each is one.
     """
-    (points,), seed = well_scaled([embeddings]), int(seed) % 2**31  # what both libraries take
-    distinct = points.unique(dim=0, return_inverse=True)[1].cpu().numpy()
-    if distinct.max() < n_clusters:
-        return distinct
-    points = points.cpu().numpy()
-    if not have_faiss():
-        from sklearn.cluster import KMeans
+    (points,) = well_scaled([embeddings])
+    different, which = points.unique(dim=0, return_inverse=True)
+    if len(different) <= n_clusters:
+        return which.cpu().numpy()
+    generator = torch.Generator().manual_seed(int(seed) % 2**31)
+    starts = (torch.randperm(len(different), generator=generator)[:n_clusters] for _ in range(restarts))
+    found = (lloyd(points, different[start.to(points.device)]) for start in starts)
+    return min(found, key=lambda pair: pair[0])[1].cpu().numpy()
 
-        model = KMeans(n_clusters, init="random", n_init=restarts, max_iter=20, random_state=seed)
-        return model.fit_predict(points)
-    import faiss
 
-    how = dict(niter=20, nredo=restarts, seed=seed, gpu=embeddings.is_cuda and faiss.get_num_gpus() > 0)
-    how |= dict(min_points_per_centroid=1, max_points_per_centroid=len(points))  # all are used, and few are no matter
-    model = faiss.Kmeans(points.shape[1], n_clusters, **how)
-    model.train(points)
-    return model.index.search(points, 1)[1][:, 0]
+def lloyd(points, centres, iterations=20):
+    """(sum of squared distances, nearest centre (n,)) of points (n, d) after so many iterations from centres (c, d).
+
+    A cluster that is empty begins again at the point that is farthest from its centre. Source: Lloyd, IEEE TIT 1982.
+    """
+    for iteration in range(iterations + 1):
+        squares, blocks = centres.square().sum(1), points.split(block_of(centres))
+        found = [nearest_rows(part, centres, squares, 1) for part in blocks]
+        distances, nearest = (torch.cat(column)[:, 0] for column in zip(*found))
+        if iteration == iterations:
+            return distances.sum(dtype=torch.float64).item(), nearest
+        empty = (nearest.bincount(minlength=len(centres)) == 0).nonzero()[:, 0]
+        nearest[distances.topk(len(empty)).indices] = empty
+        sizes = nearest.bincount(minlength=len(centres))[:, None]  # a cluster that has lost its only point stays
+        sums = torch.zeros_like(centres).index_add_(0, nearest, points)
+        centres = torch.where(sizes > 0, sums / sizes.clamp(min=1), centres)
 
 
 def nmi(labels, clusters):

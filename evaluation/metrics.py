@@ -1,7 +1,5 @@
-"""Every metric by name, and the computation of any of them from embeddings and labels.
-
-To add one: a function whose arguments are attributes of `Embedded`, in the file of its family, and a line in METRICS.
-"""
+"""Every metric by name, and `compute`. To add one: a function whose arguments are attributes of `Embedded`, in the file
+of its family, and a line in METRICS."""
 
 import inspect
 import re
@@ -17,7 +15,6 @@ class Metric(NamedTuple):
     about: str  # for --list: what it is, and its source
     k: int | None = None  # its argument k, where its name has none
     cosine: bool = False  # of the L2-normalised embeddings
-    signed: bool = False  # K may be 0 or negative
 
 
 METRICS = {
@@ -32,7 +29,7 @@ METRICS = {
     "dists@intra": Metric(collapse.intra, "mean cosine distance within classes (Roth et al., ICML 2020)"),
     "dists@inter": Metric(collapse.inter, "mean cosine distance between class means (Roth et al., ICML 2020)"),
     "dists@intra_over_inter": Metric(collapse.intra_over_inter, "their ratio (Roth et al., ICML 2020)"),
-    "rho_spectrum@K": Metric(collapse.rho_spectrum, "how uneven the singular values are (Roth et al.)", signed=True),
+    "rho_spectrum@K": Metric(collapse.rho_spectrum, "how uneven the singular values are (Roth et al.)"),
     "coding_rate@share": Metric(collapse.coding_rate_share, "R / its maximum (Yu et al., NeurIPS 2020); 0 is collapse"),
     "coding_rate@dis": Metric(collapse.coding_rate_all, "coding rate R of all, nats (Yu et al., NeurIPS 2020)"),
     "coding_rate@com": Metric(collapse.coding_rate_classes, "R of the classes, nats (Yu et al., NeurIPS 2020)"),
@@ -41,32 +38,27 @@ METRICS = {
     "uniformity": Metric(collapse.uniformity, "log mean exp(-2 |x - y|²) (Wang & Isola, ICML 2020)"),
     "alignment": Metric(collapse.alignment, "mean |x - y|² within classes (Wang & Isola, ICML 2020)"),
 }
+RHO = METRICS["rho_spectrum@K"]  # the only one whose K may be 0 or negative
 for c_name, plain in {"c_recall@K": "e_recall@K", "c_nmi": "nmi", "c_f1": "f1", "c_mAP_K": "mAP_K"}.items():
     METRICS[c_name] = METRICS[plain]._replace(about=f"{plain} of the L2-normalised embeddings", cosine=True)
 
 
-def find(name, flag="metric"):
-    """The Metric of a name and its k, if it has one. Raises ValueError, one line, for an unknown name."""
-    number = re.search(r"(?<=[@_])-?\d{1,18}$", name)
-    metric = METRICS.get(f"{name[: number.start()]}K" if number else name)
-    if metric is None or name.endswith("K") or (number and int(number[0]) < 1 and not metric.signed):
-        raise ValueError(f"{flag} {name}: unknown{near(name, METRICS)}; known: {', '.join(METRICS)}, K from 1 up")
-    return metric, int(number[0]) if number else metric.k
-
-
 def check_names(names, embed_dim=None, flag="--evaluation_metrics"):
-    """ValueError, one line, if `flag` names a metric that is unknown, or that embed_dim dimensions lack."""
+    """{name: (its Metric, its k)}; ValueError, one line, for one that is unknown, or that embed_dim dimensions lack."""
+    found = {}
     for name in names:
-        metric, k = find(name, flag)
-        if embed_dim is not None and metric is METRICS["rho_spectrum@K"] and abs(k) > embed_dim:
-            raise ValueError(f"{flag} {name}: --embed_dim {embed_dim} has only {embed_dim} singular values")
+        number = re.search(r"(?<=[@_])-?\d{1,18}$", name)
+        metric = METRICS.get(f"{name[: number.start()]}K" if number else name)
+        if metric is None or name.endswith("K") or (number and int(number[0]) < 1 and metric is not RHO):
+            raise ValueError(f"{flag} {name}: unknown{near(name, METRICS)}; known: {', '.join(METRICS)}, K from 1 up")
+        found[name] = metric, int(number[0]) if number else metric.k
+        if embed_dim is not None and metric is RHO and abs(found[name][1]) > embed_dim:
+            raise ValueError(f"{flag} {name}: {embed_dim} dimensions have only {embed_dim} singular values")
+    return found
 
 
 class Embedded:
-    """What a metric can take as an argument, by name. Each is made once, and only if a metric takes it.
-
-    gallery, queries: of as_sets. asked: pairs of a Metric and its k, which say how deep the search has to go.
-    """
+    """What a metric can take as an argument, by name: each is made once, and only if a metric takes it."""
 
     def __init__(self, gallery, queries, asked, seed, search, restarts):
         self.gallery, self.queries, self.asked = gallery, queries, asked
@@ -110,11 +102,10 @@ def compute(embeddings, labels, names, seed=0, query_embeddings=None, query_labe
     """The metrics `names` of embeddings (n, d) and labels (n,), tensors or arrays: {name: float}, in that order.
 
     With query_embeddings (q, d) and query_labels (q,) these are searched in the embeddings, and nothing is left out.
-    Distances are Euclidean; the c_ names are of the L2-normalised embeddings. search: a back-end of nearest_neighbours;
-    seed, restarts: of k-means. ValueError, one line, for unknown names and for what as_sets refuses.
+    search: a back-end of nearest_neighbours; seed, restarts: of k-means. ValueError for unknown names and shapes.
     """
-    asked, values = {name: find(name) for name in names}, {}
     sets = retrieval.as_sets(embeddings, labels, query_embeddings, query_labels)
+    asked, values = check_names(names, min(retrieval.together(*sets)[0].shape), "evaluation:"), {}
     for cosine in {metric.cosine for metric, _ in asked.values()}:
         pairs = [pair and (collapse.unit(pair[0]).to(pair[0].dtype), pair[1]) for pair in sets] if cosine else sets
         its_own = {name: pair for name, pair in asked.items() if pair[0].cosine == cosine}

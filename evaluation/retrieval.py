@@ -9,21 +9,17 @@ import torch
 from evaluation.search import Unmeasurable, blocks_of_neighbours
 
 warn_once = functools.cache(logging.getLogger("antico").warning)
-CHANCE = (
-    "evaluation: for over 1% of the images Recall@K is chance: float32 cannot tell which of several others, not all of "
-    "their class, are nearest. Have the embeddings collapsed (see effective_rank), or are there copies across classes?"
-)
+CHANCE = "evaluation: for over 1% of the images Recall@K is chance: float32 cannot rank neighbours (collapse? copies?)"
 
 
 def as_tensors(embeddings, labels, least=2):
     """Embeddings (n, d), float64 if they were, else float32, and labels (n,); ValueError where they cannot be used."""
     embeddings, labels = torch.as_tensor(embeddings).detach(), torch.as_tensor(labels)
     embeddings = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
-    if embeddings.ndim != 2 or not embeddings.shape[1] or labels.shape != embeddings.shape[:1]:
+    fit = embeddings.ndim == 2 and embeddings.shape[1] and labels.shape == embeddings.shape[:1]
+    if not fit or len(labels) < least:
         shapes = f"{tuple(embeddings.shape)} and {tuple(labels.shape)}"
-        raise ValueError(f"evaluation: expects embeddings (n, d) and labels (n,), got {shapes}")
-    if len(labels) < least:
-        raise ValueError(f"evaluation: {len(labels)} image(s), at least {least} are needed")
+        raise ValueError(f"evaluation: expects embeddings (n, d) and labels (n,), n at least {least}, got {shapes}")
     if broken := int((~embeddings.isfinite()).any(1).sum()):
         raise Unmeasurable(f"evaluation: {broken} of {len(labels)} embeddings are not finite")
     return embeddings, labels.long().to(embeddings.device)
@@ -31,15 +27,13 @@ def as_tensors(embeddings, labels, least=2):
 
 def as_sets(embeddings, labels, query_embeddings=None, query_labels=None):
     """The gallery and the queries (None without any), each a pair of as_tensors; ValueError where they do not fit."""
-    if (query_embeddings is None) != (query_labels is None):
-        raise ValueError("evaluation: query_embeddings and query_labels go together; give both")
-    if query_labels is None:
+    if query_embeddings is None and query_labels is None:
         return as_tensors(embeddings, labels), None
-    gallery, queries = as_tensors(embeddings, labels, 1), as_tensors(query_embeddings, query_labels, 1)
-    here, there = gallery[0].shape[1], queries[0].shape[1]
-    if here != there:
-        raise ValueError(f"evaluation: the gallery has {here} dimensions, the queries {there}")
-    return gallery, queries
+    gallery = as_tensors(embeddings, labels, 1)
+    if query_embeddings is None or query_labels is None or np.shape(query_embeddings)[1:] != gallery[0].shape[1:]:
+        of = f"of the gallery's {gallery[0].shape[1]} dimensions"
+        raise ValueError(f"evaluation: query_embeddings and query_labels go together, {of}; give both")
+    return gallery, as_tensors(query_embeddings, query_labels, 1)
 
 
 def together(gallery, queries):
@@ -50,8 +44,8 @@ def together(gallery, queries):
 def nearest_matches(gallery, queries, depth, k=1, backend="auto"):
     """Whether each of the `depth` images nearest to a query has its label: bool (n, depth), cut to what there is.
 
-    gallery, queries: of as_sets. Warns, once, where Recall@k is chance: where over 1% of the queries have more than k
-    images as near as their nearest, and these are not all of the query's class.
+    Warns, once, where Recall@k is chance: where over 1% of the queries have more than k images as near as their
+    nearest, and these are not all of the query's class.
     """
     (embeddings, labels), (asked, own) = gallery, queries or gallery
     matches, undecided = [], 0
@@ -107,10 +101,8 @@ def average_precision(matches, total):
 
 
 def recall_at_k(embeddings, labels, k=(1, 2, 4, 8), backend="auto"):
-    """Recall@K of embeddings (n, d) and labels (n,), tensors or arrays: {K: float in 0..1}; a float where k is an int.
-
-    ValueError where they do not fit or a K is below 1. Source: Jégou et al., PAMI 2011; Oh Song et al., CVPR 2016.
-    """
+    """Recall@K (Jégou et al., PAMI 2011) of embeddings (n, d) and labels (n,), tensors or arrays: {K: float in 0..1}, a
+    float where k is an int. ValueError where they do not fit or a K is below 1."""
     ks = np.atleast_1d(k).tolist()
     if min(ks) < 1:
         raise ValueError(f"recall_at_k: K must be at least 1, got {min(ks)}")

@@ -1,12 +1,14 @@
-"""The nearest neighbours of embeddings: exact to float32, from faiss or from torch."""
+"""The nearest neighbours of embeddings: exact to float32, from torch, or from faiss on a GPU."""
 
+import functools
 import importlib.util
+import logging
 import math
 
 import torch
 
 BACKENDS = ("auto", "faiss", "torch")
-BLOCK_BYTES = 256 * 2**20  # memory that the distances of a block of queries may take
+BLOCK_BYTES = 16 * 2**20  # memory of the distances of a block of queries; more costs a CPU fresh pages each time
 FAISS_GPU_K = 2048  # the most neighbours that faiss finds on a GPU
 ROUNDING = 2  # units of the last place: the warning then comes where about as many queries find a wrong neighbour
 SAMPLE = 1000  # rows that the centre and the unit of length are taken from
@@ -14,16 +16,32 @@ LONGEST = 1e15  # in that unit: coordinates beyond are cut to it, or their squar
 
 
 class Unmeasurable(FloatingPointError, ValueError):
-    """Embeddings that a metric is not defined for: not finite, or all zero."""
+    """Embeddings that no metric is defined for: not finite."""
 
 
-def have_faiss():
-    return importlib.util.find_spec("faiss") is not None
+@functools.cache
+def faiss():
+    """The library, or None where it is not installed or cannot be loaded."""
+    try:
+        return importlib.import_module("faiss")
+    except Exception as problem:  # built for another NumPy, CUDA or processor, it raises whatever comes
+        if importlib.util.find_spec("faiss"):
+            logging.getLogger("antico").warning(f"note: faiss cannot be loaded ({problem}); torch searches")
+        return None
+
+
+@functools.cache
+def gpu_resources():
+    """faiss's memory on the GPU, made once."""
+    importlib.import_module("faiss.contrib.torch_utils")  # it then takes tensors as they are
+    resources = faiss().StandardGpuResources()
+    resources.setTempMemory(256 * 2**20)  # beside what torch takes; its default is 1.5 GB
+    return resources
 
 
 def check_backend(backend):
     """ValueError, one line, for a back-end that is unknown or not installed."""
-    if backend not in BACKENDS or (backend == "faiss" and not have_faiss()):
+    if backend not in BACKENDS or (backend == "faiss" and not faiss()):
         raise ValueError(f"--search {backend}: must be auto, torch or, where that is installed, faiss")
 
 
@@ -48,49 +66,42 @@ def nearest_neighbours(queries, gallery, k, exclude_self=False, backend="auto"):
     """Indices (n, k) of the k gallery rows (m, d) nearest to each query (n, d) by Euclidean distance, nearest first.
 
     k is cut to what there is. exclude_self: query i is gallery row i and is left out by its index; a duplicate of it
-    counts. Equally near rows come in the library's order. backend: "auto" is faiss where it is installed, else torch.
+    counts. Equally near rows come in the library's order. backend: "auto" is faiss on a GPU that it is built for, else
+    torch, which is the faster one on CPUs.
     """
     return torch.cat([found for _, found, _ in blocks_of_neighbours(queries, gallery, k, exclude_self, backend)])
 
 
 @torch.no_grad()
 def blocks_of_neighbours(queries, gallery, k, exclude_self=False, backend="auto"):
-    """nearest_neighbours by blocks of queries: yields their numbers (b,), the indices (b, k), and which of these are as
-    near as the first, to float32's rounding: bool (b, k)."""
+    """Of blocks of queries: their numbers (b,), nearest_neighbours (b, k), and whether as near as the first (b, k)."""
     check_backend(backend)
     sets = well_scaled([gallery] if queries is gallery else [gallery, queries])
     gallery, queries = sets[0], sets[-1]
-    k, block = min(k + exclude_self, len(gallery)), min(max(1, BLOCK_BYTES // (4 * len(gallery))), len(queries))
-    find = finder(gallery, k, backend, block)
+    k, block, squares = min(k + exclude_self, len(gallery)), block_of(gallery), gallery.square().sum(1)
+    rounding = ROUNDING * max(1, gallery.shape[1] / 512) ** 0.5 * torch.finfo(torch.float32).eps  # as products round
     for numbers, rows in zip(torch.arange(len(queries), device=gallery.device).split(block), queries.split(block)):
-        distances, found = find(rows)
+        distances, found = nearest_rows(rows, gallery, squares, k, backend)
         if exclude_self:
             own = found == numbers[:, None]
             own[:, -1] |= ~own.any(1)  # it lies behind its duplicates: the last goes
-            distances, found = (x[~own].view(len(rows), k - 1) for x in (distances, found))
+            before = torch.arange(k - 1, device=found.device) < own.byte().argmax(1, keepdim=True)
+            distances, found = (torch.where(before, x[:, :-1], x[:, 1:]) for x in (distances, found))
         terms = rows.square().sum(1, keepdim=True) + distances[:, :1]  # the size of those of |x|² - 2 x·y + |y|²
-        yield numbers, found, distances - distances[:, :1] <= ROUNDING * torch.finfo(torch.float32).eps * terms
+        yield numbers, found, distances - distances[:, :1] <= rounding * terms
 
 
-def finder(gallery, k, backend, block):
-    """A function of up to `block` queries (b, d) to squared distances (b, k), rising, and indices of gallery rows."""
-    if backend != "torch" and have_faiss():
-        import faiss
+def block_of(rows):
+    """How many others are held against all `rows` at once."""
+    return max(1, BLOCK_BYTES * (16 if rows.is_cuda else 1) // (4 * len(rows)))
 
-        if gallery.is_cuda and faiss.get_num_gpus() > 0 and k <= FAISS_GPU_K:
-            import faiss.contrib.torch_utils  # noqa: F401  # faiss then takes tensors
 
-            resources = faiss.StandardGpuResources()
-            return lambda rows: faiss.knn_gpu(resources, rows, gallery, k)
-        if backend == "faiss" or not gallery.is_cuda:
-            there = gallery.cpu().numpy()
-            return lambda rows: [torch.from_numpy(x).to(rows.device) for x in faiss.knn(rows.cpu().numpy(), there, k)]
-    squares = gallery.square().sum(1)
-    buffer = gallery.new_empty(block, len(gallery))  # fresh memory for each block would cost as much as topk
-
-    def find(rows):
-        products = torch.addmm(squares, rows, gallery.T, alpha=-2, out=buffer[: len(rows)])
-        distances, found = products.topk(k, largest=False)
-        return distances + rows.square().sum(1, keepdim=True), found
-
-    return find
+def nearest_rows(queries, gallery, squares, k, backend="torch"):
+    """Squared distances (b, k) of queries (b, d) to the k nearest gallery rows, which have `squares`; their indices."""
+    if backend == "faiss" and not gallery.is_cuda:
+        return map(torch.from_numpy, faiss().knn(queries.numpy(), gallery.numpy(), k))
+    if backend != "torch" and gallery.is_cuda and k <= FAISS_GPU_K and hasattr(faiss(), "StandardGpuResources"):
+        return faiss().knn_gpu(gpu_resources(), queries, gallery, k, device=gallery.get_device())
+    products = torch.addmm(squares, queries, gallery.T, alpha=-2)
+    distances, found = products.min(1, keepdim=True) if k == 1 else products.topk(k, largest=False)
+    return distances + queries.square().sum(1, keepdim=True), found

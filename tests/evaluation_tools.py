@@ -1,17 +1,13 @@
 """Names of metrics, data, and the flags that evaluation.evaluate reads, for the tests of evaluation."""
 
-import inspect
 from types import SimpleNamespace
 
 import numpy as np
 
 from evaluation import METRICS, search
 
-BACKENDS = ["faiss", "torch"] if search.have_faiss() else ["torch"]
+BACKENDS = ["faiss", "torch"] if search.faiss() else ["torch"]
 EVERY = [name.replace("@K", "@1").replace("_K", "_1000") for name in METRICS]
-SPECTRAL = [  # they have no value where all embeddings are zero
-    name for name, m in zip(EVERY, METRICS.values()) if "spectrum" in inspect.signature(m.function).parameters
-]
 
 
 def clustered(n=300, d=8, seed=0):

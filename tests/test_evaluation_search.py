@@ -1,13 +1,16 @@
 """Neighbours against float64 distances, from every back-end."""
 
 import logging
+import sys
 import time
 import timeit
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from evaluation_tools import BACKENDS
+from pretend_gpu import PretendGpu
 
 import evaluation
 from evaluation import retrieval, search
@@ -107,17 +110,32 @@ def test_a_long_row_takes_nothing_from_the_others(times, backend):
     assert torch.equal(found[others], order + (order >= 300))
 
 
-def test_faiss_where_it_is_installed_else_torch(monkeypatch):
-    points = TIED["lattice"]  # of which each has its own order
-    if search.have_faiss():
-        both = [search.nearest_neighbours(points, points, 12, backend=backend) for backend in ("auto", "faiss")]
-        assert torch.equal(*both)
-    monkeypatch.setattr(search, "have_faiss", lambda: False)
-    both = [search.nearest_neighbours(points, points, 12, backend=backend) for backend in ("auto", "torch")]
-    assert torch.equal(*both)
-    for backend in ("faiss", "fais"):
-        with pytest.raises(ValueError, match=f"--search {backend}: must be"):
-            search.check_backend(backend)
+@pytest.mark.parametrize("most, searches", [(2048, 2), (12, 0)])
+def test_faiss_on_a_gpu_takes_tensors_there_with_one_resource(most, searches, monkeypatch):
+    """A stand-in for its build for GPUs, of which no more than `most` neighbours can be asked; then torch searches."""
+    calls = []
+
+    class Resources:
+        def setTempMemory(self, size):
+            calls.append(size)
+
+    def knn_gpu(resources, queries, gallery, k, device):
+        assert isinstance(resources, Resources) and queries.is_cuda and gallery.is_cuda and device == 0
+        calls.append("search")
+        return torch.cdist(queries, gallery).square().topk(k, largest=False)
+
+    library = SimpleNamespace(StandardGpuResources=Resources, knn_gpu=knn_gpu)
+    monkeypatch.setattr(search, "faiss", lambda: library)
+    monkeypatch.setattr(search, "FAISS_GPU_K", most)
+    monkeypatch.setitem(sys.modules, "faiss.contrib.torch_utils", sys)
+    search.gpu_resources.cache_clear()
+    expected = search.nearest_neighbours(X, X, 12, True, backend="torch")
+    with PretendGpu():
+        there = X.to("cuda")
+        found = [search.nearest_neighbours(there, there, 12, True).cpu() for _ in range(2)]
+    search.gpu_resources.cache_clear()
+    assert torch.equal(found[0], expected) and torch.equal(found[1], expected)
+    assert calls.count("search") == searches and calls.count(256 * 2**20) == min(searches, 1)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -141,19 +159,6 @@ def test_a_warning_where_recall_is_chance(backend, names, caplog):
             for _ in range(2):
                 evaluation.compute(points, labels, names, search=backend)
             assert [record.message.count("Recall@K is chance") for record in caplog.records] == [1], name
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("spread, chance", [(3e-2, False), (3e-5, True)])
-def test_the_warning_is_right(backend, spread, chance, caplog):
-    """Where it comes, float32 finds other neighbours than float64; where not, the same."""
-    points = blobs(600, spread, n_blobs=10, d=512)
-    nearest = np.argmin(distances64(points, points, True), axis=1)
-    found = search.nearest_neighbours(points, points, 1, exclude_self=True, backend=backend)[:, 0].numpy()
-    assert ((found != nearest).mean() > 0.01) == chance
-    retrieval.warn_once.cache_clear()
-    retrieval.recall_at_k(points, torch.arange(600) // 20, 1, backend)
-    assert bool(caplog.records) == chance
 
 
 def seconds(run):
