@@ -1,6 +1,8 @@
 """Embed a split, search it, and return a flat {metric name: float}."""
 
 import os
+import weakref
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,35 +15,52 @@ from utilities.folders import write_whole
 from utilities.signals import shield_worker
 
 SMALL = 20_000_000  # pixels: a split below is embedded faster without starting worker processes
+CROPS = weakref.WeakKeyDictionary()  # {split: this process's batches}, decoded and cropped once
+CONTAINER = Path("/sys/fs/cgroup/memory.max")  # the bytes that a container may have, or "max"
+
+
+def memory_for_crops():
+    """Bytes that the images of a split may take: a quarter of the memory that is free, or of the container's."""
+    limit = CONTAINER.read_text().strip() if CONTAINER.is_file() else ""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(free, int(limit) if limit.isdigit() else free) // 4
+
+
+def batches(split, batch_size, workers, pin_memory):
+    """(uint8 images (b, 3, H, W), labels (b,)) of this process, every world-th image; kept where there is memory."""
+    if split in CROPS:
+        yield from CROPS[split]
+        return
+    mine, first, parts = range(distributed.rank(), len(split), distributed.world()), split[0][0], []
+    keep, small = len(split) * first.nbytes < memory_for_crops(), len(split) * first.shape[-1] ** 2 < SMALL
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.Subset(split, mine or [0]),  # a process without images learns the dimension from one
+        batch_size, num_workers=0 if small else min(workers, os.cpu_count() or 1), pin_memory=pin_memory,
+        worker_init_fn=shield_worker, generator=torch.Generator(),  # its own, or the training's numbers would move
+    )  # fmt: skip
+    for batch in loader:
+        parts += [[values.clone() for values in batch]] * keep  # no workers' memory, of which there may be little
+        yield batch
+    if keep:
+        CROPS[split] = parts
 
 
 @torch.inference_mode()
 def embed(model, split, batch_size=256, workers=0):
-    """Embeddings (n, d), float32, and labels (n,) of all images of a split, in order; ValueError if it is empty.
+    """Embeddings (n, d), float32, and labels (n,) of all images of a split that has some, in order.
 
-    The model runs in eval mode and float32, whatever the training's precision; its mode is restored. Of several
-    processes each embeds every world-th image, and all get all.
+    The model runs in eval mode and float32: bf16 moves the metrics by more than 1e-3. All processes get all.
     """
-    if len(split) == 0:
-        raise ValueError("evaluation: the split has no image")
-    n, mine = len(split), range(distributed.rank(), len(split), distributed.world())
-    if distributed.world() > 1:
-        split = torch.utils.data.Subset(split, mine or [0])  # a process without images learns the dimension from one
     device, training, parts = next(model.parameters()).device, model.training, []
-    small = len(split) * split[0][0].shape[-1] ** 2 < SMALL
-    loader = torch.utils.data.DataLoader(
-        split, batch_size, num_workers=0 if small else min(workers, os.cpu_count() or 1),
-        pin_memory=device.type == "cuda", worker_init_fn=shield_worker,
-        generator=torch.Generator(),  # its own, or the training's random numbers would move
-    )  # fmt: skip
     model.eval()
     try:
-        for images, labels in loader:
+        for images, labels in batches(split, batch_size, workers, device.type == "cuda"):
             images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
             parts.append((model(images).float(), labels))
     finally:
         model.train(training)
-    return tuple(distributed.gather_rows(torch.cat(column)[: len(mine)], n) for column in zip(*parts))
+    mine = len(range(distributed.rank(), len(split), distributed.world()))
+    return tuple(distributed.gather_rows(torch.cat(column)[:mine], len(split)) for column in zip(*parts))
 
 
 def parts_of(split):
@@ -53,35 +72,33 @@ def embed_split(model, split, opt):
     """The arrays that `compute` takes, by name: embeddings and labels, of a query/gallery split also the queries'."""
     arrays = {}
     for prefix, part in parts_of(split).items():
-        pair = embed(model, part, batch_size=max(opt.bs, 256), workers=opt.kernels)
-        arrays[f"{prefix}embeddings"], arrays[f"{prefix}labels"] = (
-            [x.cpu() for x in pair] if opt.evaluate_on_cpu else pair
-        )
+        for name, values in zip(("embeddings", "labels"), embed(model, part, max(opt.bs, 256), opt.kernels)):
+            arrays[prefix + name] = values.cpu() if opt.evaluate_on_cpu else values
     return arrays
 
 
 def evaluate(model, split, opt, also=()):
     """Embed `split` and compute opt.evaluation_metrics and `also`, on the first process for all: {name: float}."""
     arrays, names = embed_split(model, split, opt), list(dict.fromkeys([*opt.evaluation_metrics, *also]))
-    how = dict(seed=opt.seed, search=opt.search, restarts=opt.kmeans_restarts)
-    return distributed.on_first(lambda: compute(**arrays, names=names, **how))
+    how = dict(names=names, seed=opt.seed, search=opt.search, restarts=opt.kmeans_restarts)
+    return distributed.on_first(lambda: compute(**arrays, **how))
 
 
-def save_all_embeddings(model, evaluated, opt, folder, n_classes):
-    """Write embeddings_<split>.npz, for python -m evaluation, of each of the splits {name: split}.
+def save_all_embeddings(model, evaluated, opt, folder, n_classes, of=""):
+    """Write embeddings_<split><of>.npz, for python -m evaluation, of each of the splits {name: split}.
 
-    Labels go on after those of the splits before, first the n_classes for training, so that no two splits share one.
+    Labels go on after those of the splits before, first the n_classes for training: no two splits share one. of: ""
+    for a run's own data, else what tells their files from its.
     """
     first = 0 if "train" in evaluated else n_classes
     for name, split in evaluated.items():
         arrays = {key: values.cpu().numpy() for key, values in embed_split(model, split, opt).items()}
         for prefix, part in parts_of(split).items():
             arrays[f"{prefix}labels"] += first
-            paths = [str(path) for path in part.paths or ()]
-            paths = [os.path.abspath(path) if os.path.exists(path) else path for path in paths]  # glyphs have no file
+            paths = [os.path.abspath(path) if os.path.exists(path) else path for path in part.paths]  # glyphs have none
             arrays |= {f"{prefix}paths": np.array(paths), "class_names": np.array(part.class_names)}
         arrays |= dict(dataset=opt.dataset, split=name, first_label=first)
-        path = os.path.join(folder, f"embeddings_{name}.npz")
+        path = os.path.join(folder, f"embeddings_{name}{of}.npz")
         distributed.on_first(lambda: write_whole(path, lambda file: np.savez(file, **arrays), "wb"))
         distributed.print_once(f"written: {path}")
         first += len(arrays["class_names"])

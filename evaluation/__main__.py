@@ -5,11 +5,9 @@
   python -m evaluation FILE.npz ... --spectrum OUT.pdf    singular values: the picture of a collapse
   python -m evaluation FILE.npz ... --tsne OUT.png
 
-FILE.npz holds embeddings (n, d) and labels (n,); with query_embeddings and query_labels, query against gallery. --panel
-also needs paths (n,), and query_paths, of the image files (or glyphs' own names).
+FILE.npz holds embeddings (n, d) and labels (n,), and may hold query_embeddings and query_labels; --panel also needs
+paths (n,), and query_paths.
 """
-
-# this command stands above the package: to show images it asks datasets, which evaluation itself does not know
 
 import argparse
 import json
@@ -21,7 +19,7 @@ import torch
 from PIL import Image, ImageOps
 
 import evaluation
-from datasets import glyphs, images
+from datasets import glyphs, images  # which the package itself does not know
 from evaluation import pictures
 from utilities.command_line import OneLineParser, number, one_line_errors
 
@@ -31,36 +29,36 @@ SIDE = 160  # pixels of an image in a panel
 
 def images_of(paths):
     """Images (n, SIDE, SIDE, 3), uint8, of files, or of glyphs by the names that are their paths."""
-    if ".ttf:U+" not in paths[0]:
-        found = [Image.fromarray(images.read(path)) for path in paths]
-        return np.stack([np.asarray(ImageOps.pad(image, (SIDE, SIDE), color="white")) for image in found])
-    splits = glyphs.splits(SIDE)
-    both = splits.train.unaugmented(), splits.test
-    where = {path: (split, i) for split in both for i, path in enumerate(split.paths)}
-    if unknown := set(paths) - where.keys():
-        raise ValueError(f"{min(unknown)}: not among the glyphs that this version of matplotlib has")
-    found = [where[path] for path in paths]
-    return np.stack([split[i][0].permute(1, 2, 0).numpy() for split, i in found])
+    drawn = {}
+    if any(".ttf:U+" in path for path in paths):
+        splits = glyphs.splits(SIDE)
+        both = splits.train.unaugmented(), splits.test
+        drawn = {path: (split, i) for split in both for i, path in enumerate(split.paths)}
+
+    def image(path):
+        if path in drawn:
+            split, i = drawn[path]
+            return split[i][0].permute(1, 2, 0).numpy()
+        return np.asarray(ImageOps.pad(Image.fromarray(images.read(path)), (SIDE, SIDE), color="white"))
+
+    return np.stack([image(path) for path in paths])
 
 
 def panel(path, arrays, given):
     """Queries that the seed draws, and their nearest images."""
     of_queries = "query_" if "query_labels" in arrays else ""
-    for prefix in ("", of_queries):
-        if len(arrays.get(f"{prefix}paths", ())) != len(arrays[f"{prefix}labels"]):
-            raise ValueError(f"{path}: --panel needs `{prefix}paths`, the image of each row; --save_embeddings has it")
+    names, numbers = arrays.get("class_names"), arrays[f"{of_queries}labels"] - arrays.get("first_label", 0)
+    sizes = {prefix: arrays.get(f"{prefix}paths", np.array("")).shape for prefix in ("", of_queries)}
+    wrong = [f"{prefix}paths" for prefix in sizes if sizes[prefix] != arrays[f"{prefix}labels"].shape]
+    wrong += ["class_names"] if names is not None and not np.isin(numbers, np.arange(names.size)).all() else []
+    if wrong:
+        raise ValueError(f"{path}: --panel needs `{wrong[0]}` that fit the labels; --save_embeddings writes them")
     rows, nearest, right = pictures.nearest_images(arrays, seed=given.seed)
     shown = np.column_stack([arrays[f"{of_queries}paths"][rows], arrays["paths"][nearest]])
     files, which = np.unique(shown, return_inverse=True)
     images = images_of(files.tolist())[which.reshape(shown.shape)]
-    labels, total = arrays[f"{of_queries}labels"][rows], len(arrays[f"{of_queries}labels"])
-    words = [f"class {label}" for label in labels]
-    if "class_names" in arrays:
-        numbers = labels - arrays.get("first_label", 0)
-        if not ((numbers >= 0) & (numbers < len(arrays["class_names"]))).all():
-            raise ValueError(f"{path}: `class_names` and `first_label` do not fit the labels")
-        words = arrays["class_names"][numbers].tolist()
-    title = f"{names_of([path])[path]}: {len(rows)} of {total:,} queries (seed {given.seed}), their nearest images"
+    words = [f"class {number}" for number in numbers[rows]] if names is None else names[numbers[rows]].tolist()
+    title = f"{names_of([path])[path]}: {len(rows)} of {len(numbers):,} queries (seed {given.seed}) and what is nearest"
     return pictures.panel(images, right, words, title)
 
 
@@ -68,8 +66,7 @@ def spectrum(spaces):
     """Singular values of {name: (embeddings, labels)}, with their effective ranks."""
     lines = []
     for name, (embeddings, _) in spaces.items():
-        shares = pictures.shares(embeddings)
-        rank = evaluation.collapse.effective_rank(torch.from_numpy(shares))
+        rank = evaluation.collapse.effective_rank(torch.from_numpy(shares := pictures.shares(embeddings)))
         lines.append((len(lines), f"{name}: effective rank {rank:.1f} of {len(shares)}", [shares]))
     return pictures.spectrum([("Singular values of the embeddings", lines)])
 
@@ -120,8 +117,7 @@ def main(argv):
     for path, its_own in values.items():
         lines = [f"{path}:"] * (len(files) > 1) + [f"{name:24s} {value:.6f}" for name, value in its_own.items()]
         print(*lines, sep="\n")
-    for path in given.pictures:
-        print(f"written: {path}")
+    print(*(f"written: {path}\n" for path in given.pictures), sep="", end="")
     return 0
 
 

@@ -1,8 +1,7 @@
 """Collapse metrics: how much of the space the embeddings of a split fill, and how classes lie in it; and the rule.
 
-Sources: Yu et al., MCR², NeurIPS 2020 (coding rates, of the published scale s = d / (0.5 n), see criteria/rate.py);
-Roth et al., Revisiting Training Strategies, ICML 2020 (rho, intra, inter); Wang & Isola, ICML 2020 (uniformity,
-alignment). All but the spectrum's are of L2-normalised embeddings (n, d).
+Sources: Yu et al., MCR², NeurIPS 2020 (coding rates, of the scale d / (0.5 n)); Roth et al., ICML 2020 (rho, intra,
+inter); Wang & Isola, ICML 2020 (uniformity, alignment). All but the spectrum's are of L2-normalised embeddings (n, d).
 """
 
 import math
@@ -10,9 +9,9 @@ import math
 import torch
 
 from criteria import rate
-from evaluation.search import Unmeasurable
 
 COLLAPSE = ("effective_rank", "coding_rate@share")  # the metrics that the rule asks for
+FALL = 0.8  # of its value before training, below which a rank or a share has fallen
 PAIR_BYTES = 256 * 2**20  # memory that a block of pairwise distances may take
 
 
@@ -22,16 +21,18 @@ def is_collapse(rank, share, dimensions):
     return (rank is not None and rank < least) or (share is not None and share < 0.1)
 
 
-def collapse_line(metrics, split, embed_dim):
-    """A line that says a collapse of a split with these metrics, empty where there is none."""
-    rank, share = (metrics[name] for name in COLLAPSE)
+def collapse_line(metrics, split, embed_dim, before=None, loss=None):
+    """A line that says a collapse of a split with these metrics; empty where there is none or, by the metrics before
+    training, as much of it was there. loss: --loss, for the advice; AntiCo's own get none."""
+    (rank, share), first = ([of[name] for name in COLLAPSE] for of in (metrics, before or metrics))
     dimensions = min(embed_dim, len(getattr(split, "gallery", split)))  # few images span no more
-    if not is_collapse(rank, share, dimensions):
+    stayed = before and rank >= FALL * first[0] and share >= FALL * first[1]
+    if stayed or not is_collapse(rank, share, dimensions):
         return ""
-    return (
-        f"\nthe embeddings have collapsed: effective rank {rank:.1f} of {dimensions}, coding rate {share:.0%} of its "
-        "maximum; a lower --lr, --warmup or AntiCo's pair term (--loss antico_pair, --antico_eps 0.005) help"
-    )
+    line = f"effective rank {rank:.1f} of {dimensions}, coding rate {share:.1%} of its maximum"
+    line += f" (before training {first[0]:.1f} and {first[1]:.1%})" if before else ""
+    advice = f"; --loss antico_pair --antico_base {loss} is made against that, and allows a higher --lr"
+    return f"\nthe embeddings have collapsed: {line}{'' if not loss or loss.startswith('antico') else advice}"
 
 
 def unit(embeddings):
@@ -64,11 +65,10 @@ def coding_rate_reduction(embeddings, labels):
 
 
 def singular_values(embeddings):
-    """Singular values of embeddings as they come, largest first: float64 (min(n, d),); Unmeasurable if all are zero."""
+    """Singular values of embeddings as they come, largest first: float64 (min(n, d),); all zero is one direction."""
     rows = torch.as_tensor(embeddings).detach().double()
     values = torch.linalg.svdvals(torch.linalg.qr(rows, mode="r").R if rows.shape[0] > rows.shape[1] else rows)
-    if not values[0] > 0:
-        raise Unmeasurable("evaluation: all embeddings are zero; they have no spectrum")
+    values[0] = values[0] if values[0] > 0 else 1.0
     return values.clamp(min=float(values[0]) * torch.finfo(torch.float32).eps)  # float32's rounding; 0 has no logarithm
 
 
@@ -76,12 +76,10 @@ def rho_spectrum(spectrum, k):
     """Divergence between singular_values, of sum 1, and the uniform distribution, in nats; 0 is spread evenly.
 
     k ≥ 1: KL(uniform ‖ spectrum) without the k − 1 largest values; k ≤ −1: KL(spectrum ‖ uniform) without the |k| − 1
-    largest; 0: as 1 (published: the distribution itself). ValueError if no value is left.
+    largest; 0: as 1 (published: the distribution itself).
     """
-    left = spectrum[max(abs(k) - 1, 0) :]
-    if not len(left):
-        raise ValueError(f"rho_spectrum@{k}: the embeddings have only {len(spectrum)} singular values")
-    share = left / left.sum()
+    share = spectrum[max(abs(k) - 1, 0) :]
+    share = share / share.sum()
     logs = (share * len(share)).log()
     return max(float((share * logs).sum() if k < 0 else -logs.mean()), 0.0) + 0.0  # -0 prints as such
 
@@ -97,8 +95,7 @@ def uniformity(embeddings):
     rows = unit(embeddings)
     rows = rows - rows.mean(0)  # about the centre no terms of |x|² - 2 x·y + |y|² cancel where all lie together
     squared, total = rows.square().sum(1), 0.0
-    block = max(1, PAIR_BYTES // (16 * len(rows)))
-    for start in range(0, len(rows), block):
+    for start in range(0, len(rows), block := max(1, PAIR_BYTES // (16 * len(rows)))):
         part, rest = slice(start, start + block), slice(start, None)  # each pair once
         distances = torch.addmm(squared[rest], rows[part], rows[rest].T, alpha=-2).add_(squared[part, None])
         total += float(distances.clamp_(min=0).mul_(-2).expm1_().triu_(1).sum())
@@ -114,8 +111,7 @@ def class_means(rows, labels):
 
 
 def pairs_within(rows, labels):
-    """Of each class with several rows (n, d), of length 1 or 0: the means over its pairs of |x − y|² and of
-    1 − cos(x, y), and the number of these pairs."""
+    """Of each class with several rows (n, d), of length 1 or 0: its pairs' mean |x − y|², mean 1 − cos, and number."""
     means, sizes, where = class_means(rows, labels)
     per_row = torch.stack([(rows - means[where]).square().sum(1), (rows == 0).all(1).double()], 1)
     (squares, zeros), several = class_means(per_row, labels)[0].T, sizes > 1

@@ -1,7 +1,4 @@
-"""Pictures: how every figure looks, and those of embeddings: nearest images, singular values, t-SNE.
-
-Right and wrong, classes and rows differ in a mark or a line style besides their colour.
-"""
+"""Pictures: how every figure looks (colours never tell alone), and nearest images, singular values and t-SNE."""
 
 import textwrap
 
@@ -15,15 +12,14 @@ from evaluation.retrieval import as_sets, as_tensors, together
 from evaluation.search import nearest_neighbours, well_scaled
 from utilities.folders import write_whole
 
-# Okabe and Ito, Color Universal Design, 2008, without its yellow, which is too light for lines
-COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe and Ito, 2008
 LINES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1))]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<", ">"]
 WIDTH = 7.0  # inches: the text of a page; at half of it, a column, type of 10 points is still 5
 SETTINGS = {
     "font.size": 9, "axes.labelsize": 10, "axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False,
     "axes.spines.right": False, "legend.frameon": False, "legend.handlelength": 3, "legend.columnspacing": 1.2,
-    "lines.linewidth": 1.7, "pdf.fonttype": 42,
+    "lines.linewidth": 1.7, "pdf.fonttype": 42, "text.usetex": False,
 }  # fmt: skip
 POINTS, CLASSES = 2000, 10  # of t-SNE: drawn, and told apart among them
 ARRAYS = ("embeddings", "labels", "query_embeddings", "query_labels")
@@ -32,47 +28,27 @@ ARRAYS = ("embeddings", "labels", "query_embeddings", "query_labels")
 def look(number, hollow=False):
     """Keyword arguments of plot, the same for a number in all figures."""
     color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
-    marker = dict(marker=marker, markerfacecolor="white" if hollow else color, markersize=4.5)
-    return dict(color=color, linestyle=LINES[number % len(LINES)], **marker)
+    how = dict(color=color, linestyle=LINES[number % len(LINES)], marker=marker, markersize=4.5)
+    return how | dict(markerfacecolor="white" if hollow else color)
+
+
+def words(text, width, **how):
+    """A name in lines of so many letters; nothing of it is mathematics."""
+    return textwrap.fill(text, width, **how).replace("$", r"\$")
 
 
 @matplotlib.rc_context(SETTINGS)
-def panels(number, across, height):
-    """A figure of that many axes, `across` beside each other, each `height` inches high."""
+def panels(number, across, height, bare=False):
+    """A figure of that many axes, `across` beside each other, each `height` inches high; bare: frames without ticks."""
     down = -(-number // across)
     figure = Figure(figsize=(WIDTH, height * down), layout="constrained")
     for i in range(number):
-        figure.add_subplot(down, across, i + 1)
+        axis = figure.add_subplot(down, across, i + 1)
+        if bare:
+            axis.set(xticks=[], yticks=[])
+            axis.grid(False)
+            axis.spines[["top", "right"]].set_visible(True)
     return figure
-
-
-def title(axis, text, across, size=10):
-    """In lines that fit one of `across` panels."""
-    axis.set_title(textwrap.fill(text, int(840 / size / across) - 5), fontsize=size)
-
-
-def bare(axis):
-    """A frame without ticks."""
-    axis.set(xticks=[], yticks=[])
-    axis.grid(False)
-    axis.spines[["top", "right"]].set_visible(True)
-
-
-@matplotlib.rc_context(SETTINGS)
-def legend(figure):
-    """One legend below all axes, each label once, in as many columns as fit; the figure grows by its height."""
-    handles = {}
-    for axis in figure.axes:
-        for handle, label in zip(*axis.get_legend_handles_labels()):
-            handles.setdefault(textwrap.fill(label, 92), handle)
-    width, height = figure.get_size_inches()
-    for columns in (3, 2, 1):
-        drawn = figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns)
-        size = drawn.get_window_extent()
-        if size.width < width * figure.dpi or columns == 1:
-            break
-        drawn.remove()
-    figure.set_size_inches(width, height + size.height / figure.dpi)
 
 
 @matplotlib.rc_context(SETTINGS)
@@ -83,14 +59,13 @@ def save(figure, path):
     write_whole(path, lambda file: figure.savefig(file, format=suffix, dpi=200, metadata=undated), "wb")
 
 
+@matplotlib.rc_context(SETTINGS)
 def draw_panels(drawn, height, across=2, **style):
-    """A figure of [(title, xlabel, ylabel, [(number of its look, label, x (n,), runs (s, n)), ...]), ...].
-
-    A line is the mean over the runs that have a value, a band their range; hollow markers: collapsed. style : of plot.
-    """
+    """A figure of [(title, xlabel, ylabel, [(number of its look, label, x (n,), runs (s, n)), ...]), ...]: means over
+    the runs that have a value, and bands of their range, one legend below; hollow: collapsed. style: of plot."""
     across = min(len(drawn), across)
     figure = panels(len(drawn), across, height)
-    for axis, (words, xlabel, ylabel, lines) in zip(figure.axes, drawn):
+    for axis, (title, xlabel, ylabel, lines) in zip(figure.axes, drawn):
         for number, label, x, runs in lines:
             step, its_own = max(len(x) // 8, 1), look(number, label.endswith("(collapsed)"))
             axis.plot(x, np.nanmean(runs, 0), label=label, **its_own | {"markevery": (number % step, step)} | style)
@@ -98,8 +73,11 @@ def draw_panels(drawn, height, across=2, **style):
                 low, high = np.nanmin(runs, 0), np.nanmax(runs, 0)
                 axis.fill_between(x, low, high, color=its_own["color"], alpha=0.18, linewidth=0)
         axis.set(xlabel=xlabel, ylabel=ylabel)
-        title(axis, words, across)
-    legend(figure)
+        axis.set_title(words(title, 84 // across - 5), fontsize=10)
+    handles = {words(line.get_label(), 92): line for axis in figure.axes for line in axis.get_lines()}
+    columns = min(max(110 // (max(map(len, handles), default=0) + 14), 1), 3)  # of 110 letters, 14 for the line
+    legend = figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns)
+    figure.set_figheight(figure.get_figheight() + legend.get_window_extent().height / figure.dpi)
     return figure
 
 
@@ -108,9 +86,10 @@ def load(path):
     with open(path, "rb") as file:
         try:
             arrays = dict(np.load(file, allow_pickle=False))
-            for name in {*ARRAYS[:2], *ARRAYS & arrays.keys()}:
+            for name in {*ARRAYS[:2], *arrays}:
                 real = np.float64 if arrays[name].dtype.itemsize >= 8 else np.float32
-                arrays[name] = arrays[name].astype(np.int64 if "labels" in name else real, casting="same_kind")
+                kind = np.int64 if "label" in name else real if "embeddings" in name else str
+                arrays[name] = arrays[name].astype(kind, casting="same_kind")
         except Exception as problem:  # numpy has many for a damaged file
             reason = (str(problem).splitlines() or [type(problem).__name__])[0]
             raise ValueError(f"{path}: expected an npz of embeddings (n, d) and labels (n,) ({reason})") from None
@@ -123,7 +102,7 @@ def measured(arrays):
 
 
 def everything(arrays):
-    """(embeddings, labels) of queries and gallery together, as the metrics of the whole space take them."""
+    """(embeddings, labels) of queries and gallery together."""
     return together(*as_sets(**measured(arrays)))
 
 
@@ -139,27 +118,26 @@ def nearest_images(arrays, n=8, k=8, seed=0):
     return rows.numpy(), nearest.numpy(), (gallery[1][nearest] == own[rows, None]).numpy()
 
 
+@matplotlib.rc_context(SETTINGS)
 def panel(images, right, names, title):
     """A figure of images (q, 1 + k, h, w, 3), uint8: queries, their names (q,), neighbours: ✓ right (q, k), ✗ wrong."""
     lines, across = images.shape[:2]
-    figure = panels(lines * across, across, WIDTH / 9)
+    figure = panels(lines * across, across, WIDTH / 9, bare=True)
     axes = np.array(figure.axes).reshape(lines, across)
     for axis, image in zip(axes.flat, images.reshape(-1, *images.shape[2:])):
         axis.imshow(image)
-        bare(axis)
     for axis, name in zip(axes[:, 0], names):
-        words = textwrap.fill(name, 12, max_lines=4, placeholder=" …")
-        axis.set_ylabel(words, rotation=0, ha="right", va="center", fontsize=8)
+        text = words(name, 12, max_lines=4, placeholder=" …")
+        axis.set_ylabel(text, rotation=0, ha="right", va="center", fontsize=8)
     for axis, hit in zip(axes[:, 1:].flat, right.flat):
         # blue and vermilion, since many do not tell red from green
         mark, color, dashes, shape = ("✓", COLORS[0], "-", "circle") if hit else ("✗", COLORS[1], (0, (2, 1)), "square")
         axis.spines[:].set(color=color, linewidth=2.5, linestyle=dashes, capstyle="butt")
-        box = dict(boxstyle=f"{shape},pad=0.15", color=color)
-        place = dict(xy=(0.9, 0.9), xycoords="axes fraction", ha="center", va="center")
-        axis.annotate(mark, color="white", fontsize=8, bbox=box, **place)
+        how = dict(bbox=dict(boxstyle=f"{shape},pad=0.15", color=color), ha="center", va="center", color="white")
+        axis.annotate(mark, (0.9, 0.9), xycoords="axes fraction", fontsize=8, **how)
     for column, axis in enumerate(axes[0]):
         axis.set_title(str(column) if column else "query", fontsize=9)
-    figure.suptitle(textwrap.fill(title, 90), fontsize=10)  # a run may have a long name
+    figure.suptitle(words(title, 90), fontsize=10)  # a run may have a long name
     return figure
 
 
@@ -171,11 +149,9 @@ def shares(embeddings):
 
 def spectrum(spaces):
     """The picture of collapse, of [(title, [(number of its look, label, [shares of a run, ...]), ...]), ...]."""
-    drawn = []
-    for words, entries in spaces:
-        lines = [(*look, np.arange(1, len(runs[0]) + 1), runs) for *look, runs in entries]
-        drawn.append((words, "singular value, largest first", "share of their sum", lines))
-    figure = draw_panels(drawn, 3.2)
+    axes = "singular value, largest first", "share of their sum"
+    placed = [(words, [(*of, np.arange(1, len(runs[0]) + 1), runs) for *of, runs in of_it]) for words, of_it in spaces]
+    figure = draw_panels([(words, *axes, lines) for words, lines in placed], 3.2)
     for axis in figure.axes:
         axis.set_yscale("log")
         axis.set_ylim(bottom=max(axis.get_ylim()[0], 1e-6))  # below is the rounding of float32
@@ -183,10 +159,8 @@ def spectrum(spaces):
 
 
 def flat_points(embeddings, labels, seed=0, most=POINTS):
-    """t-SNE of at most `most` rows: points (m, 2), their labels (m,), and the classes to colour, drawn by seed.
-
-    Rows of these come first. ValueError of fewer than four different rows. Source: van der Maaten & Hinton, JMLR 2008.
-    """
+    """t-SNE (van der Maaten & Hinton, JMLR 2008) of at most `most` rows, first of the classes to colour, which the seed
+    draws: points (m, 2), their labels (m,), these classes."""
     from sklearn.manifold import TSNE
 
     embeddings, labels = as_tensors(embeddings, labels)
@@ -198,24 +172,23 @@ def flat_points(embeddings, labels, seed=0, most=POINTS):
     points = well_scaled([embeddings[rows]])[0].numpy()
     if len(points) < 4 or (points == points[0]).all():
         raise ValueError(f"t-SNE needs four images that are not all alike, these are {len(points)}")
-    start = "pca" if points.shape[1] > 1 else "random"  # it wants two components
-    fit = TSNE(perplexity=min(30, (len(points) - 1) / 3), init=start, random_state=seed)
-    return fit.fit_transform(points), labels[rows], drawn
+    how = dict(perplexity=min(30, (len(points) - 1) / 3), init="pca" if points.shape[1] > 1 else "random")
+    return TSNE(random_state=seed, **how).fit_transform(points), labels[rows], drawn
 
 
+@matplotlib.rc_context(SETTINGS)
 def tsne(spaces, seed=0, most=POINTS):
     """A figure of {name: (embeddings, labels)} side by side, at most three in a line."""
     across, shown = min(len(spaces), 3), []
-    figure = panels(len(spaces), across, WIDTH / across + 0.3)
+    figure = panels(len(spaces), across, WIDTH / across + 0.3, bare=True)
     for axis, (name, (embeddings, labels)) in zip(figure.axes, spaces.items()):
         points, of_points, classes = flat_points(embeddings, labels, seed, most)
-        bare(axis)
         axis.plot(*points[~np.isin(of_points, classes)].T, ".", color="0.8", markersize=3)
         for number, value in enumerate(classes):
             mark = look(number) | dict(linestyle="", markersize=6, markeredgecolor="white", markeredgewidth=0.4)
             axis.plot(*points[of_points == value].T, **mark)
         some = f"{len(points):,} of {len(labels):,} images, {len(classes)} of {len(np.unique(labels)):,} classes"
         shown.append(f"t-SNE of {some} in colour")
-        title(axis, name, across, 9)
+        axis.set_title(words(name, 93 // across - 5), fontsize=9)
     figure.suptitle("; ".join(dict.fromkeys(shown)), fontsize=9)
     return figure

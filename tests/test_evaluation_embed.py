@@ -1,12 +1,12 @@
 """From a split to embeddings, metrics and an npz: in order, with workers, after an error, query against gallery."""
 
+import copy
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from evaluation_tools import clustered, options
-from scipy.spatial.distance import cdist
+from evaluation_tools import options
 
 import evaluation
 
@@ -47,27 +47,28 @@ def test_evaluate_embeds_in_order_and_restores_the_mode():
     assert metrics == evaluation.compute(embeddings, labels, ["e_recall@1", "nmi"])
 
 
+@pytest.mark.parametrize("memory, reads", [(30 * 3 * 4 * 4 + 1, 1), (30 * 3 * 4 * 4, 3)])
+def test_images_are_read_once_where_there_is_memory_for_them(monkeypatch, memory, reads):
+    model, split, read = Flat(), Points(30), []
+    monkeypatch.setattr(evaluation, "memory_for_crops", lambda: memory)
+    monkeypatch.setattr(Points, "__getitem__", lambda self, i: read.append(i) or (self.images[i], int(self.labels[i])))
+    found = [evaluation.embed(model, split, 7) for _ in range(3)]
+    assert sorted(read) == sorted([*range(30), 0] * reads)  # the first also for its size
+    assert all(torch.equal(a, b) for pair in found[1:] for a, b in zip(found[0], pair))
+
+
 def test_embed_with_workers_and_after_an_error(monkeypatch):
     model, split = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(48)), Points(30)
     split.images = split.images.float()
     alone = evaluation.embed(model, split, 7)[0]
     monkeypatch.setattr(evaluation, "SMALL", 0)
-    assert torch.equal(alone, evaluation.embed(model, split, 7, workers=1)[0])
-    split.images = split.images[:, :2]
-    with pytest.raises(RuntimeError):
-        evaluation.embed(model, split, 7)
+    assert torch.equal(alone, evaluation.embed(model, copy.copy(split), 7, workers=1)[0])
+    broken = copy.copy(split)
+    broken.images = split.images[:, :2]
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            evaluation.embed(model, broken, 7)
     assert model.training
-    with pytest.raises(ValueError, match="no image"):
-        evaluation.embed(model, Points(0), 7)
-
-
-def test_evaluate_takes_a_query_gallery_split(monkeypatch):
-    sets = {"query": clustered(n=20, seed=2), "gallery": clustered(seed=2)}
-    monkeypatch.setattr(evaluation, "embed", lambda model, split, **_: tuple(map(torch.as_tensor, sets[split])))
-    split = SimpleNamespace(query="query", gallery="gallery")
-    nearest = cdist(sets["query"][0], sets["gallery"][0]).argmin(1)
-    expected = (sets["gallery"][1][nearest] == sets["query"][1]).mean()
-    assert evaluation.evaluate(None, split, options("e_recall@1"))["e_recall@1"] == expected
 
 
 def test_saved_embeddings_say_what_they_are_of(tmp_path):
@@ -80,6 +81,9 @@ def test_saved_embeddings_say_what_they_are_of(tmp_path):
         assert file["class_names"][file["labels"] - file["first_label"]][7] == "class 3"
         assert file["paths"][7] == "7.png"
         assert np.allclose(file["embeddings"], model(split.images).detach(), atol=1e-4)
+    evaluation.save_all_embeddings(model, {"test": Points(6)}, options(), str(tmp_path), 0, of="_birds")
+    with np.load(tmp_path / "embeddings_test_birds.npz", allow_pickle=False) as file:  # the run's own stay
+        assert file["labels"].tolist() == [0, 0, 1, 1, 2, 2] and len(file["paths"]) == 6
     with np.load(tmp_path / "embeddings_test.npz", allow_pickle=False) as file:  # its classes go on after val's
         assert file["split"] == "test" and file["query_labels"].tolist() == [105, 105, 106, 106]
         assert len(file["query_paths"]) == len(file["query_embeddings"]) == 4 and len(file["labels"]) == 10

@@ -73,19 +73,6 @@ def test_right_and_wrong_are_those_of_the_metrics(apart):
     assert (some[0] != pictures.nearest_images(arrays, n=5, seed=2)[0]).any()
 
 
-def test_a_panel_marks_each_neighbour():
-    right = np.array([[True, False, True], [False, False, True]])
-    images = np.arange(8, dtype=np.uint8).reshape(2, 4, 1, 1, 1) * np.ones((5, 5, 3), np.uint8)
-    figure = pictures.panel(images, right, ["a", "b"], "x" * 200)
-    assert max(map(len, figure.get_suptitle().split("\n"))) <= 90  # the figure is no wider
-    axes = np.array(figure.axes).reshape(2, 4)
-    shown = [[axis.get_images()[0].get_array()[0, 0, 0] for axis in line] for line in axes]
-    assert shown == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    for axis, hit in zip(axes[:, 1:].ravel(), right.ravel()):
-        assert axis.texts[0].get_text() == ("✓" if hit else "✗")
-        assert axis.spines["left"].get_linestyle() == ("-" if hit else (0, (2, 1)))
-
-
 @pytest.mark.parametrize("suffix, n_queries", [("png", 0), ("pdf", 15)])
 def test_the_command_shows_each_rows_own_image(saved, tmp_path, capsys, panel, suffix, n_queries):
     out, (embeddings, labels) = tmp_path / "new folder" / f"panel.{suffix}", data()
@@ -116,7 +103,7 @@ def test_images_of_glyphs_are_rendered():
         images = command.images_of([split.paths[i] for i in (0, 77, 500)])
         for image, i in zip(images, (0, 77, 500)):
             assert (torch.from_numpy(image).permute(2, 0, 1) == split[i][0]).all()
-    with pytest.raises(ValueError, match="Nothing.ttf:U.0041: not among the glyphs"):
+    with pytest.raises(ValueError, match="Nothing.ttf:U.0041: "):
         command.images_of(["Nothing.ttf:U+0041"])
 
 
@@ -146,37 +133,13 @@ def test_tsne_keeps_clusters_and_says_what_is_coloured():
     assert len({(line.get_color(), line.get_marker()) for line in coloured}) == 10 == len(shown)
 
 
-def test_files_are_named_by_their_runs(saved, capsys):
+def test_metrics_of_several_files(saved, capsys):
     runs = [saved(f"{run}/embeddings_test.npz") for run in ("first", "second")]
-    assert list(command.names_of([*runs, saved("plain.npz")]).values()) == ["first", "second", "plain"]
-    both = [runs[0], saved("first/embeddings_val.npz")]
-    assert list(command.names_of(both).values()) == both
     assert command.main([*runs, "--metrics", "e_recall@1", "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert list(values) == runs and values[runs[0]] == evaluation.compute(*data(), ["e_recall@1"])
     assert command.main([*runs, "--metrics", "e_recall@1"]) == 0
-    first = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
-    assert first == [f"{runs[0]}:", "e_recall@1", f"{runs[1]}:", "e_recall@1"]
-
-
-@pytest.mark.parametrize("picture", ["panel", "spectrum", "tsne"])
-def test_unusual_embeddings_are_a_picture_or_one_line(saved, tmp_path, capsys, picture, panel):
-    embeddings, labels = data()
-    broken = np.where(np.arange(40)[:, None] == 3, np.nan, embeddings)
-    for name, changed, refusal in (
-        ("one dimension", dict(embeddings=embeddings[:, :1]), {}),
-        ("identical rows", dict(embeddings=np.ones_like(embeddings)), {"tsne": "not all alike"}),
-        ("all zero", dict(embeddings=0 * embeddings), {"tsne": "not all alike", "spectrum": "all embeddings are zero"}),
-        ("huge", dict(embeddings=embeddings.astype(np.float64) * 1e200), {}),
-        ("single images", dict(labels=np.arange(40)), {}),
-        ("not finite", dict(embeddings=broken), dict.fromkeys(["panel", "spectrum", "tsne"], "1 of 40 embeddings")),
-    ):
-        path, out = saved(**changed), tmp_path / f"{name}.png"
-        if picture in refusal:
-            assert refusal[picture] in refused(capsys, path, f"--{picture}", out) and not out.exists()
-        else:
-            assert command.main([path, f"--{picture}", str(out)]) == 0 and out.read_bytes().startswith(SUFFIXES["png"])
-        capsys.readouterr()
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()][::2] == [f"{run}:" for run in runs]
 
 
 def test_bad_input_is_one_line_that_names_it(saved, tmp_path, capsys):
@@ -190,12 +153,16 @@ def test_bad_input_is_one_line_that_names_it(saved, tmp_path, capsys):
         ([saved("a.npz", embeddings=np.array([["x"] * 6] * 40))], "a.npz: expected an npz"),
         ([saved("b.npz", labels=np.zeros(40))], "b.npz: expected an npz"),
         ([saved("c.npz", query_labels=np.zeros(4, int))], "query_embeddings and query_labels go together"),
-        ([saved("d.npz", embeddings=np.ones((7, 6)))], "expects embeddings (n, d) and labels (n,)"),
         ([path, "--metrics", "e_recall"], "--metrics e_recall: unknown"),
         ([path, "--spectrum", tmp_path / "p.xyz"], "Format 'xyz' is not supported"),
         ([saved("g.npz", paths=["a", "b"]), "--panel", out], "g.npz: --panel needs `paths`"),
+        ([saved("j.npz", paths=np.arange(40)), "--panel", out], ": cannot be decoded as an image (No such file"),
+        ([saved("k.npz", paths=np.ones((40, 2))), "--panel", out], "k.npz: --panel needs `paths`"),
+        ([saved("l.npz", class_names=["a", "b"]), "--panel", out], "l.npz: --panel needs `class_names`"),
         ([saved("h.npz", paths=["a"] * 40), "--panel", out], "a: cannot be decoded as an image (No such file"),
         ([saved("i.npz", paths=[str(damaged)] * 40), "--panel", out], "damaged.npz: cannot be decoded as an image"),
         ([path, "--spectrum", tmp_path / "file" / "s.png"], "s.png: File exists"),
+        ([saved("m.npz", embeddings=np.ones((40, 6))), "--tsne", out], "not all alike"),
+        ([saved("n.npz", embeddings=np.full((40, 6), np.nan)), "--spectrum", out], "40 of 40 embeddings"),
     ):
         assert message in refused(capsys, *arguments) and not out.exists()
