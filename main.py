@@ -29,7 +29,8 @@ from utilities.signals import Signals, Stopped
 def check_names(opt):
     """Every name that a flag can give, before weights and data are loaded. ValueError, one line."""
     datasets.check_name(opt)
-    criteria.acting_flags(opt)
+    if not opt.evaluate_only:
+        criteria.acting_flags(opt)
     architectures.parse_arch(opt.arch)
     evaluation.check_names(opt.evaluation_metrics, opt.embed_dim)
     evaluation.search.check_backend(opt.search)
@@ -53,9 +54,7 @@ def build(opt, device, signals):
     groups = model.param_groups(opt.lr, None if opt.fc_lr < 0 else opt.fc_lr) + criterion.param_groups(opt.lr)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": partial(torch.optim.SGD, momentum=0.9)}
     optimizer = kind[opt.optim](groups, lr=opt.lr, weight_decay=opt.decay, fused=True)
-    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, opt.tau if opt.scheduler == "step" else [], opt.gamma)
-    if opt.scheduler == "exp":
-        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, opt.gamma)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [] if opt.scheduler == "none" else opt.tau, opt.gamma)
     facts = dict(dataset=opt.dataset, n_classes=n_classes, n_images=len(splits.train), input_size=model.input_size,
                  contents=datasets.contents(splits), arch=opt.arch, embed_dim=opt.embed_dim)  # fmt: skip
     return Run(opt=opt, device=device, signals=signals, model=model, criterion=criterion, optimizer=optimizer,
@@ -91,7 +90,10 @@ def train_epoch(run, epoch):
         # made anew when what learns changes, at which DistributedDataParallel looks once; compiled after the warm-up
         # only, since torch 2.11 would keep the graph without the backbone's gradient
         run.model.warm_up(epoch <= opt.warmup)
-        run.net = distributed.replicate(run.model, run.device, run.compiled and epoch > opt.warmup)
+        compiled = run.compiled and epoch > opt.warmup
+        run.net = distributed.replicate(run.model, run.device, compiled)
+        one_graph = run.criterion.compiles and not run.criterion.mined
+        run.loss = torch.compile(run.criterion) if compiled and one_graph else run.criterion
     run.model.train()
     run.sampler.set_epoch(epoch, start=run.step)
     quiet, began = True if distributed.rank() else None, time.monotonic()  # None: a bar only in a terminal
@@ -104,7 +106,10 @@ def train_epoch(run, epoch):
         with torch.set_grad_enabled(not opt.grad_cache):
             embeddings = torch.cat([embed(run, *chunk) for chunk in chunks]).requires_grad_()
         torch.manual_seed(seed)  # for mining: the same on all processes, each has the whole batch
-        loss = run.criterion(distributed.gather(embeddings), distributed.gather(labels))
+        labels = distributed.gather(labels)
+        if not run.criterion.mined:  # miners count the pairs of labels on the CPU, without waiting for a GPU
+            labels = labels.to(run.device, non_blocking=True)
+        loss = run.loss(distributed.gather(embeddings), labels)
         run.optimizer.zero_grad(set_to_none=True)
         run.scaler.scale(loss).backward()
         if opt.grad_cache:

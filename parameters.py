@@ -95,7 +95,7 @@ def add_flags(parser):
     flag(g, "decay", 4e-4, "weight decay of the network (proxies have none)", 0)
     optimizers = ["adam", "adamw", "sgd"]
     flag(g, "optim", "adam", "optimizer; sgd has momentum 0.9", choices=optimizers, type=str.lower)
-    fall = "learning rates times --gamma, step: after each epoch of --tau, exp: after every epoch"
+    fall = "step: learning rates times --gamma at each epoch of --tau; exp: the same, as in the published program"
     flag(g, "scheduler", "step", fall, choices=["step", "exp", "none"])
     flag(g, "tau", [10000], "epochs after which the learning rates fall", 0, MILLION)
     flag(g, "gamma", 0.3, "factor of that fall", 0)
@@ -344,8 +344,7 @@ def without_effect(opt, of_loss):
         "source_path allow_partial skip_broken cache": opt.dataset == "glyphs",
         "kmeans_restarts": not {"nmi", "f1", "c_nmi", "c_f1"} & set(opt.evaluation_metrics),
         "samples_per_class": opt.data_sampler == "random",
-        "tau": opt.scheduler != "step",
-        "gamma": opt.scheduler == "none",
+        "tau gamma": opt.scheduler == "none",
         "tv_split_perc tv_split_by_samples": not opt.use_tv_split,
         "project wandb_key": not opt.log_online,
     }

@@ -56,6 +56,7 @@ class AntiCo(Criterion):
         self.base, self.variant, self.form, self.scale, self.align = base, variant, form, scale, align
         self.gam1, self.gam2, self.raw_embeddings = gam1, gam2, raw_embeddings and variant == "pair"
         self.n_classes, self.embed_dim, self.mined = base.n_classes, base.embed_dim, base.mined
+        self.compiles = base.compiles
 
     @property
     def proxies(self):

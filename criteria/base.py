@@ -27,6 +27,7 @@ class Criterion(nn.Module):
     name = ""  # in the registry, which sets it: AntiCo's defaults go by it
     n_classes = embed_dim = None  # labels and embeddings are checked against them where they are known
     mined = False  # pairs decide its shapes: not for torch.compile, and it waits for a GPU that has the labels
+    compiles = True  # where it is not mined: into one graph
 
     def __init__(self):
         super().__init__()

@@ -23,6 +23,8 @@ class NIR(Criterion):
     clamp, start : bound on a block's log-scale; initialisation of the subnetworks, none (PyTorch's) or xavier
     """
 
+    compiles = False  # its thousand kernels take half a minute to trace
+
     def __init__(self, base, w_align=0.01, form="exp", proxy_lr_multi=4000.0, flow_lr_multi=50.0, noise=0.0,
                  conditioning="dense", blocks=5, depth=8, width=128, dropout=0.0, clamp=2.0, start="none"):  # fmt: skip
         super().__init__()

@@ -185,7 +185,8 @@ def timed(loader):
 
 
 def prefetch(loader, device):
-    """The loader's (images, labels) on the device; on a GPU the next is copied while the last is trained on."""
+    """The loader's batches, images on the device and labels on the CPU; on a GPU the next images are copied while the
+    last are trained on."""
     if device.type == "cpu":
         for images, labels in timed(loader):
             yield images.contiguous(memory_format=torch.channels_last), labels
@@ -194,11 +195,10 @@ def prefetch(loader, device):
     for batch in itertools.chain(timed(loader), [None]):
         if batch:
             with torch.cuda.stream(stream):
-                batch = [tensor.to(device, non_blocking=True) for tensor in batch]
+                batch = batch[0].to(device, non_blocking=True), batch[1]
                 copied = stream.record_event()
         if ready:
             torch.cuda.current_stream().wait_event(ready[2])
-            for tensor in ready[:2]:
-                tensor.record_stream(torch.cuda.current_stream())
+            ready[0].record_stream(torch.cuda.current_stream())
             yield ready[0].contiguous(memory_format=torch.channels_last), ready[1]
         ready = batch and (*batch, copied)
