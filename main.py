@@ -187,7 +187,9 @@ def evaluate(run):
     opt, splits = run.opt, run.evaluated
     values = {name: evaluation.evaluate(run.model, splits[name], opt, also=collapse.COLLAPSE) for name in splits}
     metrics = {f"{name}/{metric}": values[name][metric] for name in splits for metric in opt.evaluation_metrics}
-    return metrics, collapse.collapse_line(values[run.best_split], splits[run.best_split], opt.embed_dim)
+    best = values[run.best_split]
+    run.before = run.before or {name: best[name] for name in collapse.COLLAPSE}
+    return metrics, collapse.collapse_line(best, splits[run.best_split], opt.embed_dim, run.before, opt.loss)
 
 
 def evaluate_only(opt, device):
@@ -206,7 +208,9 @@ def evaluate_only(opt, device):
         records.write_evaluation(opt, saved["epoch"], splits.partial, metrics)
     if opt.save_embeddings:
         folder = os.path.dirname(os.path.abspath(opt.checkpoint))
-        evaluation.save_all_embeddings(model, evaluated, opt, folder, len(splits.train.class_names))
+        own = (opt.dataset, datasets.contents(splits)) == (saved.get("dataset"), saved.get("contents"))
+        other = "" if own else f"_{records.name_of_data(opt)}"
+        evaluation.save_all_embeddings(model, evaluated, opt, folder, len(splits.train.class_names), other)
 
 
 def listing():

@@ -1,7 +1,9 @@
 """The rows last / best-test / best-val, --evaluate_only and --save_embeddings on a small run."""
 
 import json
+import os
 
+import miniatures
 import numpy as np
 import pytest
 import torch
@@ -43,6 +45,19 @@ def test_saved_embeddings_have_the_runs_numbers(folder):
         assert len(saved["paths"]) == len(saved["labels"]) == 96
         found = evaluation.compute(saved["embeddings"], saved["labels"], ["e_recall@1"])
     assert found["e_recall@1"] == float(rows(folder)[-1]["test/e_recall@1"])
+
+
+def test_any_images_are_embedded_beside_the_runs_own(folder, tmp_path):
+    """A folder without classes; what the run wrote stays."""
+    before = (folder / "embeddings_test.npz").read_bytes()
+    for i in range(5):
+        miniatures.noise(tmp_path / "mine" / f"{i}.png", seed=i)
+    flags = ["--evaluate_only", "--checkpoint", folder / "best.pt", "--dataset", "folder", "--save_embeddings"]
+    assert main.main([*map(str, flags), "--source_path", str(tmp_path / "mine")]) == 0
+    assert (folder / "embeddings_test.npz").read_bytes() == before
+    with np.load(folder / "embeddings_test_folder_mine.npz") as saved:
+        assert saved["embeddings"].shape == (5, 16) and saved["class_names"].tolist() == ["mine"]
+        assert [os.path.basename(path) for path in saved["paths"]] == [f"{i}.png" for i in range(5)]
 
 
 def test_what_is_no_checkpoint_of_a_run_is_one_line(tmp_path, capsys):

@@ -17,18 +17,19 @@ from utilities.folders import remove_unfinished, write_whole
 
 LAST, BEFORE, NEW = "checkpoint.pt", "checkpoint_before.pt", "checkpoint_new.pt"
 PARTS = ("model", "criterion", "optimizer", "scheduler", "scaler")  # what has a state_dict
-PROGRESS = ("epoch", "step", "sums", "rows", "seconds")
+PROGRESS = ("epoch", "step", "sums", "rows", "seconds", "before")
 
 
 class Run(SimpleNamespace):
     """All that main.build puts together, and how far the run is:
 
     epoch, the last whole one (0 is the evaluation of the untrained network); step, the steps done of the one after it;
-    sums, {loss term: its sum over these}; rows, those of metrics.csv; seconds of all starts, up to `counted`.
+    sums, {loss term: its sum over these}; rows, those of metrics.csv; seconds of all starts, up to `counted`; before,
+    the metrics of collapse before training.
     facts, {name: number or string} of data and network, are those that a checkpoint must share.
     """
 
-    epoch, step, seconds, waited, newest, keep, net, compiled = -1, 0, 0.0, 0.0, "", True, None, False
+    epoch, step, seconds, waited, newest, keep, net, compiled, before = -1, 0, 0.0, 0.0, "", True, None, False, None
 
     def __init__(self, **fields):
         super().__init__(sums={}, rows=[], saved=time.monotonic(), counted=time.monotonic(), **fields)
@@ -152,7 +153,7 @@ class Run(SimpleNamespace):
                 raise ValueError(f"--resume {folder}: {line}")
         for part in PARTS:
             getattr(self, part).load_state_dict(state[part])
-        vars(self).update({name: state[name] for name in PROGRESS})
+        vars(self).update({name: state[name] for name in PROGRESS if name in state})  # older ones lack the last
         self.sums = {name: value.to(self.device) for name, value in self.sums.items()}
         self.newest, self.keep = self.place, name != BEFORE  # a damaged one does not take the place of the good one
 
