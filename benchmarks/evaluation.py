@@ -74,7 +74,7 @@ def main(argv=None):
     print(f"{of_sop(*((2000, 400) if args.small else SOP))}\n", flush=True)
     embeddings, labels = data(n, n_classes)
     theirs = AccuracyCalculator(include=INCLUDE, k="max_bin_count")
-    other = "faiss" if importlib.util.find_spec("faiss") else "torch"
+    other = "torch" if importlib.util.find_spec("faiss") else "auto"
     long = embeddings.clone()
     long[n // 2] *= 1e6
     values = check(embeddings, labels, theirs, long)

@@ -2,22 +2,22 @@
 
 import torch
 
-from evaluation.search import block_of, nearest_rows, well_scaled
+from evaluation.search import BLOCK_BYTES, nearest_rows, well_scaled
 
 
 def kmeans(embeddings, n_clusters, seed=0, restarts=1):
     """Cluster of each embedding (n, d): a numpy array (n,) of ints, by 20 Lloyd iterations on the embeddings' device.
 
-    Of `restarts` starts at different points, drawn by seed, the one with the smallest distances counts. Where there are
-    no more different points than clusters, each is one.
+    Of `restarts` starts at points that the seed draws, as faiss does, the one with the smallest distances counts. Where
+    there are no more different points than clusters, each is one.
     """
     (points,) = well_scaled([embeddings])
     different, which = points.unique(dim=0, return_inverse=True)
     if len(different) <= n_clusters:
         return which.cpu().numpy()
-    generator = torch.Generator().manual_seed(int(seed) % 2**31)
-    starts = (torch.randperm(len(different), generator=generator)[:n_clusters] for _ in range(restarts))
-    found = (lloyd(points, different[start.to(points.device)]) for start in starts)
+    seeds = (int(seed) % 2**31 + 1 + 15486557 * restart for restart in range(restarts))
+    drawn = (torch.randperm(len(points), generator=torch.Generator().manual_seed(each)) for each in seeds)
+    found = (lloyd(points, points[order[:n_clusters].to(points.device)]) for order in drawn)
     return min(found, key=lambda pair: pair[0])[1].cpu().numpy()
 
 
@@ -27,8 +27,8 @@ def lloyd(points, centres, iterations=20):
     A cluster that is empty begins again at the point that is farthest from its centre. Source: Lloyd, IEEE TIT 1982.
     """
     for iteration in range(iterations + 1):
-        squares, blocks = centres.square().sum(1), points.split(block_of(centres))
-        found = [nearest_rows(part, centres, squares, 1) for part in blocks]
+        squares, block = centres.square().sum(1), max(1, BLOCK_BYTES // (64 * len(centres)))  # a CPU's cache likes few
+        found = [nearest_rows(part, centres, squares, 1, "torch") for part in points.split(block)]
         distances, nearest = (torch.cat(column)[:, 0] for column in zip(*found))
         if iteration == iterations:
             return distances.sum(dtype=torch.float64).item(), nearest

@@ -1,4 +1,4 @@
-"""The nearest neighbours of embeddings: exact to float32, from torch, or from faiss on a GPU."""
+"""The nearest neighbours of embeddings: exact to float32, from faiss or from torch."""
 
 import functools
 import importlib.util
@@ -8,7 +8,7 @@ import math
 import torch
 
 BACKENDS = ("auto", "faiss", "torch")
-BLOCK_BYTES = 16 * 2**20  # memory of the distances of a block of queries; more costs a CPU fresh pages each time
+BLOCK_BYTES = 256 * 2**20  # memory that the distances of a block of queries may take
 FAISS_GPU_K = 2048  # the most neighbours that faiss finds on a GPU
 ROUNDING = 2  # units of the last place: the warning then comes where about as many queries find a wrong neighbour
 SAMPLE = 1000  # rows that the centre and the unit of length are taken from
@@ -66,8 +66,8 @@ def nearest_neighbours(queries, gallery, k, exclude_self=False, backend="auto"):
     """Indices (n, k) of the k gallery rows (m, d) nearest to each query (n, d) by Euclidean distance, nearest first.
 
     k is cut to what there is. exclude_self: query i is gallery row i and is left out by its index; a duplicate of it
-    counts. Equally near rows come in the library's order. backend: "auto" is faiss on a GPU that it is built for, else
-    torch, which is the faster one on CPUs.
+    counts. Equally near rows come in the library's order. backend: "auto" is faiss where it is installed and, on a GPU,
+    built for it, else torch.
     """
     return torch.cat([found for _, found, _ in blocks_of_neighbours(queries, gallery, k, exclude_self, backend)])
 
@@ -78,7 +78,8 @@ def blocks_of_neighbours(queries, gallery, k, exclude_self=False, backend="auto"
     check_backend(backend)
     sets = well_scaled([gallery] if queries is gallery else [gallery, queries])
     gallery, queries = sets[0], sets[-1]
-    k, block, squares = min(k + exclude_self, len(gallery)), block_of(gallery), gallery.square().sum(1)
+    k, block = min(k + exclude_self, len(gallery)), max(1, BLOCK_BYTES // (4 * len(gallery)))
+    squares = gallery.square().sum(1)
     rounding = ROUNDING * max(1, gallery.shape[1] / 512) ** 0.5 * torch.finfo(torch.float32).eps  # as products round
     for numbers, rows in zip(torch.arange(len(queries), device=gallery.device).split(block), queries.split(block)):
         distances, found = nearest_rows(rows, gallery, squares, k, backend)
@@ -91,14 +92,9 @@ def blocks_of_neighbours(queries, gallery, k, exclude_self=False, backend="auto"
         yield numbers, found, distances - distances[:, :1] <= rounding * terms
 
 
-def block_of(rows):
-    """How many others are held against all `rows` at once."""
-    return max(1, BLOCK_BYTES * (16 if rows.is_cuda else 1) // (4 * len(rows)))
-
-
-def nearest_rows(queries, gallery, squares, k, backend="torch"):
+def nearest_rows(queries, gallery, squares, k, backend):
     """Squared distances (b, k) of queries (b, d) to the k nearest gallery rows, which have `squares`; their indices."""
-    if backend == "faiss" and not gallery.is_cuda:
+    if backend != "torch" and not gallery.is_cuda and faiss():
         return map(torch.from_numpy, faiss().knn(queries.numpy(), gallery.numpy(), k))
     if backend != "torch" and gallery.is_cuda and k <= FAISS_GPU_K and hasattr(faiss(), "StandardGpuResources"):
         return faiss().knn_gpu(gpu_resources(), queries, gallery, k, device=gallery.get_device())
