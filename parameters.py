@@ -21,13 +21,13 @@ EXAMPLES = """Deep metric learning with the Anti-Collapse loss.
 
 a first try on a CPU, no download:
   python main.py --dataset glyphs --arch conv4_normalize --embed_dim 64 --bs 96 --samples_per_class 4 --lr 1e-3 \\
-      --loss antico_all_proxy --loss_oproxy_lrmulti 3 --n_epochs 5 --kernels 0 --no_train_metrics
+      --loss antico_pair --antico_base proxyanchor --loss_oproxy_lrmulti 3 --n_epochs 5 --no_train_metrics
 CUB-200-2011 as published:
   python main.py --dataset cub200 --source_path DATA --loss antico --antico_type batch_proxy --loss_ac_w_align 0.0035 \\
       --arch resnet50_frozen_normalize_double --embed_dim 512 --bs 90 --n_epochs 100 --tau 100 --gamma 0.5
 an ablation: the same base without the term, then with it:
-  python main.py --dataset cub200 --source_path DATA --loss multisimilarity --group base
-  python main.py --dataset cub200 --source_path DATA --loss antico_pair --antico_base multisimilarity --group pair
+  python main.py --dataset cub200 --source_path DATA --loss proxyanchor --group base
+  python main.py --dataset cub200 --source_path DATA --loss antico_pair --antico_base proxyanchor --group pair
 names of losses, miners, backbones, data sets and metrics:
   python main.py --list"""
 SUFFIXES = """--arch is a name of --list and suffixes: _frozen (BatchNorm's statistics stay), _normalize (L2), and one
@@ -42,7 +42,7 @@ DEFAULTS = {
     "contrastive": dict(batch_mining="all"),
     "triplet": dict(batch_mining="all"),
     "antico": dict(antico_base="oproxy", loss_oproxy_mode="anchor", antico_form="exp"),  # as published
-    "antico_pair": dict(antico_type="pair", antico_base="multisimilarity", antico_w=0.1, **OURS),
+    "antico_pair": dict(antico_type="pair", antico_w=0.1, **OURS),
     "antico_pair over proxyanchor": dict(antico_w=30.0, antico_eps=0.005),
     "antico_pair over arcface": dict(antico_w=30.0, antico_eps=0.005),
     "antico_pair over proxynca": dict(antico_w=1.0, antico_eps=0.005),

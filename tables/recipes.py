@@ -60,7 +60,7 @@ OPROXY = dict(loss="oproxy", loss_oproxy_mode="anchor")  # Proxy-Anchor as in th
 # have, with `--loss_nir_w_align 0.0035 --loss_nir_lrmulti 1` and no loss_ac_w_align. We take it for antico at 0.0035.
 ANTICO = dict(loss="antico", antico_type="batch_proxy", antico_w=1, antico_eps=0.5, loss_ac_w_align=0.0035)
 BATCH_PROXY, ALL_PROXY = dict(loss="antico_batch_proxy"), dict(loss="antico_all_proxy")
-PAIR, PAIR_OVER_PROXYANCHOR = dict(loss="antico_pair"), over("proxyanchor", "pair")  # the former: over multisimilarity
+PAIR, PAIR_OVER_PROXYANCHOR = over("multisimilarity", "pair"), over("proxyanchor", "pair")
 FEW = [PROXYANCHOR, BATCH_PROXY, ALL_PROXY, PAIR_OVER_PROXYANCHOR]  # where a table varies something else as well
 
 # --- rows of the tables ---

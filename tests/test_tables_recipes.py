@@ -138,7 +138,7 @@ def test_a_grid_without_a_base_says_what_would_have_it(capsys):
     assert runs.main([*shlex.split(line), "--loss", "antico_pair", "--dry_run"]) == 0
     (axis,) = re.findall(r"alone to compare with; --grid (\S+) instead of --loss makes one", capsys.readouterr().err)
     base, *others = planned(line.replace("--grid", f"--grid {axis}"))
-    assert base.opt.loss == "multisimilarity" and others
+    assert base.opt.loss == "proxyanchor" and others
     assert [r.key for r in others] == [r.key for r in planned(f"{line} --loss antico_pair")]
 
 
