@@ -90,6 +90,7 @@ def train_epoch(run, epoch):
         # made anew when what learns changes, at which DistributedDataParallel looks once; compiled after the warm-up
         # only, since torch 2.11 would keep the graph without the backbone's gradient
         run.model.warm_up(epoch <= opt.warmup)
+        run.written()  # the loader's processes are copies of this one, in which nothing else shall be at work
         compiled = run.compiled and epoch > opt.warmup
         run.net = distributed.replicate(run.model, run.device, compiled)
         one_graph = run.criterion.compiles and not run.criterion.mined
@@ -209,7 +210,7 @@ def evaluate_only(opt, device):
     if opt.save_embeddings:
         folder = os.path.dirname(os.path.abspath(opt.checkpoint))
         own = (opt.dataset, datasets.contents(splits)) == (saved.get("dataset"), saved.get("contents"))
-        other = "" if own else f"_{records.name_of_data(opt)}"
+        other = "" if own else records.name_of_data(opt)
         evaluation.save_all_embeddings(model, evaluated, opt, folder, len(splits.train.class_names), other)
 
 

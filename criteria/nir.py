@@ -23,8 +23,6 @@ class NIR(Criterion):
     clamp, start : bound on a block's log-scale; initialisation of the subnetworks, none (PyTorch's) or xavier
     """
 
-    compiles = False  # its thousand kernels take half a minute to trace
-
     def __init__(self, base, w_align=0.01, form="exp", proxy_lr_multi=4000.0, flow_lr_multi=50.0, noise=0.0,
                  conditioning="dense", blocks=5, depth=8, width=128, dropout=0.0, clamp=2.0, start="none"):  # fmt: skip
         super().__init__()
@@ -32,6 +30,7 @@ class NIR(Criterion):
         self.base, self.n_classes, self.embed_dim = base, base.n_classes, base.embed_dim
         self.w_align, self.proxy_lr_multi, self.flow_lr_multi = w_align, proxy_lr_multi, flow_lr_multi
         self.noise, self.form, self.conditioning = noise, form, conditioning
+        self.compiles = False  # its thousand kernels take half a minute to trace
         d, n = base.embed_dim, {"dense_embed": 1, "dense_embed_multi": blocks, "dense_embed_multi_stacked": blocks}
         self.flow = make_flow(d, conditioning, blocks, depth, width, dropout, clamp, start)
         embedders = [nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, d)) for _ in range(n.get(conditioning, 0))]

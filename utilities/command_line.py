@@ -3,7 +3,6 @@
 import argparse
 import difflib
 import functools
-import math
 import os
 import signal
 import sys
@@ -64,16 +63,13 @@ def number(kind, low=-LARGE, high=LARGE):
     """An argparse type: a number in [low, high], whose error says so."""
 
     def convert(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
+        value = kind(text)
         if not low <= value <= high:
             ends = [f"{end:g}" if kind is float else str(end) for end in (low, high)]
-            bounds = f" from {ends[0]} to {ends[1]}"
-            raise argparse.ArgumentTypeError(f"{text!r} is not {'a whole' if kind is int else 'a'} number{bounds}")
+            raise argparse.ArgumentTypeError(f"{text!r} is not a {convert.__name__} from {ends[0]} to {ends[1]}")
         return value
 
+    convert.__name__ = "whole number" if kind is int else "number"  # for argparse: invalid number value: 'fast'
     return convert
 
 

@@ -66,8 +66,10 @@ def write_rows(folder, rows):
 
 
 def name_of_data(opt):
-    """In the names of files that an evaluation of them leaves."""
-    return opt.dataset if opt.dataset != "folder" else f"folder_{os.path.basename(os.path.abspath(opt.source_path))}"
+    """What the names of the files that an evaluation leaves end in."""
+    return f"_{opt.dataset}" + (
+        f"_{os.path.basename(os.path.abspath(opt.source_path))}" if opt.dataset == "folder" else ""
+    )
 
 
 def write_evaluation(opt, epoch, partial, metrics):
@@ -75,7 +77,7 @@ def write_evaluation(opt, epoch, partial, metrics):
     of = f"{opt.checkpoint}: epoch {epoch}, {opt.dataset}, {opt.arch}, {opt.embed_dim} dimensions"
     print(f"{of}; PARTIAL DATA: {partial}" if partial else of)
     print("\n".join(f"{name:32s} {value:.6f}" for name, value in metrics.items()))
-    path = f"{os.path.abspath(opt.checkpoint).removesuffix('.pt')}_{name_of_data(opt)}.json"
+    path = f"{os.path.abspath(opt.checkpoint).removesuffix('.pt')}{name_of_data(opt)}.json"
     names = ("checkpoint", "dataset", "source_path", "input_size", "search", "kmeans_restarts", "seed")
     write_json(path, dict(epoch=epoch, partial=partial, metrics=metrics, **{n: getattr(opt, n) for n in names}))
     print(f"written: {path}")
