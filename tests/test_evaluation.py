@@ -101,14 +101,6 @@ def test_against_pml_with_and_without_gallery():
     assert list(found.values()) == pytest.approx([crossed[name] for name in wanted], rel=1e-6)
 
 
-def test_f1_against_a_loop():
-    generator = np.random.default_rng(1)
-    labels, clusters = generator.integers(0, 6, 60), generator.integers(0, 9, 60)
-    same = [(labels[i] == labels[j], clusters[i] == clusters[j]) for i in range(60) for j in range(i)]
-    tp, fp, fn = (sum(pair == kind for pair in same) for kind in ((True, True), (False, True), (True, False)))
-    assert clustering.f1(labels, clusters) == pytest.approx(2 * tp / (2 * tp + fp + fn))
-
-
 def test_cosine_names_are_those_of_normalised_embeddings():
     embeddings, labels = clustered()
     stretched = embeddings * np.linspace(0.1, 30, len(labels), dtype=np.float32)[:, None]

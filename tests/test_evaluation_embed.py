@@ -81,9 +81,6 @@ def test_saved_embeddings_say_what_they_are_of(tmp_path):
         assert file["class_names"][file["labels"] - file["first_label"]][7] == "class 3"
         assert file["paths"][7] == "7.png"
         assert np.allclose(file["embeddings"], model(split.images).detach(), atol=1e-4)
-    evaluation.save_all_embeddings(model, {"test": Points(6)}, options(), str(tmp_path), 0, of="_birds")
-    with np.load(tmp_path / "embeddings_test_birds.npz", allow_pickle=False) as file:  # the run's own stay
-        assert file["labels"].tolist() == [0, 0, 1, 1, 2, 2] and len(file["paths"]) == 6
     with np.load(tmp_path / "embeddings_test.npz", allow_pickle=False) as file:  # its classes go on after val's
         assert file["split"] == "test" and file["query_labels"].tolist() == [105, 105, 106, 106]
         assert len(file["query_paths"]) == len(file["query_embeddings"]) == 4 and len(file["labels"]) == 10
