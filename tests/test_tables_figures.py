@@ -61,20 +61,20 @@ def test_many_rows_have_panels_in_which_a_variant_has_one_look(tmp_path):
 
 def test_against_a_flag(tmp_path):
     for seed in (0, 1):
-        write(tmp_path, "multisimilarity", seed, [0.1, 0.5])
+        write(tmp_path, "proxyanchor", seed, [0.1, 0.5])
         for w in (0, 10, 100):
             write(tmp_path, "antico_pair", seed, [0.1, 0.4 + 0.001 * w + 0.01 * seed], "--antico_w", w)
     for eps in (1, 2):
         write(tmp_path, "antico_pair", 0, [0.1, 0.3], "--antico_w", 10, "--antico_eps", eps)
     axes = figures.against_flags(made(tmp_path)).axes
     drawn = {axis.get_xlabel(): lines(axis) for axis in axes}
-    label = "AntiCo pair over MultiSimilarity"
+    label = "AntiCo pair over ProxyAnchor"
     assert drawn["--antico_w"][label] == ([0, 10, 100], pytest.approx([40.5, 41.5, 50.5]))
-    assert drawn["--antico_w"]["MultiSimilarity"][1] == pytest.approx([50, 50, 50])  # the base, level
+    assert drawn["--antico_w"]["ProxyAnchor"][1] == pytest.approx([50, 50, 50])  # the base, level
     assert axes[0].get_xscale() == "symlog" and len(drawn["--antico_eps"]) == 2
     assert [axis.get_xlabel() for axis in figures.against_flags(made(tmp_path, "antico_eps")).axes] == ["--antico_eps"]
     with pytest.raises(ValueError, match="no numeric flag alone"):
-        figures.against_flags(made(tmp_path / "glyphs" / "multisimilarity_s0"))
+        figures.against_flags(made(tmp_path / "glyphs" / "proxyanchor_s0"))
 
 
 def test_what_runs_left_is_drawn(tmp_path):
