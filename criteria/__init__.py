@@ -6,14 +6,14 @@ import torch
 
 from criteria import miners
 from criteria.antico import AntiCo, NoBase
-from criteria.base import Criterion, NonFinite, ProxyCriterion
+from criteria.base import Criterion, NonFinite, ProxyCriterion, arguments_of
 from criteria.contrastive import Contrastive
 from criteria.margin import Margin
 from criteria.multisimilarity import MultiSimilarity
 from criteria.nir import NIR
 from criteria.npair import NPair
 from criteria.oproxy import OProxy, ProxyAnchor
-from criteria.pml import ModuleLoss, arguments_of, library_loss
+from criteria.pml import ModuleLoss, library_loss
 from criteria.proxynca import ProxyNCA
 from criteria.rate import coding_rate, coding_rate_share, max_coding_rate
 from criteria.softmax import ArcFace, NormalizedSoftmax

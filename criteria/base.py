@@ -1,12 +1,11 @@
 """What every criterion has: checked input, full precision, logs, and its own parameter groups."""
 
 import importlib.util
+import inspect
 
 import torch
 from torch import nn
 from torch.nn.functional import normalize
-
-from criteria.rate import full_precision
 
 
 class NonFinite(FloatingPointError, ValueError):
@@ -74,7 +73,8 @@ class Criterion(nn.Module):
             self.check_values(embeddings, labels)
 
     def check_values(self, embeddings, labels):
-        finite = full_precision(embeddings.detach()).square().sum(1).isfinite()
+        x = embeddings.detach()
+        finite = x.to(torch.promote_types(x.dtype, torch.float32)).square().sum(1).isfinite()
         if not finite.all():
             what = "a squared length beyond float32" if embeddings.isfinite().all() else "NaN or infinity in them"
             raise NonFinite(f"{self._get_name()}: {int((~finite).sum())} of {len(finite)} embeddings have {what}")
@@ -175,3 +175,14 @@ def lowest(x):
 def mean_of_positive(terms):
     """The mean of the entries above 0; 0 with a zero gradient where there are none."""
     return terms.sum() / (terms > 0).sum().clamp(min=1)
+
+
+def arguments_of(make):
+    """Names of the arguments that a function or class takes, those that a constructor hands on as **kwargs included."""
+    names = []
+    for part in [p for p in make.__mro__ if "__init__" in vars(p)] if isinstance(make, type) else [make]:
+        arguments = inspect.signature(part).parameters.values()
+        names += [a.name for a in arguments if a.kind in (a.POSITIONAL_OR_KEYWORD, a.KEYWORD_ONLY)]
+        if not any(a.kind is a.VAR_KEYWORD for a in arguments):
+            break
+    return list(dict.fromkeys(names))

@@ -3,11 +3,10 @@
 import ast
 import contextlib
 import copy
-import inspect
 
 import torch
 
-from criteria.base import Criterion, need_package
+from criteria.base import Criterion, arguments_of, need_package
 from utilities.command_line import lookup
 
 
@@ -62,17 +61,6 @@ class ModuleLoss(Criterion):
         value = self.inner(embeddings, labels)
         self.log(value=value)
         return value + 0 * embeddings.sum()  # a batch without pairs gives them a constant 0, on which backward fails
-
-
-def arguments_of(make):
-    """Names of the arguments that a function or class takes, those that a constructor hands on as **kwargs included."""
-    names = []
-    for part in [p for p in make.__mro__ if "__init__" in vars(p)] if isinstance(make, type) else [make]:
-        arguments = inspect.signature(part).parameters.values()
-        names += [a.name for a in arguments if a.kind in (a.POSITIONAL_OR_KEYWORD, a.KEYWORD_ONLY)]
-        if not any(a.kind is a.VAR_KEYWORD for a in arguments):
-            break
-    return list(dict.fromkeys(names))
 
 
 def parsed(word):

@@ -15,7 +15,7 @@ from criteria_tools import build, parse
 import criteria
 import parameters
 from criteria import AntiCo
-from criteria.pml import arguments_of
+from criteria.base import arguments_of
 
 HERE = Path(__file__).resolve().parents[1]
 # facts of the data, parts, and what the name of a loss fixes
