@@ -55,7 +55,7 @@ def on_one_batch(run, loss="antico_batch_proxy", n_classes=100, on_device=True):
     batch = [x.to(DEVICE) if on_device or not CUDA else x.pin_memory() for x in (images, torch.arange(bs) // 2)]
 
     def train(steps):
-        run.loader = torch.utils.data.DataLoader([batch] * steps, batch_size=None)
+        run.loader, run.net = torch.utils.data.DataLoader([batch] * steps, batch_size=None), None  # wrapped anew
         training.ours(run, steps)
 
     return train
