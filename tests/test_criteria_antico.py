@@ -195,26 +195,6 @@ def test_every_variant_has_a_living_gradient_at_its_defaults(variant, n_classes)
     assert 0.01 < float((both - base).norm() / base.norm()) < 100
 
 
-def rate_and_share(variant, rows, labels):
-    loss = AntiCo(NoBase(), variant, eps=0.5)
-    loss(rows, labels)
-    return loss.logs["coding_rate"], loss.logs["coding_rate_share"]
-
-
-def test_class_means_are_at_their_best_where_classes_are_points_apart():
-    """Apart and compact: 1; apart but wide, as a batch that `pair` likes best: less; all in one point: little."""
-    labels, axes = torch.arange(16).repeat_interleave(2), torch.eye(64)
-    points, wide, one, near = (
-        rate_and_share("class_means", rows, labels)[1]
-        for rows in (axes[labels], axes[:32], axes[:1].expand(32, -1), axes[labels] + axes[:1])
-    )
-    assert points == pytest.approx(1, rel=1e-5) and one < 0.2 < near
-    assert wide == pytest.approx(math.log1p(4) / math.log1p(8), rel=1e-5)  # means of half the energy
-    rows, single = torch.randn(16, 64), torch.arange(16)  # one image a class: the means are the embeddings
-    ours, pair = (rate_and_share(variant, rows, single)[0] for variant in ("class_means", "pair"))
-    assert ours == pytest.approx(pair, rel=1e-6)
-
-
 def test_a_dead_exponential_is_noted_in_the_first_epoch_that_shows_it():
     """From the rows of metrics.csv, which a resumed run has too."""
 

@@ -23,18 +23,13 @@ def triplets(mine, embeddings, labels, **settings):
     return list(zip(*(t.tolist() for t in mine(embeddings, labels, **settings))))
 
 
-def negatives_of(found):
-    """{(anchor, positive): {negatives}}"""
+def drawn(mine, embeddings, labels, **settings):
+    """{(anchor, positive): {negatives}} of 150 calls."""
+    torch.manual_seed(0)
     seen = {}
-    for a, p, n in found:
+    for a, p, n in [t for _ in range(150) for t in triplets(mine, embeddings, labels, **settings)]:
         seen.setdefault((a, p), set()).add(n)
     return seen
-
-
-def drawn(mine, embeddings, labels, times=150, **settings):
-    """`negatives_of` over many calls."""
-    torch.manual_seed(0)
-    return negatives_of(t for _ in range(times) for t in triplets(mine, embeddings, labels, **settings))
 
 
 def others(labels, a):

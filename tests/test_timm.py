@@ -1,7 +1,6 @@
 """timm.<name>: skipped where timm is not installed."""
 
 import http.server
-import socket
 import sys
 import threading
 import time
@@ -65,72 +64,26 @@ def test_without_timm(monkeypatch):
         architectures.parse_arch("timm.test_vit")
 
 
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A function that makes huggingface_hub ask an address, with a cache of its own; .waited are its pauses."""
+def test_a_hub_that_does_not_answer_is_not_waited_for(tmp_path, monkeypatch, capfd):
+    """First one that answers, and has nothing; then nobody listens there, and only what it gave before is asked for."""
     from huggingface_hub import constants
 
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-
-    def ask(address):
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "ENDPOINT", address)
-        template = address + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-
-    ask.waited = []
-    monkeypatch.setattr(time, "sleep", ask.waited.append)
-    return ask
-
-
-def closed():
-    """An address where nobody listens."""
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{held.getsockname()[1]}"
-
-
-@pytest.fixture
-def served():
-    """(the address of a server in the manner of the hub, the weights that it has of test_vit)."""
-    safetensors = pytest.importorskip("safetensors.torch")
-    torch.manual_seed(3)
-    state = timm.create_model("test_vit").state_dict()
-    content = safetensors.save(state)
-
-    class Hub(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            found = b"" if self.path == "/" else content if self.path.endswith("/model.safetensors") else None
-            self.send_response(404 if found is None else 200)
-            for name, value in (("ETag", '"1"'), ("X-Repo-Commit", "0" * 40), ("Content-Length", len(found or b""))):
-                self.send_header(name, str(value))
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(found or b"")
-
-        do_HEAD = do_GET
-
-        def log_message(self, *words):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}", state
-        server.shutdown()
-
-
-def test_weights_come_from_the_hub_and_offline_from_its_cache_without_waiting(hub, served, capfd):
-    address, state = served
-    opt = parameters.parse(["--arch", "timm.test_vit"])
-    hub(closed())
-    with pytest.raises(ValueError, match="timm.test_vit: .*--weights PATH.*--not_pretrained") as problem:
-        architectures.select(opt)
-    assert "\n" not in str(problem.value) and capfd.readouterr() == ("", "")
-    for asked in (address, closed()):
-        hub(asked)
-        own = architectures.select(opt).features.net.state_dict()
-        assert all(torch.equal(state[name], tensor) for name, tensor in own.items()) and len(own) > 10
-    assert not hub.waited
+    server, waited = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler), []
+    address = f"http://127.0.0.1:{server.server_port}"
+    hub = {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": False, "ENDPOINT": address}
+    hub["HUGGINGFACE_CO_URL_TEMPLATE"] = address + "/{repo_id}/resolve/{revision}/{filename}"
+    for name, value in hub.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setattr(time, "sleep", waited.append)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for answers in (True, False):
+        capfd.readouterr()
+        with pytest.raises(ValueError, match="timm.test_vit: .*--weights PATH.*--not_pretrained") as problem:
+            architectures.select(parameters.parse(["--arch", "timm.test_vit"]))
+        assert "\n" not in str(problem.value) and constants.HF_HUB_OFFLINE != answers and not waited
+        if answers:
+            server.shutdown(), server.server_close()
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("name, ending", [("test_vit", "pth"), ("levit_128s", "safetensors")])  # the latter: two heads
