@@ -1,10 +1,8 @@
 """Runs of main.py that may be killed, each a process forked from one that has torch imported, which saves seconds."""
 
-import contextlib
 import csv
 import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -163,16 +161,3 @@ def same(a, b):
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(map(same, a, b))
     return type(a) is type(b) and a == b
-
-
-def kill_and_resume(argv, place, seconds):
-    """(exit status of a run that is killed after so many seconds, status of the one that goes on, what it printed)."""
-
-    def kill(process, _):
-        time.sleep(seconds)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
-
-    argv, log = [*argv, "--save_path", place], Path(place, "log")
-    first, _ = run(argv, log, kill)
-    return first, *run([*argv, "--resume"], log)

@@ -136,22 +136,6 @@ def test_what_is_no_such_data_set_is_told(tmp_path, counts, capsys):
             datasets.select(options(name, tmp_path / name), 32)
 
 
-def test_what_is_advised_for_a_broken_image_works(tmp_path, capsys):
-    """To replace it and go on with the run, or to leave it out of a new one."""
-    LAYOUTS["folder", "train and test"](tmp_path)
-    argv, broken = [*short_run("folder", tmp_path), "--kernels", "0"], tmp_path / "train" / "train1" / "b_1.jpg"
-    assert main.main(argv) == 0
-    whole = broken.read_bytes()
-    broken.write_bytes(whole[:300])
-    again = [*argv, "--n_epochs", "2", "--resume"]
-    assert main.main(again) == 2
-    line = capsys.readouterr().err
-    assert "b_1.jpg: cannot be decoded" in line and "replace it, or leave it out by --skip_broken (in a new run" in line
-    assert main.main([*argv, "--skip_broken", "--group", "new"]) == 0
-    broken.write_bytes(whole)
-    assert main.main(again) == 0
-
-
 @pytest.mark.parametrize("kernels", [0, 1])
 def test_a_broken_image_stops_a_run_with_one_line(tmp_path, kernels, capsys, monkeypatch):
     LAYOUTS["cub200", "archive"](tmp_path)

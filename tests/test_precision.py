@@ -11,10 +11,9 @@ import torch
 
 import main
 from utilities import device as devices
-from utilities.run import Run
 
 
-def make(dtype=None, init_scale=2.0**10, flags="--loss antico_pair", kind="plain"):
+def make(dtype=None, init_scale=2.0**10, flags="--loss antico_pair --antico_base multisimilarity", kind="plain"):
     """A run in float32 whose network computes in `dtype`."""
     half = dtype == torch.float16
     scaler = torch.amp.GradScaler("cpu", init_scale=init_scale, growth_interval=3, enabled=half)
@@ -120,16 +119,6 @@ def test_auto_compiles_where_it_pays_and_works_and_says_why_not(monkeypatch, cap
     assert capsys.readouterr().out.count("note: --compile auto: not compiled") == bool(why)
 
 
-def test_words_for_memory_that_ran_out():
-    shm = (
-        "Caught RuntimeError in DataLoader worker process 0.\nunable to allocate shared memory(shm) for file </torch_1>"
-    )
-    cuda = "GET was unable to find an engine to execute this computation"
-    found = [devices.advice_on_memory(problem) for problem in (RuntimeError(shm), RuntimeError(cuda), MemoryError())]
-    assert "--shm-size" in found[0] and "--kernels" in found[0] and found[1] == found[2] and "--grad_cache" in found[1]
-    assert devices.advice_on_memory(RuntimeError("a bug")) == ""
-
-
 def test_data_processes_share_the_cores(monkeypatch):
     monkeypatch.setattr(devices.os, "cpu_count", lambda: 64)
     opt = ranks.parameters.parse([])
@@ -148,19 +137,3 @@ def test_an_epoch_says_when_it_waits_for_images(tmp_path, monkeypatch, capsys, w
         --input_size 16 --kernels 0 --evaluation_metrics e_recall@1 --n_epochs 1 --save_path {tmp_path / "runs"}"""
     assert main.main(flags.split()) == 0
     assert ("waiting for images" in capsys.readouterr().out) == bool(waits)
-
-
-def test_the_network_is_compiled_once_after_the_warm_up(tmp_path, monkeypatch):
-    """Neither the evaluation nor an epoch's end compiles it again: batches have one size."""
-    from torch._dynamo.testing import CompileCounter
-
-    counter, compile_as_it_is = CompileCounter(), torch.compile
-    monkeypatch.setattr(torch, "compile", lambda model: compile_as_it_is(model, backend=counter))
-    seen, add = [], Run.add
-    monkeypatch.setattr(Run, "add", lambda run, terms: (add(run, terms), seen.append(counter.frame_count))[0])
-    miniatures.class_folders(tmp_path / "images", ["a", "b", "c", "d"], n=5)
-    flags = f"""--dataset folder --source_path {tmp_path / "images"} --arch conv4_normalize --embed_dim 4 --bs 4
-        --kernels 0 --loss antico_pair --evaluation_metrics e_recall@1 --n_epochs 3 --warmup 1 --compile on --amp bf16
-        --save_path {tmp_path / "runs"}""".split()
-    assert main.main(flags) == 0
-    assert len(seen) == 6 and seen[:2] == [0, 0] and seen[2:] == [seen[2]] * 4 and seen[2] > 0

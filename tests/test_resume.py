@@ -1,5 +1,6 @@
 """A run that is killed or resumed loses nothing, and a run that is resumed wrongly stays as it was."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from runs import SMALL, image_folder, kill_and_resume, once, outcome, rows, run, same
+from runs import SMALL, image_folder, once, outcome, rows, run, same
 
 from utilities import folders
 from utilities.run import load
@@ -64,8 +65,16 @@ def refused(result, folder, before, *words):
 def test_killed_at_any_moment_and_resumed_it_is_as_if_undisturbed(argv, whole, tmp_path, share, workers):
     """20 moments for each setting: MOMENTS=20 python -m pytest tests/test_resume.py -k any_moment"""
     folder, seconds = whole
-    first, last, text = kill_and_resume([*argv, "--kernels", workers], tmp_path, share * seconds)
-    assert first in (-signal.SIGKILL, 0) and last == 0, text
+    argv = [*argv, "--kernels", workers, "--save_path", tmp_path]
+
+    def kill(process, _):
+        time.sleep(share * seconds)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
+    assert run(argv, tmp_path / "log", kill)[0] in (-signal.SIGKILL, 0)
+    status, text = run([*argv, "--resume"], tmp_path / "log")
+    assert status == 0, text
     assert same(outcome(folder), outcome(next((tmp_path / "folder").iterdir())))
 
 

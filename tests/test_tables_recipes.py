@@ -1,6 +1,5 @@
 """The tables of antico_runs.sh: which command lines they mean, and when two of these are one run."""
 
-import os
 import re
 import shlex
 
@@ -77,17 +76,8 @@ def test_tables_share_runs():
     dims = [r.key for r in planned("dims --datasets cub200") if r.opt.embed_dim == 512]
     assert len(dims) == 4 and set(dims) <= {r.key for r in planned("main --datasets cub200")}
     assert set(keys("quickstart")) <= set(keys("study"))
-
-
-def test_names_are_the_loss_and_what_varies_in_the_table():
-    names = [os.path.basename(r.folder) for r in planned("main --datasets cub200 --arch resnet50 --lr 1e-4")]
-    assert names[0].startswith("proxyanchor-") and names[6].startswith("antico_pair,antico_base=proxyanchor-")
-    names = [os.path.basename(r.folder) for r in planned("grid --grid lr=1e-4,1e-3 'tau=2 3,4' --weights /a/b.pth")]
-    assert [name.split("-")[0] for name in names] == [
-        f"margin,lr={lr},tau={tau}" for lr in (0.0001, 0.001) for tau in ("2+3", 4)
-    ]
     tables = {runs.table_path(*runs.parse(["quickstart", *more])) for more in ([], ["--lr", "1"], ["--seeds", "7"])}
-    assert len(tables) == 3
+    assert len(tables) == 3  # but none overwrites another's table
 
 
 def test_what_tells_two_runs_apart():
