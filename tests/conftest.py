@@ -1,4 +1,3 @@
-import json
 import os
 import signal
 
@@ -14,18 +13,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def reference(name):
     return np.load(os.path.join(REFERENCE, name), allow_pickle=False)
-
-
-@pytest.fixture(scope="session")
-def antico_cases():
-    """{case: {name: array, "config": dict}} of what the published code computes, in float64."""
-    cases = {}
-    for path in ("antico_reference.npz", "antico_imbalanced.npz"):  # the latter: classes of different sizes in a batch
-        with reference(path) as file:
-            for key in file.files:
-                case, name = key.split("/")
-                cases.setdefault(case, {})[name] = json.loads(str(file[key])) if name == "config" else file[key]
-    return cases
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,22 @@
 """What the tests of the criteria share."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from conftest import reference
 from torch.nn.functional import normalize
 
 import criteria
 import parameters
+
+GOLDEN = {}  # {case: {name: array, "config": dict}} of what the published code computes, in float64
+for path in ("antico_reference.npz", "antico_imbalanced.npz"):  # the latter: classes of different sizes in a batch
+    with reference(path) as file:
+        for key in file.files:
+            case, name = key.split("/")
+            GOLDEN.setdefault(case, {})[name] = json.loads(str(file[key])) if name == "config" else file[key]
 
 
 def parse(words):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from criteria_tools import build, close, imbalanced, parse, select
+from criteria_tools import GOLDEN, build, close, imbalanced, parse, select
 from torch.nn.functional import normalize
 
 import criteria
@@ -149,8 +149,8 @@ def test_nir_is_a_function_of_torchs_seed():
     assert (np.random.get_state()[1] == state).all()
 
 
-def test_nir_proxy_part_is_the_published_one(antico_cases):
-    case = antico_cases["batch_proxy_drawn_twice"]
+def test_nir_proxy_part_is_the_published_one():
+    case = GOLDEN["batch_proxy_drawn_twice"]
     loss = select(f"nir --embed_dim {case['config']['embed_dim']}", case["config"]["n_classes"])
     loss.proxies.data = torch.tensor(case["proxies"])
     loss(torch.tensor(case["embeddings"]), torch.tensor(case["labels"]))

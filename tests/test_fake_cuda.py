@@ -69,13 +69,11 @@ def test_a_step_stays_on_the_device_and_waits_for_nothing(words, dtype):
 @pytest.mark.parametrize("words", ["proxyanchor", "antico_pair", "margin"])
 def test_the_mode_finds_what_it_is_here_for(words):
     """A look at the values, the number of pairs where the labels are on the device, two devices, a copy that waits."""
-    looking, criterion, x = make(words), make(words), embeddings()
-    looking.calls = 100
-    labels = torch.zeros(BS, dtype=torch.long, device="meta")
-    waiting = [lambda: looking(x, labels), lambda: x + torch.ones(BS, 1), lambda: torch.as_tensor(0.5, device="meta")]
-    waiting += [lambda: x[torch.arange(3)], lambda: torch.arange(3).to("meta")]
+    criterion, x, labels = make(words), embeddings(), torch.zeros(BS, dtype=torch.long, device="meta")
+    criterion.calls = 100 if words != "margin" else 1
+    waiting = [lambda: criterion(x, labels), lambda: x + torch.ones(BS, 1), lambda: torch.as_tensor(0.5, device="meta")]
     with NoWaiting():
-        for wrong in waiting + [lambda: criterion(x, labels)] * criterion.mined:
+        for wrong in [*waiting, lambda: x[torch.arange(3)], lambda: torch.arange(3).to("meta")]:
             with pytest.raises((RuntimeError, NotImplementedError), match="meta|devices|waits"):
                 wrong()
 
@@ -103,21 +101,6 @@ def test_a_network_stays_on_the_device(cuda, name, suffixes):
     for images in (torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8), torch.rand(2, 3, 64, 64)):
         images = images.contiguous(memory_format=torch.channels_last)
         assert on_gpu(net.train()(images)) and on_gpu(net.eval()(images))
-
-
-@pytest.mark.parametrize("arch", ["timm.test_vit_normalize", "timm.test_resnet_frozen_double"])
-def test_a_network_of_timm_stays_on_the_device(arch):
-    """Made on the CPU, as timm's constructor looks at numbers, and then given fake tensors for its own."""
-    pytest.importorskip("timm")
-    net = network(arch)
-    with FakeTensorMode(), torch.device("cuda"):
-        for module in net.modules():
-            for name, value in [*module._parameters.items(), *module._buffers.items()]:
-                if value is not None:
-                    module._parameters.pop(name, None)
-                    module._buffers.pop(name, None)
-                    module.register_buffer(name, torch.empty(value.shape, dtype=value.dtype))
-        assert on_gpu(net(torch.randint(256, (2, 3, net.input_size, net.input_size), dtype=torch.uint8)))
 
 
 # what looks at values runs on a device that pretends

@@ -122,16 +122,15 @@ def test_names_are_drawn_as_they_are_and_what_is_missing_without_a_warning(tmp_p
     assert not any(text.get_usetex() for text in figure.findobj(Text))
 
 
-def test_what_the_runs_lack_is_said_and_what_is_damaged_named(tmp_path, capsys):
-    folder, out = write(tmp_path, "proxyanchor", 0, [0.1, 0.5]), tmp_path / "t"
+def test_damaged_files_are_named_and_cost_only_their_figures(tmp_path, capsys):
+    folder = write(tmp_path, "proxyanchor", 0, [0.1, 0.5])
     write_spaces(folder, 20)
     for name in ("embeddings_test.npz", "checkpoint.pt"):
         os.truncate(f"{folder}/{name}", 500)
-    assert main([folder, "--out", out]) == 0  # the tables do not need them
+    assert main([folder, "--out", tmp_path / "t"]) == 0 and (tmp_path / "t.md").exists()
     text = capsys.readouterr().out
-    reasons = ["t.png: no run was evaluated in three", "t_hyper.png: no numeric flag", "t_rate.png: no run measured"]
-    reasons += [f"t_spectrum.png: {folder}/embeddings_test.npz: ", f"t_proxies.png: {folder}/checkpoint.pt: "]
-    assert not [reason for reason in reasons if reason not in text]
+    assert f"t_spectrum.png: {folder}/embeddings_test.npz: " in text
+    assert f"t_proxies.png: {folder}/checkpoint.pt: " in text
 
 
 def test_all_files_agree_and_the_page_is_one_file(tmp_path):

@@ -135,7 +135,6 @@ def test_a_grid_without_a_base_says_what_would_have_it(capsys):
 WRONG = [
     ("quickstrat", "invalid choice: 'quickstrat'"),
     ("main --datasets cub", "--datasets cub: unknown (did you mean cub200?)"),
-    ("main --arch resnet5O", "--arch resnet5O: unknown (did you mean resnet50?)"),
     ("quickstart --seeds ''", "--seeds: is empty"),
     ("quickstart --seed 1", "--seed: the queue gives it itself"),
     ("grid", "--grid FLAG=VALUE,VALUE"),
