@@ -86,7 +86,7 @@ def add_flags(parser):
     flag(g, "embed_dim", 128, "dimension of the embedding", 1, 2**16)
     flag(g, "input_size", None, "height and width of images in pixels; the network's own if not given", 8, 4096, int)
     flag(g, "not_pretrained", False, "random weights instead of the published ones (conv4 has none anyway)")
-    flag(g, "weights", None, "backbone weights, a file or address; #sha256=DIGITS after it checks", metavar="PATH")
+    flag(g, "weights", None, "backbone weights, a file or address; #sha256=DIGITS after it is checked", metavar="PATH")
 
     g = add_group(parser, "training")
     flag(g, "n_epochs", 150, "epochs; --resume may change it", 0, MILLION, may_change=True)
@@ -135,17 +135,17 @@ def add_flags(parser):
 
     g = add_group(parser, "where and how fast", "housekeeping")
     flag(g, "gpu", [0], "index of the GPU (one); the CPU if there is none; torchrun gives each its own", 0, 1023)
-    kernels = "data loading processes; not given, the cores by torchrun's processes (16 at most), not the published"
+    kernels = "data loading processes; if not given: cores / processes of torchrun, 16 at most, not the published"
     flag(g, "kernels", 6, kernels, 0, 1024)
     flag(g, "cache", None, "folder for one file of all decoded images (0.5 MB each)", metavar="DIR")
     flag(g, "grad_cache", None, "embed in chunks of N images: less memory, the same gradient", 1, MILLION, int)
     flag(g, "evaluate_on_cpu", False, "search and cluster on the CPU though there is a GPU")
 
     g = add_group(parser, "going on, and what is written", "housekeeping")
-    resume = "go on with the run in FOLDER, or the newest of this name; its flags hold where none is given"
+    resume = "go on with the run in FOLDER, or the newest of this name; its flags hold unless given"
     flag(g, "resume", False, resume, kind=str, nargs="?", const=True, metavar="FOLDER")
     flag(g, "checkpoint_minutes", 10.0, "minutes between checkpoints within an epoch; one follows each epoch anyway", 0)
-    flag(g, "evaluate_only", False, "no training: evaluate --checkpoint with its run's flags unless given")
+    flag(g, "evaluate_only", False, "no training: evaluate --checkpoint, with its run's flags unless given")
     flag(g, "checkpoint", None, "with --evaluate_only: a run's checkpoint.pt or best.pt", metavar="PATH")
     flag(g, "save_embeddings", False, "write each split as npz after the last epoch, for python -m evaluation")
     flag(g, "store_improvements", False, "also keep a file of every epoch that improved the first storage metric")
@@ -175,11 +175,11 @@ def add_losses(parser):
     g = add_group(parser, "loss")
     flag(g, "loss", "margin", "name of a loss (--list shows them), or pml.<ClassName> of pytorch-metric-learning")
     flag(g, "pml_args", [], "arguments KEY=VALUE of that class's constructor, e.g. m=0.4 gamma=80", metavar="KEY=VALUE")
-    flag(g, "pml_lrmulti", 2000.0, "what such a loss learns itself learns at this times --lr", 0)
+    flag(g, "pml_lrmulti", 2000.0, "such a loss's own parameters learn at this times --lr", 0)
 
     g = add_group(parser, "antico: loss_ac_w_align · base + antico_w · term(R) of the coding rate R")
     variants = ["pair", "batch_proxy", "all_proxy", "class_means"]
-    what = "rows of the rate: embeddings, the batch's classes' proxies, all proxies, class means; antico_... fixes it"
+    what = "rows of the rate: embeddings, the batch's classes' proxies, all proxies, class means; antico_<type> sets it"
     flag(g, "antico_base", "proxyanchor", "the loss underneath, or none: the term alone")
     flag(g, "antico_type", "batch_proxy", what, choices=variants)
     forms = "exp(-gam2 R) as published, -gam2 R as in MCR2, or 1 - R/R_max"
@@ -208,7 +208,7 @@ def add_losses(parser):
     g = add_group(parser, "miners of contrastive, triplet and margin")
     flag(g, "batch_mining", "distance", "miner (--list shows them)")
     flag(g, "miner_semihard_margin", 0.2, "semihard negatives are farther than the positive by less than this", 0, 2)
-    far = "no negative farther is mined; 2 does as the published code (paper: 1.4)"
+    far = "no negative farther away is mined; 2 is as in the published code (paper: 1.4)"
     flag(g, "miner_distance_lower_cutoff", 0.5, "distances below count as this", 0, 2)
     flag(g, "miner_distance_upper_cutoff", 1.4, far, 0, 2)
     flag(g, "miner_rho_distance_lower_cutoff", 0.5, "distances below count as this", 0, 2)
@@ -233,7 +233,7 @@ def add_losses(parser):
 
     g = add_group(parser, "nir: a proxy loss and a normalizing flow of nf_cblocks coupling blocks")
     flag(g, "loss_nir_w_align", 0.01, "weight of the proxy loss, which has --loss_oproxy_{pos,neg}_{alpha,delta}")
-    nir = "exp of each pair's negative log-likelihood (code), or it itself (paper)"
+    nir = "exp of each pair's negative log-likelihood (code), or this itself (paper)"
     flag(g, "loss_nir_form", "exp", nir, choices=["exp", "nll"])
     flag(g, "loss_nir_proxy_lrmulti", 4000.0, "the proxies' learning rate is this times --lr", 0)
     flag(g, "loss_nir_lrmulti", 50.0, "the flow's learning rate is this times --lr", 0)

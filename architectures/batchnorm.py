@@ -22,7 +22,7 @@ def check_chunks(model, opt):
 
 
 def synchronize(model):
-    """The model, its BatchNorm that is not frozen with the statistics of all processes' images."""
+    """The model, with its unfrozen BatchNorm taking the statistics of all processes' images."""
     norms = [norm for norm in norms_of(model) if norm.training]
     if distributed.world() == 1 or not norms:
         return model
@@ -61,7 +61,7 @@ class WholeBatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, x):
         y = self.normalized(x) if self.training else batch_norm(
             x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)  # fmt: skip
-        return self.act(self.drop(y)) if hasattr(self, "act") else y  # timm's have what follows within
+        return self.act(self.drop(y)) if hasattr(self, "act") else y  # timm's include what follows them
 
     def normalized(self, x):
         dtype, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))  # statistics as torch's, never in bf16

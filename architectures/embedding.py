@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 
 
 def norms_of(model):
-    """Its BatchNorm, torch's, timm's and SyncBatchNorm."""
+    """Its BatchNorm layers: torch's, timm's and SyncBatchNorm."""
     return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 

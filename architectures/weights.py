@@ -41,9 +41,7 @@ def read_state(source):
         how = dict(map_location="cpu", weights_only=True, check_hash=True, file_name=name)
         return torch.hub.load_state_dict_from_url(path, **how)
     if marked and not (len(digest) >= 8 and sha256(path).startswith(digest)):
-        raise ValueError(
-            f"its SHA-256 is {sha256(path)}, and #sha256={digest} is not the start of it, of 8 digits or more"
-        )
+        raise ValueError(f"its SHA-256 is {sha256(path)}, of which #sha256={digest} must be the first 8 digits or more")
     if path.endswith(".safetensors"):
         from safetensors.torch import load_file
 

@@ -47,7 +47,7 @@ main.main(sys.argv[1:])
 
 
 def on_one_batch(run, loss="antico_batch_proxy", n_classes=100, on_device=True):
-    """A function that trains so many steps of our loop on one batch; on the device: no input, which is the ceiling."""
+    """A function that trains so many steps of our loop on one batch; if it is on the device, this is the ceiling."""
     run, size, bs, lr = copy.copy(run), run.model.input_size, run.opt.bs, run.opt.lr
     run.criterion = criteria.select(parameters.parse([*NETWORK, "--loss", *loss.split()]), n_classes).to(DEVICE)
     run.optimizer = torch.optim.Adam(run.model.param_groups(lr) + run.criterion.param_groups(lr), fused=True)
@@ -128,7 +128,7 @@ class Bench:
         killed, _ = self.process(["-c", DIES_IN_ITS_THIRD_STEP], "killed", "--checkpoint_minutes", "0")
         step = runs.newest(f"{self.folder}/killed")[1]["step"]
         off = float((self.run("killed", "--resume", f"{self.folder}/killed").loss / whole.loss - 1).abs().max())
-        # where a GPU adds in no fixed order two runs differ anyway, and training amplifies it
+        # where a GPU adds in no fixed order, two runs differ anyway, and training amplifies that
         same = killed == -9 and 0 < step < 3 and off <= max(1e-6, min(5 * noise, 1e-2))
         yield f"killed in its third step, resumed from step {step}", f"up to {off:.0e} off", "", "", same
 

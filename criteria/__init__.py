@@ -60,13 +60,13 @@ PUBLISHED = {
 
 
 def select(opt, n_classes):
-    """The criterion that --loss names, for n_classes training classes: embeddings (B, d), labels (B,) → scalar; in its
-    `.acting` the names of the flags that make it. ValueError, one line, for what does not exist or go together."""
+    """The criterion that --loss names, for n_classes training classes: embeddings (B, d), labels (B,) → scalar; its
+    `.acting` names the flags that act on it. ValueError, one line, for what does not exist or go together."""
     acting = {"loss"}
 
     def values(cls, *prefixes, **parts):
-        """{argument: value}: a part, a fact of the data, or its flag, that of a registered parent of the class where it
-        has none itself; the others keep their defaults."""
+        """{argument: value}: from `parts`, the data, or its flag, which is a registered parent's where the class has
+        none; the other arguments keep their defaults."""
         given, chosen = dict(n_classes=n_classes, embed_dim=opt.embed_dim, **parts), {}
         for argument in arguments_of(cls):
             names = [PUBLISHED.get(prefix + argument, prefix + argument) for prefix in prefixes]
@@ -109,6 +109,6 @@ def select(opt, n_classes):
 
 
 def acting_flags(opt):
-    """The names of the flags that make this run's loss, and the errors of `select`, before there are data."""
+    """The names of the flags that act on this run's loss, and the errors of `select`, before there are data."""
     with torch.random.fork_rng(devices=[]):
         return select(opt, 2).acting

@@ -17,16 +17,16 @@ class Criterion(nn.Module):
 
     Calling a criterion with embeddings (B, d) and labels (B,) of classes 0..C-1 gives a scalar, finite for a batch of
     one class and one without positive pairs too, in float32, or float64 where they or its parameters are, whatever the
-    autocast state: a temperature of 64 turns bf16's last digit into a factor of 1.3. Labels may stay on the host.
+    autocast state: a temperature of 64 turns bf16's last digit into a factor of 1.3. Labels may stay on the CPU.
 
     ValueError that names the loss for a wrong shape, an empty batch, labels outside 0..C-1 or embeddings with NaN or
-    infinity (`NonFinite`). Looking for the last two waits for a GPU: its 1st call does, its 101st, ..., none compiled.
+    infinity (`NonFinite`). Looking for the last two waits for a GPU: there only calls 1, 101, ... do, none compiled.
     """
 
     name = ""  # in the registry, which sets it: AntiCo's defaults go by it
     n_classes = embed_dim = None  # labels and embeddings are checked against them where they are known
-    mined = False  # pairs decide its shapes: not for torch.compile, and it waits for a GPU that has the labels
-    compiles = True  # where it is not mined: into one graph
+    mined = False  # True: the number of pairs sets its shapes: not to be compiled, and labels on a GPU make it wait
+    compiles = True  # False: not worth compiling, though it mines nothing
 
     def __init__(self):
         super().__init__()
@@ -88,7 +88,7 @@ class ProxyCriterion(Criterion):
     """Base class of the losses with one learnable vector a class: write `proxy_loss(embeddings, proxies, labels)`.
 
     There rows of both are L2-normalised. `.proxies` (C, d) are not; they have no weight decay, learn at `lr_multi`
-    times the network's rate, and start as normal numbers of deviation `std`, by default Kaiming's for fan-out C.
+    times the network's rate, and start normal with standard deviation `std`, by default Kaiming's for fan-out C.
     """
 
     def __init__(self, n_classes, embed_dim, lr_multi=2000.0, std=None):

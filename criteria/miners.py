@@ -65,7 +65,7 @@ def semihard(embeddings, labels, margin=0.2):
 
 def softhard(embeddings, labels):
     """A positive beyond the nearest negative, a negative nearer than the farthest positive (Roth & Brattoli, 2019).
-    One triplet an anchor, each drawn uniformly; where there is none, from all."""
+    One triplet an anchor, each drawn uniformly; where there is no such image, from all."""
     number = int(masks(labels)[0].any(1).sum())
     positive, negative = masks(labels.to(embeddings.device, non_blocking=True))
     anchors = positive.any(1).nonzero_static(size=number).squeeze(1)
@@ -89,7 +89,7 @@ def distance_weighted(embeddings, labels, lower_cutoff=0.5, upper_cutoff=1.4):
     squared, anchors, positives, negative = geometry(embeddings, labels)
     quarter = squared.clamp(max(lower_cutoff**2, 1e-8), 4 - 1e-3).div_(4)  # t²/4; the density's constants fall out
     log_weight = quarter.log().mul_((2 - d) / 2).sub_(torch.log1p(-quarter), alpha=(d - 3) / 2)
-    # negatives out of reach weigh less than the others, more than what is none: drawn, all alike, where all are
+    # out of reach, negatives weigh less than in reach, but more than others: where all are so, each is as likely
     log_weight.masked_fill_(squared >= upper_cutoff**2, lowest(squared) / 2).masked_fill_(~negative, lowest(squared))
     return anchors, positives, draw(torch.softmax(log_weight, 1)[anchors])
 

@@ -16,7 +16,7 @@ class OProxy(ProxyCriterion):
       published, the positive proxy is taken once for each sample of its class in the batch.
 
     The alphas are inverse temperatures, 64 as published with AntiCo (Proxy-Anchor's own paper: 32), the deltas margins
-    in cosine similarity. The proxies start as normal numbers of deviation `std`, 1/8 as published.
+    in cosine similarity. The proxies start normal with standard deviation `std`, 1/8 as published.
     """
 
     each_class_once = False

@@ -15,10 +15,10 @@ def differ(loss, embeddings, labels):
     return not (cosines.abs() > 1 - 1e-6).any()
 
 
-NEEDS = {  # by losses of pytorch-metric-learning that give an error or NaN in a batch that is otherwise
+NEEDS = {  # what losses of pytorch-metric-learning need of a batch; without it they give an error or NaN
     "HistogramLoss": (differ, "embeddings that differ, and two are equal"),
     "NCALoss": (lambda loss, x, y: len(y.unique()) < len(y), "two images of a class"),
-    "SmoothAPLoss": (lambda loss, x, y: len({*y.bincount().tolist()} - {0}) == 1, "as many images of each class"),
+    "SmoothAPLoss": (lambda loss, x, y: len({*y.bincount().tolist()} - {0}) == 1, "equally many images of each class"),
     "TupletMarginLoss": (differ, "embeddings that differ, and two are equal"),
 }
 
@@ -33,7 +33,7 @@ class ModuleLoss(Criterion):
 
     def __init__(self, module, n_classes=None, lr_multi=2000.0):
         super().__init__()
-        self.inner, self.lr_multi, self.mined = module, lr_multi, True  # as far as is known
+        self.inner, self.lr_multi, self.mined = module, lr_multi, True  # it may mine
         self.n_classes = n_classes or getattr(module, "num_classes", None) or None  # some of theirs have a 0 there
         if hasattr(self, "proxies"):
             self.n_classes, self.embed_dim = self.proxies.shape

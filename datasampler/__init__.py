@@ -53,8 +53,8 @@ class ClassBatches(Batches):
     - distinct=False (`class_random`, published): classes and their images are drawn with replacement: of a class of n
       images, one pair in n is an image twice. An epoch has len(labels) // bs batches, at least one.
     - distinct=True (`class_balanced`): the classes of a batch are distinct, and an epoch covers every image, in as few
-      batches as that takes. What fills up the last group of a class, or a batch, is drawn at random; no image is twice
-      in a group, but where its class has fewer than samples_per_class.
+      batches as that takes. What fills up the last group of a class, or a batch, is drawn at random; no group has an
+      image twice, unless its class has fewer than samples_per_class.
     """
 
     def __init__(self, labels, bs, samples_per_class, distinct=False, seed=0, rank=0, world=1):
@@ -167,7 +167,7 @@ def loader(opt, split, sampler, device):
     """Batches of an augmented split for training on `device`, by --kernels processes."""
     workers = min(opt.kernels, os.cpu_count() or 1)
     how = dict(num_workers=workers, persistent_workers=workers > 0, worker_init_fn=shield_worker)
-    how |= dict(generator=torch.Generator(), pin_memory=device.type == "cuda")  # torch's would be moved by the workers
+    how |= dict(generator=torch.Generator(), pin_memory=device.type == "cuda")  # else workers draw from torch's
     return torch.utils.data.DataLoader(split, batch_sampler=Draws(sampler), **how)
 
 
@@ -175,11 +175,11 @@ copy_stream = functools.cache(torch.cuda.Stream)  # one a run: memory freed on a
 
 
 def timed(loader):
-    """The loader's batches. loader.waited is the seconds waited for all but the first: where the input is the limit,
-    most of the epoch's."""
+    """The loader's batches. loader.waited counts the seconds of waiting for all but the first: most of the epoch's,
+    where the input is the limit."""
     loader.waited, start = 0.0, time.monotonic()
     for number, batch in enumerate(loader):
-        loader.waited += time.monotonic() - start if number else 0  # of the first, starting the processes is most
+        loader.waited += time.monotonic() - start if number else 0  # the first waits for processes to start
         yield batch
         start = time.monotonic()
 

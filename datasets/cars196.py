@@ -14,7 +14,7 @@ TREE = """\
   DIR/cars196/images/<class name>/*.jpg                                         as published"""
 GET = """car_ims.tgz and cars_annos.mat, or cars_train.tgz, cars_test.tgz, car_devkit.tgz and \
 cars_test_annos_withlabels.mat (the devkit has no image, and no class of a test image). Their addresses at \
-ai.stanford.edu are gone since 2023; https://github.com/pytorch/vision/issues/7545 says where copies are"""
+ai.stanford.edu have been gone since 2023; https://github.com/pytorch/vision/issues/7545 says where copies are"""
 TRAIN, TEST = "cars_train_annos.mat", "cars_test_annos_withlabels.mat"
 UNPACK = {name: f"cars196/{name}" for name in ("car_ims", "cars_annos.mat", "cars_train", "cars_test", "devkit", TEST)}
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from datasets.split import Split, Splits
 from utilities.folders import write_whole
 
-ABOUT = "1,218 letters of five scripts in several faces, embedded, no download"
+ABOUT = "1,218 letters of five scripts in several faces, built in, no download"
 
 RECIPE = 1  # to be raised when what is rendered changes: the cache is named by it
 SIZE, FONT_SIZE, BASELINE = 64, 36, 45  # pixels

@@ -84,8 +84,8 @@ def train_val_split(train, share, by_samples=False, seed=0):
 
 
 def subset_of_classes(train, n_classes=None, n_images=None, seed=0):
-    """`train` with n_classes of its classes and at most n_images of each, drawn by seed; None takes all. Of one seed,
-    the images of a smaller subset are among those of a larger one."""
+    """`train` with n_classes of its classes and at most n_images of each, drawn by seed; None takes all. With one
+    seed, the images of a smaller subset are among those of a larger one."""
     n_present = len(train.class_names)
     generator = torch.Generator().manual_seed(seed)
     kept_classes = torch.randperm(n_present, generator=generator)[:n_classes]

@@ -11,7 +11,7 @@ import torch
 from criteria import rate
 
 COLLAPSE = ("effective_rank", "coding_rate@share")  # the metrics that the rule asks for
-FALL = 0.8  # of its value before training, below which a rank or a share has fallen
+FALL = 0.8  # a rank or a share below this part of its value before training has fallen
 PAIR_BYTES = 256 * 2**20  # memory that a block of pairwise distances may take
 
 
@@ -22,8 +22,8 @@ def is_collapse(rank, share, dimensions):
 
 
 def collapse_line(metrics, split, embed_dim, before=None, loss=None):
-    """A line that says a collapse of a split with these metrics; empty where there is none or, by the metrics before
-    training, as much of it was there. loss: --loss, for the advice; AntiCo's own get none."""
+    """A line that says that a split with these metrics has collapsed; "" where it has not, or where neither has
+    fallen since those `before` training. loss: --loss, for the advice; AntiCo's own get none."""
     (rank, share), first = ([of[name] for name in COLLAPSE] for of in (metrics, before or metrics))
     dimensions = min(embed_dim, len(getattr(split, "gallery", split)))  # few images span no more
     stayed = before and rank >= FALL * first[0] and share >= FALL * first[1]

@@ -74,7 +74,7 @@ def nearest_neighbours(queries, gallery, k, exclude_self=False, backend="auto"):
 
 @torch.no_grad()
 def blocks_of_neighbours(queries, gallery, k, exclude_self=False, backend="auto"):
-    """Of blocks of queries: their numbers (b,), nearest_neighbours (b, k), and whether as near as the first (b, k)."""
+    """For each block of queries: their numbers (b,), neighbours (b, k), and which are as near as the first (b, k)."""
     check_backend(backend)
     sets = well_scaled([gallery] if queries is gallery else [gallery, queries])
     gallery, queries = sets[0], sets[-1]

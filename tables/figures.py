@@ -45,7 +45,7 @@ def ways_of(rows):
 
 def parts_of(tables, why, line_of, *words):
     """[(title, *words, [(number of its look, label, *line_of(runs)), ...]), ...]: panels of few lines, by the first of
-    ways_of that makes such. What collapsed is a line of its own. ValueError with `why` where line_of finds none."""
+    ways_of that gives such. Collapsed runs are a line of their own. ValueError with `why` where line_of finds none."""
     panels = {}
     for table in tables:
         for way in ways_of(table.rows):

@@ -26,7 +26,7 @@ from utilities.signals import Signals
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PROGRAM, REPORT = [sys.executable, os.path.join(ROOT, "main.py")], [sys.executable, "-m", "tables.report"]
 FLAGS, UNSAFE = parameters.flags(), re.compile(r"[^\w.,=+-]")  # the latter in a file's name
-# flags that the queue gives itself, those that are no run's, and one that must not be in its log
+# flags that the queue sets itself, those that no run of a table takes, and one that must not be in its log
 OURS = "seed dataset save_path source_path gpu group savename resume list evaluate_only checkpoint wandb_key".split()
 LEFT = ("new", "interrupted")  # states of a run; others: diverged, done; in a queue: running, elsewhere, failed
 SAID = {"running": ["running"], "left": LEFT, "in another queue": ["elsewhere"], "failed": ["failed", "diverged"]}
@@ -36,7 +36,7 @@ USAGE = f"{SCRIPT} TABLE [DATA] [--flag value ...] [more flags of main.py, for e
 ABOUT = """DATA is the folder that holds the data sets; quickstart, sweep, grid and --datasets glyphs need none.
 Finished runs are skipped, interrupted ones go on, a failed one stops nothing; the same command again does what is left.
 A flag of main.py wins over the recipe (tables/recipes.py); `off` turns a switch of it off: --no_train_metrics off."""
-# B: the signal is for the script itself, which exec has made the queue; it lets the run save itself
+# B: the signal goes to the script itself, which exec turns into the queue; that lets the run save itself
 SBATCH = """#!/usr/bin/env bash
 #SBATCH --job-name=antico --array={array} --output="{logs}/%A_%a.out" --signal=B:USR1@180
 #SBATCH --cpus-per-task=8 --gres=gpu:1 --time=24:00:00
@@ -54,14 +54,14 @@ def parse(words):
     parser = OneLineParser(SCRIPT, USAGE, ABOUT, tables, **how)
     add, where = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
     add("table", choices=recipes.TABLES, metavar="TABLE")
-    add("--seeds", nargs="+", default=[], help='a run of each; "0 1 2", 0 1 2 and 0,1,2 are the same')
+    add("--seeds", nargs="+", default=[], help='one run for each; "0 1 2", 0 1 2 and 0,1,2 are the same')
     add("--datasets", nargs="+", default=[], help="instead of the table's own")
-    add("--grid", nargs="+", metavar="FLAG=VALUE,VALUE", default=[], help="of the table grid: their product")
+    add("--grid", nargs="+", metavar="FLAG=VALUE,VALUE", default=[], help="for the table grid: all combinations")
     add("--out", default=os.path.join(ROOT, "results"), help="folder for runs and tables (%(default)s)")
     where("--gpus", nargs="+", default=[], help="one run at a time on each: 0,1; 0,0 is two on one")
-    where("--jobs", type=number(int, 1, 1024), help="so many runs at once, one CPU thread each")
+    where("--jobs", type=number(int, 1, 1024), help="this many runs at once, one CPU thread each")
     where("--slurm", action="store_true", help="write an array of Slurm jobs instead of running here")
-    add("--dry_run", action="store_true", help="print the command lines, and what is done of them")
+    add("--dry_run", action="store_true", help="print the command lines and the state of each run")
     add("--number", type=number(int, 0, 10**6), help="only this run of the list; the script of --slurm gives it")
 
     has_data = len(words) > 1 and not words[1].startswith("--")
@@ -74,7 +74,7 @@ def parse(words):
             raise ValueError(f"--{name}: is empty")
         setattr(given, name, values)
     if (given.table == "grid") != bool(given.grid):
-        raise ValueError("--grid FLAG=VALUE,VALUE ...: is what the table grid needs, and no other takes")
+        raise ValueError("--grid FLAG=VALUE,VALUE ...: the table grid needs it, and no other takes it")
     return given, flags_of(more)
 
 
@@ -144,7 +144,7 @@ class Job:
         for folder in sorted(glob.glob(ends) + glob.glob(f"{ends}-*")):  # -2: after one that was killed at its start
             with contextlib.suppress(ValueError, FileNotFoundError):  # damaged, or before its first row
                 flags = folders.all_flags(folders.read_config(folder))
-                # else of a time with other defaults, or gone on with by hand for more epochs
+                # others are of a version with other defaults, or went on by hand for more epochs
                 if all(flags.get(name, value) == value for name, value in self.trained.items()):
                     self.folder, self.state = folder, "diverged" if folders.divergence(folder) else "interrupted"
                     with open(os.path.join(folder, "metrics.csv"), encoding="utf-8") as file:
@@ -160,7 +160,7 @@ class Job:
 
 
 def plan(given, extras):
-    """(the jobs of a table, each once, seed by seed; lines to say of them). ValueError or SystemExit, one line."""
+    """(the jobs of a table, each once, seed by seed; notes to print). ValueError or SystemExit, one line."""
     table, made, jobs = given.recipe, [], {}
     pairs = [word.partition("=")[::2] for word in given.grid]
     if len(dict(pairs)) < len(pairs):
@@ -221,7 +221,7 @@ class Queue:
         return [job for job in self.jobs if job.state in states]
 
     def run(self):
-        """Until none is left, or a signal came and what ran has saved itself."""
+        """Run until none is left, or a signal came and what ran has saved itself."""
         self.say(f"{len(self.jobs)} runs")
         while not self.signals.number and self.among(*LEFT, "elsewhere", "running"):
             for job in self.among(*LEFT, "elsewhere"):
@@ -234,7 +234,7 @@ class Queue:
             self.wait()
 
     def start(self, job):
-        """Unless another queue has it or has done it. The log stays locked until we and the run's process let it go."""
+        """Start it, if no other queue has it or has done it. Its log is locked until we and its process let it go."""
         log = folders.lock(job.log)
         job.look()
         if log is None:
@@ -250,7 +250,7 @@ class Queue:
             self.say(f"{job.name}: {'begins' if job.whole else 'goes on'}")
 
     def wait(self):
-        """A moment, and count the runs whose processes have ended."""
+        """Wait a moment, then count the runs whose processes have ended."""
         time.sleep(TICK)
         for job in [job for job in self.among("running") if job.process.poll() is not None]:
             seconds = time.monotonic() - job.began
@@ -278,7 +278,7 @@ class Queue:
 
 
 def why(job):
-    """Why a run failed: what its log says last, of errors where it speaks of any."""
+    """Why a run failed: the last error in its log, or else its last line."""
     if job.state == "diverged":
         advice = "give a lower --lr, a longer --warmup or another weight, or move its folder away to train it once more"
         return f"diverged: {folders.divergence(job.folder)}; {advice}"

@@ -46,7 +46,7 @@ TUNE_FIRST = [
     for row in product([over(base)], each("lr", *(RATES if base in OVER_PROXIES else RATES[1:])), rows)
 ]
 
-# Of tune_first the two learning rates with the highest Recall@1 on validation classes and the best one's other flags;
+# From tune_first the two learning rates with the highest Recall@1 on validation classes and the best one's other flags;
 # then the further hyperparameters that are tried at these rates, and at 1e-3, where AntiCo is tried too.
 SECOND = {
     "proxyanchor": ([3e-4, 1e-4], dict(loss_oproxy_lrmulti=3), [
