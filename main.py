@@ -22,7 +22,7 @@ from datasampler import derive
 from evaluation import collapse
 from utilities import command_line, console, distributed, records
 from utilities import device as devices
-from utilities.run import Run, load
+from utilities.run import LAST, Run, load
 from utilities.signals import Signals, Stopped
 
 
@@ -189,7 +189,8 @@ def evaluate(run):
     values = {name: evaluation.evaluate(run.model, splits[name], opt, also=collapse.COLLAPSE) for name in splits}
     metrics = {f"{name}/{metric}": values[name][metric] for name in splits for metric in opt.evaluation_metrics}
     best = values[run.best_split]
-    run.before = run.before or {name: best[name] for name in collapse.COLLAPSE}
+    if run.epoch < 0:
+        run.before = {name: best[name] for name in collapse.COLLAPSE}
     return metrics, collapse.collapse_line(best, splits[run.best_split], opt.embed_dim, run.before, opt.loss)
 
 
@@ -209,9 +210,10 @@ def evaluate_only(opt, device):
         records.write_evaluation(opt, saved["epoch"], splits.partial, metrics)
     if opt.save_embeddings:
         folder = os.path.dirname(os.path.abspath(opt.checkpoint))
-        own = (opt.dataset, datasets.contents(splits)) == (saved.get("dataset"), saved.get("contents"))
-        other = "" if own else records.name_of_data(opt)
-        evaluation.save_all_embeddings(model, evaluated, opt, folder, len(splits.train.class_names), other)
+        same = datasets.contents(splits) == saved.get("contents") and opt.checkpoint.endswith(LAST)
+        own = same and not {"dataset", "source_path", "input_size"} & set(opt.given)  # else beside the run's own files
+        suffix = "" if own else f"_{records.name_of_data(opt)}"
+        evaluation.save_all_embeddings(model, evaluated, opt, folder, len(splits.train.class_names), suffix)
 
 
 def listing():

@@ -15,11 +15,13 @@ def rows(source_path):
     """{split: [(class, class name, path), ...]} for train and test, or for train, query and gallery."""
     find_layout(source_path, "folder", [("", "")], TREE)
     entries = [name for name in os.listdir(source_path) if not name.startswith(HIDDEN)]
-    folders = {name for name in entries if os.path.isdir(os.path.join(source_path, name))}
-    if "train" in folders or folders and folders <= {"test", "query", "gallery"}:
-        parts = ("train", "query", "gallery") if folders & {"query", "gallery"} else ("train", "test")
-        classes = {p: class_folders(os.path.join(source_path, p), "train" not in folders) for p in parts}
-        say_left_out(source_path, [os.path.join(source_path, name) for name in sorted(set(entries) - set(parts))])
+    folders = {name.lower(): name for name in entries if os.path.isdir(os.path.join(source_path, name))}
+    if "train" in folders or folders and folders.keys() <= {"test", "query", "gallery"}:
+        parts = ("train", "query", "gallery") if folders.keys() & {"query", "gallery"} else ("train", "test")
+        there = {part: os.path.join(source_path, folders[part]) for part in parts if part in folders}  # maybe Train
+        classes = {p: class_folders(there[p], "train" not in folders) if p in there else [] for p in parts}
+        others = sorted(set(entries) - {folders.get(part) for part in parts})
+        say_left_out(source_path, [os.path.join(source_path, name) for name in others])
     else:
         of_all = class_folders(source_path, flat=True)
         half = len(of_all) // 2  # of one class nothing can be learned

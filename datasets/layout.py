@@ -32,14 +32,19 @@ def find_layout(source_path, name, layouts, tree, get=""):
 def class_folders(folder, flat=False):
     """[(class name, [image path, ...]), ...] of the folders in `folder` by name; folders within belong to the class.
     flat: where there is no class, the images in `folder` itself are one. What is left out is printed."""
-    classes, left_out = {}, []
-    for inner, folders, names in os.walk(folder, followlinks=True):
+    classes, left_out, followed, root = {}, [], set(), os.path.join(os.path.realpath(folder), "")
+
+    def unreadable(problem):
+        raise problem
+
+    for inner, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
         real, above = (os.path.join(os.path.realpath(path), "") for path in (inner, os.path.dirname(inner)))
-        is_hidden, is_loop = os.path.basename(inner).startswith(HIDDEN), above.startswith(real)
-        if inner != folder and (is_hidden or is_loop or not folders + names):
+        again = os.path.islink(inner) and (real.startswith(root) or above.startswith(real) or real in followed)
+        if inner != folder and (os.path.basename(inner).startswith(HIDDEN) or again or not folders + names):
             left_out.append(inner)
             folders.clear()  # the walk goes on elsewhere
             continue
+        followed.add(real)
         images = classes.setdefault(os.path.relpath(inner, folder).split(os.sep)[0], [])  # "." is `folder`
         for path in [os.path.join(inner, name) for name in names]:
             (images if is_image(path) else left_out).append(path)

@@ -17,12 +17,14 @@ from utilities.signals import shield_worker
 SMALL = 20_000_000  # pixels: a split below is embedded faster without starting worker processes
 CROPS = weakref.WeakKeyDictionary()  # {split: this process's batches}, decoded and cropped once
 CONTAINER = Path("/sys/fs/cgroup/memory.max")  # the bytes that a container may have, or "max"
+MEMORY = Path("/proc/meminfo")  # kB; elsewhere than on Linux 4 GiB count as free
 
 
 def memory_for_crops():
     """Bytes that the images of a split may take: a quarter of the memory that is free, or of the container's."""
     limit = CONTAINER.read_text().strip() if CONTAINER.is_file() else ""
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    words = MEMORY.read_text().split() if MEMORY.is_file() else ()
+    free = 1024 * int(words[words.index("MemAvailable:") + 1]) if "MemAvailable:" in words else 4 * 2**30
     return min(free, int(limit) if limit.isdigit() else free) // 4
 
 

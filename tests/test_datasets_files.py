@@ -1,5 +1,6 @@
 """The benchmarks in both layouts, whole, partial and missing, and images that are broken."""
 
+import itertools
 import json
 import os
 import re
@@ -63,16 +64,37 @@ def test_what_pillow_opens_is_read_in_nested_folders_too_and_the_rest_is_counted
     (tmp_path / "class0" / "notes.html").write_text("<html>")
     os.mkfifo(tmp_path / "class1" / "pipe")
     (tmp_path / "class2" / "loop").symlink_to(tmp_path)
-    (tmp_path / "linked").symlink_to(tmp_path / "class7")
+    write(outside := tmp_path.with_name("outside") / "1.jpg")
+    (tmp_path / "linked").symlink_to(outside.parent)
+    (tmp_path / "class3" / "again").symlink_to(tmp_path / "class7")  # whose images are not class3's
     splits = select("folder", tmp_path)
     assert splits.train.class_names + splits.test.class_names == [f"class{i}" for i in range(8)] + ["linked"]
     for split in (splits.train, splits.test):
         assert all(abs(int(split[i][0].float().mean()) - 200) < 5 for i in range(len(split)))
-    assert "6 files or folders left out" in capsys.readouterr().out
+    assert "7 files or folders left out" in capsys.readouterr().out
     LAYOUTS["folder", "train and test"](tmp_path / "b")
     write(tmp_path / "b" / "val" / "c" / "1.jpg")
     assert prepare.main(["folder", "--source_path", str(tmp_path / "b"), "--verify", "--kernels", "0"]) == 0
     assert "1 files or folders left out (no images, or of no class): val" in capsys.readouterr().out
+
+
+def test_parts_with_capitals_are_parts_and_one_class_is_refused(tmp_path):
+    for part, name in itertools.product(("Train", "TEST"), "ab"):
+        write(tmp_path / "parts" / part / (part + name) / "1.jpg")
+        write(tmp_path / "one" / ("training" if part == "Train" else "testing") / (part + name) / "1.jpg")
+    splits = select("folder", tmp_path / "parts")
+    assert (splits.train.class_names, splits.test.class_names) == (["Traina", "Trainb"], ["TESTa", "TESTb"])
+    with pytest.raises(ValueError, match="has one class to train on, or to test: testing, training"):
+        select("folder", tmp_path / "one")  # else the classes would be training and test images
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads all")
+def test_a_folder_that_cannot_be_read_is_an_error(tmp_path):
+    for name in "abcd":
+        write(tmp_path / name / "1.jpg")
+    (tmp_path / "b").chmod(0)
+    with pytest.raises(PermissionError, match="b'$"):
+        select("folder", tmp_path)
 
 
 def test_any_folder_of_images_can_be_embedded_and_training_on_it_is_one_line(tmp_path, capsys):

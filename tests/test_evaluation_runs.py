@@ -32,7 +32,7 @@ def test_a_checkpoint_is_evaluated_as_its_run_did(folder, capsys):
     for name, epoch in (("best", best), ("checkpoint", 3)):
         assert main.main(["--evaluate_only", "--checkpoint", str(folder / f"{name}.pt"), "--embed_dim", "99"]) == 0
         assert "test/e_recall@1" in capsys.readouterr().out
-        record = json.loads((folder / f"{name}_folder_images.json").read_text())
+        record = json.loads(next(folder.glob(f"{name}_folder_images_*.json")).read_text())
         assert (record["epoch"], record["seed"], record["kmeans_restarts"]) == (epoch, 3, 2)
         assert record["metrics"] == {"test/e_recall@1": recalls[epoch], "test/nmi": scores[epoch]}
     opt = parameters.parse(["--evaluate_only", "--checkpoint", str(folder / "best.pt"), "--search", "torch"])
@@ -55,7 +55,8 @@ def test_any_images_are_embedded_beside_the_runs_own(folder, tmp_path):
     flags = ["--evaluate_only", "--checkpoint", folder / "best.pt", "--dataset", "folder", "--save_embeddings"]
     assert main.main([*map(str, flags), "--source_path", str(tmp_path / "mine")]) == 0
     assert (folder / "embeddings_test.npz").read_bytes() == before
-    with np.load(folder / "embeddings_test_folder_mine.npz") as saved:
+    (path,) = folder.glob("embeddings_test_best_folder_mine_*.npz")
+    with np.load(path) as saved:
         assert saved["embeddings"].shape == (5, 16) and saved["class_names"].tolist() == ["mine"]
         assert [os.path.basename(path) for path in saved["paths"]] == [f"{i}.png" for i in range(5)]
 

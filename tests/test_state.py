@@ -138,6 +138,7 @@ def test_a_full_disk_is_one_line_at_every_write(argv, whole, tmp_path, monkeypat
         if status == 0:
             break
         assert status == 2 and str(folder) in text and "No space left" in text and text.count("\n") == 1
+        assert "Last checkpoint: epoch" not in text or list(folder.glob(f"*/{LAST}"))  # what is said is there
         assert all(map(load, folder.glob("*/*.pt"))) and not list(folder.glob(f"*/{folders.UNFINISHED}*"))
         assert main.main([*flags, "--resume"]) == 0 and capsys.readouterr()
         assert same(outcome(whole), outcome(max(folder.iterdir())))

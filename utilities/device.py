@@ -13,7 +13,8 @@ SHARED = "shared memory (/dev/shm) is full; lower --kernels, or start the contai
 MEMORY = "memory ran out; lower --bs or --kernels, or embed in parts with --grad_cache N; "
 ADVICE = {
     "shared memory": SHARED, "Bus error": SHARED, "out of memory": MEMORY, "allocate memory": MEMORY,
-    "CUBLAS_STATUS_ALLOC_FAILED": MEMORY, "unable to find an engine": MEMORY, "DataLoader worker (pid": MEMORY,
+    "CUBLAS_STATUS_ALLOC_FAILED": MEMORY, "unable to find an engine": MEMORY, "by signal: Killed": MEMORY,
+    "exited unexpectedly": MEMORY,
 }  # fmt: skip
 
 

@@ -47,7 +47,8 @@ def processes(device):
     if not under_torchrun() or dist.is_initialized():
         yield
         return
-    when_parent_ends(signal.SIGTERM)  # a torchrun that is killed leaves nobody training
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # a torchrun that is killed leaves nobody training
+        when_parent_ends(signal.SIGTERM)
     backend = "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=LONG, device_id=device if device.type == "cuda" else None)
     if rank() > 0:

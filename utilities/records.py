@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 import time
+import zlib
 
 from utilities import distributed, folders
 from utilities.folders import write_whole
@@ -66,10 +67,10 @@ def write_rows(folder, rows):
 
 
 def name_of_data(opt):
-    """What the names of the files that an evaluation leaves end in."""
-    return f"_{opt.dataset}" + (
-        f"_{os.path.basename(os.path.abspath(opt.source_path))}" if opt.dataset == "folder" else ""
-    )
+    """In the names of the files that --evaluate_only leaves: the checkpoint, the data and, of a folder, which."""
+    path = os.path.abspath(opt.source_path)
+    folder = f"_{os.path.basename(path)}_{zlib.crc32(os.fsencode(path)):08x}" if opt.dataset == "folder" else ""
+    return f"{os.path.basename(opt.checkpoint).removesuffix('.pt')}_{opt.dataset}{folder}"
 
 
 def write_evaluation(opt, epoch, partial, metrics):
@@ -77,7 +78,7 @@ def write_evaluation(opt, epoch, partial, metrics):
     of = f"{opt.checkpoint}: epoch {epoch}, {opt.dataset}, {opt.arch}, {opt.embed_dim} dimensions"
     print(f"{of}; PARTIAL DATA: {partial}" if partial else of)
     print("\n".join(f"{name:32s} {value:.6f}" for name, value in metrics.items()))
-    path = f"{os.path.abspath(opt.checkpoint).removesuffix('.pt')}{name_of_data(opt)}.json"
+    path = os.path.join(os.path.dirname(os.path.abspath(opt.checkpoint)), f"{name_of_data(opt)}.json")
     names = ("checkpoint", "dataset", "source_path", "input_size", "search", "kmeans_restarts", "seed")
     write_json(path, dict(epoch=epoch, partial=partial, metrics=metrics, **{n: getattr(opt, n) for n in names}))
     print(f"written: {path}")

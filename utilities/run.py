@@ -101,13 +101,17 @@ class Run(SimpleNamespace):
         self.check()
         self.count_seconds()
         self.written()
+        state = {}
         if distributed.rank() == 0:
             state = {name: on_cpu(getattr(self, name).state_dict()) for name in PARTS}
             state |= on_cpu({name: getattr(self, name) for name in PROGRESS}) | self.facts
-            self.being_written.append(self.writer.submit(self.write, state, also, self.keep))
-        self.saved, self.newest, self.keep = time.monotonic(), self.place, True
+        self.being_written.append(self.writer.submit(self.write, state, also, self.keep, self.place))
+        self.saved, self.keep = time.monotonic(), True
 
-    def write(self, state, also, keep):
+    def write(self, state, also, keep, place):
+        """The place of the state, once it is written; of none, on the other processes, at once."""
+        if not state:
+            return place
         last, before, new = (os.path.join(self.folder, name) for name in (LAST, BEFORE, NEW))
         if also:
             learned = pack({name: value for name, value in state.items() if name != "optimizer"})
@@ -120,11 +124,12 @@ class Run(SimpleNamespace):
         os.replace(new, last)
         records.write_rows(self.folder, state["rows"])
         self.write_config()
+        return place
 
     def written(self):
         """Wait until what was saved last is on the disk. OSError where it cannot be written."""
         while self.being_written:
-            self.being_written.pop().result()
+            self.newest = self.being_written.pop().result()
 
     def write_config(self):
         """Write down that a run goes on, which is so with its first checkpoint or at its end, and not before."""
@@ -153,7 +158,9 @@ class Run(SimpleNamespace):
                 raise ValueError(f"--resume {folder}: {line}")
         for part in PARTS:
             getattr(self, part).load_state_dict(state[part])
-        vars(self).update({name: state[name] for name in PROGRESS if name in state})  # older ones lack the last
+        vars(self).update({name: state[name] for name in PROGRESS if name in state})
+        if "before" not in state:
+            distributed.print_once("note: this run began in an earlier version, whose best.pt can be of epoch 0")
         self.sums = {name: value.to(self.device) for name, value in self.sums.items()}
         self.newest, self.keep = self.place, name != BEFORE  # a damaged one does not take the place of the good one
 
@@ -223,6 +230,8 @@ def newest(folder):
     for name in (NEW, LAST, BEFORE):  # NEW is there if the run was killed between two renames
         if os.path.exists(path := os.path.join(folder, name)):
             state, problem = attempt(path)
+            if not problem and "optimizer" not in state:
+                problem = f"{path}: has no optimizer; a best.pt cannot be gone on from"
             if not problem:
                 print(*(f"note: {line}; going on from {name}, the one before it\n" for line in problems), end="")
                 return name, state
