@@ -107,19 +107,6 @@ def test_a_run_that_diverges_says_where_and_keeps_its_last_good_checkpoint(argv,
     assert "not finite" in entry["after_divergence"] and load(folder / LAST)["epoch"] == 1
 
 
-def test_a_file_is_written_whole_or_stays(tmp_path):
-    path = tmp_path / "file"
-    folders.write_whole(path, lambda file: file.write("old"))
-
-    def half(file):
-        file.write("half")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with pytest.raises(OSError, match="No space left") as problem:
-        folders.write_whole(path, half)
-    assert problem.value.filename == str(path) and path.read_text() == "old" and os.listdir(tmp_path) == ["file"]
-
-
 def test_a_full_disk_is_one_line_at_every_write(argv, whole, tmp_path, monkeypatch, capsys):
     """The first run finds it full at config.json, the second at the next file, and so on; all of them can go on."""
     real, left = os.fsync, []

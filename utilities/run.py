@@ -209,11 +209,12 @@ def attempt(path):
     try:
         with zipfile.ZipFile(path) as file:
             problem = file.testzip()  # the first part with a wrong checksum, at which torch does not look
-        if problem is None:
-            return torch.load(path, map_location="cpu", weights_only=True), None
+        state = None if problem else torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(state, dict) and {"model", "arch", "embed_dim", "epoch"} <= state.keys():
+            return state, None
     except Exception as error:  # torch and zipfile have many for a damaged file
         problem = line_of(error).splitlines()[0]
-    return None, f"{path}: not a checkpoint of this program, or a damaged one ({problem})"
+    return None, f"{path}: not a checkpoint of this program, or a damaged one ({problem or 'other contents'})"
 
 
 def load(path):
