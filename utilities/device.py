@@ -27,7 +27,7 @@ def choose_device(opt):
     if distributed.under_torchrun():
         index, least = distributed.local_rank(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         asked = f"torchrun --nproc_per_node={least}"
-    if least > count:  # at which all processes of the machine stop
+    if least > count:  # an error on all processes of the machine
         raise ValueError(f"{asked}: this machine has {count} GPUs, numbered from 0, and a process takes one")
     torch.cuda.set_device(index)
     return torch.device("cuda", index), torch.cuda.get_device_name(index)
@@ -61,7 +61,7 @@ def whether_to_compile(run):
     warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")  # advice of the compiler
     reason, pixels = None, run.opt.n_epochs * run.sampler.n_batches * run.opt.bs * run.model.input_size**2
     if pixels < PAYS:
-        reason = "this run is over before compiling would pay"
+        reason = "this run is too short for compiling to pay"
     elif any(isinstance(module, nn.SyncBatchNorm) for module in run.model.modules()):
         reason = "SyncBatchNorm breaks the graph at each layer; _frozen has none"
     else:

@@ -132,7 +132,7 @@ class Run(SimpleNamespace):
             self.newest = self.being_written.pop().result()
 
     def write_config(self):
-        """Write down that a run goes on, which is so with its first checkpoint or at its end, and not before."""
+        """Write down that a run goes on: with its first new checkpoint, or at its end."""
         if self.config and distributed.rank() == 0:
             records.write_json(os.path.join(self.folder, "config.json"), self.config)
             with contextlib.suppress(FileNotFoundError):
