@@ -63,7 +63,7 @@ def build(opt, device, signals):
 
 
 def begin(run, device_name):
-    """The run in its folder, restored by --resume; the folder is touched after everything that can fail on bad input."""
+    """The run in its folder, restored by --resume; the folder is touched last, after all that can fail on bad input."""
     opt = run.opt
     run.dtype = devices.autocast_dtype(opt, run.device)
     run.scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)

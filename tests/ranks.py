@@ -89,7 +89,8 @@ def make_run(flags, model, dtype=None, scaler=None):
     return Run(
         opt=opt, device=CPU, dtype=dtype, signals=Signals(), model=model, compiled=opt.compile == "on",
         criterion=criterion, scaler=scaler or torch.amp.GradScaler("cpu", enabled=False), optimizer=optimizer,
-        sampler=batches, scheduler=torch.optim.lr_scheduler.MultiStepLR(optimizer, []), loader=batches, facts={},
+        sampler=batches, scheduler=torch.optim.lr_scheduler.MultiStepLR(optimizer, []), loader=batches,
+        facts={"arch": "conv4", "embed_dim": 8},
     )  # fmt: skip
 
 
