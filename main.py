@@ -196,7 +196,7 @@ def evaluate(run):
 
 def evaluate_only(opt, device):
     """Print and write the metrics of a saved run; its own architecture and dimension hold, whatever the flags say."""
-    saved = load(opt.checkpoint)
+    saved = load(opt.checkpoint, "model", "arch", "embed_dim", "epoch")
     opt.arch, opt.embed_dim, opt.not_pretrained, opt.weights = saved["arch"], saved["embed_dim"], True, None
     opt.input_size = opt.input_size or saved.get("input_size")
     model = architectures.select(opt).to(device, memory_format=torch.channels_last)

@@ -158,6 +158,10 @@ def select(opt, labels, rank=0, world=1):
             f"--data_sampler class_balanced: --bs {opt.bs} --samples_per_class {each} takes {n_drawn} distinct classes"
         )
         problem = f"{line}, the training split has {n_classes}; --bs {n_classes * each} at the most"
+    elif opt.dataset == "folder" and n_classes == 1:  # such as training/ beside testing/
+        problem = (
+            f"--source_path {opt.source_path}: has one class to train on; each folder is a class, but train and test"
+        )
     if problem:
         raise ValueError(problem)
     return SAMPLERS[opt.data_sampler](labels, opt.bs, each, seed=opt.seed, rank=rank, world=world)

@@ -46,8 +46,6 @@ def select(opt, input_size=224):
     """
     splits = lookup("--dataset", opt.dataset, DATASETS).load(opt, input_size)
     learns, problem = not opt.evaluate_only, ""  # images that are only embedded need no training split
-    names = [split.class_names for split in parts(splits).values() if opt.dataset == "folder"]
-    alone = [of_split[0] for of_split in names if len(of_split) == 1]
     missing = [name for name, split in parts(splits).items() if not split and (learns or name != "train")]
     if opt.use_tv_split and splits.train:
         splits.train, splits.val = train_val_split(splits.train, opt.tv_split_perc, opt.tv_split_by_samples, opt.seed)
@@ -58,8 +56,6 @@ def select(opt, input_size=224):
         problem = f"--source_path {opt.source_path}: no image of the {missing[0]} split is there or can be decoded"
     elif learns and splits.val is not None and not (splits.val and splits.train):
         problem = f"--tv_split_perc {opt.tv_split_perc:g}: leaves nothing for training, or nothing for validation"
-    elif learns and alone:
-        problem = f"--source_path {opt.source_path}: has one class to train on, or to test: {', '.join(alone)}"
     elif learns and n_classes < (opt.train_classes or 0):
         problem = f"--train_classes {opt.train_classes}: the training split has {n_classes}"
     if problem:

@@ -204,22 +204,24 @@ def pack(state):
     return buffer.getbuffer()
 
 
-def attempt(path):
-    """(a checkpoint, on the CPU, None), or (None, why it cannot be read)."""
+def attempt(path, *parts):
+    """(a checkpoint that has these parts, on the CPU, None), or (None, why there is none)."""
     try:
         with zipfile.ZipFile(path) as file:
             problem = file.testzip()  # the first part with a wrong checksum, at which torch does not look
         state = None if problem else torch.load(path, map_location="cpu", weights_only=True)
-        if isinstance(state, dict) and {"model", "arch", "embed_dim", "epoch"} <= state.keys():
+        lacking = [part for part in parts if not isinstance(state, dict) or part not in state]
+        problem = problem or (f"has no {lacking[0]}" if lacking else None)
+        if problem is None:
             return state, None
     except Exception as error:  # torch and zipfile have many for a damaged file
         problem = line_of(error).splitlines()[0]
-    return None, f"{path}: not a checkpoint of this program, or a damaged one ({problem or 'other contents'})"
+    return None, f"{path}: not a checkpoint of this program, or a damaged one ({problem})"
 
 
-def load(path):
-    """A checkpoint, on the CPU. Raises ValueError, one line, if there is none, or it is damaged."""
-    state, problem = attempt(path)
+def load(path, *parts):
+    """A checkpoint with these parts, on the CPU. Raises ValueError, one line, if there is none, or it is damaged."""
+    state, problem = attempt(path, *parts)
     if problem:
         raise ValueError(problem)
     return state
@@ -230,9 +232,7 @@ def newest(folder):
     problems = []
     for name in (NEW, LAST, BEFORE):  # NEW is there if the run was killed between two renames
         if os.path.exists(path := os.path.join(folder, name)):
-            state, problem = attempt(path)
-            if not problem and "optimizer" not in state:
-                problem = f"{path}: has no optimizer; a best.pt cannot be gone on from"
+            state, problem = attempt(path, *PARTS)  # a best.pt has no optimizer
             if not problem:
                 print(*(f"note: {line}; going on from {name}, the one before it\n" for line in problems), end="")
                 return name, state
