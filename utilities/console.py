@@ -48,7 +48,7 @@ def epoch_line(run, row):
     if epochs := row["epoch"] - first["epoch"]:
         seconds = (row["seconds"] - first["seconds"]) / epochs * (run.opt.n_epochs - row["epoch"])
         left = f", {seconds:.0f} s left" if seconds else ""
-    wait = f"  {run.waited:.0%} of it waiting for images: --kernels, --cache" if run.waited > 0.5 else ""
+    wait = f"  {run.waited:.0%} of the epoch waiting for images; see --kernels, --cache" if run.waited > 0.5 else ""
     partial = "  PARTIAL DATA" if run.partial else ""
     return f"epoch {row['epoch']:3d}/{run.opt.n_epochs}  {loss}{values}  {row['seconds']:.0f} s{left}{wait}{partial}"
 
