@@ -4,7 +4,7 @@ import zlib
 from types import ModuleType
 from typing import Callable, NamedTuple, Optional
 
-from datasets import cars196, cub200, folder, glyphs, images, inshop, online_products
+from datasets import cars196, cub200, emoji, folder, glyphs, images, inshop, online_products
 from datasets.images import BrokenImage
 from datasets.split import QueryGallery, Split, Splits, subset_of_classes, train_val_split
 from utilities.command_line import lookup
@@ -24,6 +24,7 @@ def image_files(module):
 
 DATASETS = {
     "glyphs": DataSet(glyphs.ABOUT, lambda opt, input_size: glyphs.splits(input_size, opt.augmentation)),
+    "emoji": image_files(emoji),
     "cub200": image_files(cub200),
     "cars196": image_files(cars196),
     "online_products": image_files(online_products),

@@ -27,7 +27,7 @@ BITS, WHITE = 258, 262  # TIFF tags BitsPerSample and PhotometricInterpretation,
 ADVICE = "; replace it, or leave it out by --skip_broken (in a new run: --resume goes on with the same images)"
 # shorter side of cached images as a multiple of the input size: 392 pixels for 224, so that CUB's 375 stay as they are
 CACHED = 1.75
-CACHE_FORMAT = 3  # to be raised when what is written changes
+CACHE_FORMAT = 4  # to be raised when what is written changes
 # a seventh faster than Pillow alone, the same pixels; deprecated, so it may be missing one day
 decode_jpeg = getattr(torchvision.io, "decode_jpeg", None)
 
@@ -75,19 +75,19 @@ def decode(data, image):
             pixels = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), torchvision.io.ImageReadMode.RGB)
             return pixels.permute(1, 2, 0).numpy()
     upright = ImageOps.exif_transpose(image) if turned != 1 else image  # which is a copy
-    return np.asarray(upright if upright.mode == "RGB" else rgb(upright, image))
+    return np.asarray(rgb(upright, image))
 
 
 def rgb(image, file):
-    """8-bit RGB of an image that was opened as `file`."""
-    if image.mode == "P" and "transparency" in image.info:  # Pillow warns if such a palette goes to RGB directly
-        image = image.convert("RGBA")
+    """8-bit RGB of an image that was opened as `file`; what is transparent becomes white."""
     if image.mode.startswith("I;16"):
         tags = getattr(file, "tag_v2", {})  # a TIFF's 12 bits come as 16, and its white may be 0
         grey = np.asarray(image).astype(np.int64) >> tags.get(BITS, (16,))[0] - 8  # convert would clip at 255
         image = Image.fromarray((255 - grey if tags.get(WHITE) == 0 else grey).astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise ValueError("grey in floats or 32-bit integers, where nothing says what is white; save it in 8 or 16 bits")
+    elif image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return image.convert("RGB")
 
 
