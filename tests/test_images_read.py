@@ -35,7 +35,7 @@ def tiff(path, bits, photometric, data, orientation=1):
 
 def test_grey_of_more_than_eight_bits_keeps_its_shades(tmp_path):
     sixteen, twelve = struct.pack("<3H", 0, 32768, 65535), bytes([0x00, 0x08, 0x00, 0xFF, 0xF0])  # 0, 2048, 4095
-    Image.fromarray(np.array([[0, 32768, 65535]], dtype=np.uint16)).save(tmp_path / "16.png")
+    Image.fromarray(np.array([[0, 32768, 65535]], dtype=np.uint16)).save(tmp_path / "16.png", transparency=7)
     tiff(tmp_path / "16.tif", 16, 1, sixteen)
     tiff(tmp_path / "inverse.tif", 16, 0, sixteen)
     tiff(tmp_path / "12.tif", 12, 1, twelve)
@@ -77,15 +77,33 @@ def test_images_are_turned_upright(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-def test_damaged_exif_and_a_transparent_palette_are_read_without_a_warning(tmp_path):
+def test_damaged_exif_is_left_aside(tmp_path):
     noise(tmp_path / "x.jpg")
     for exif in (b"Exif\0\0nonsense", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0"):
         Image.open(tmp_path / "x.jpg").save(tmp_path / "y.jpg", exif=exif)
         assert images.read(tmp_path / "y.jpg").shape == (70, 90, 3)
-    Image.new("RGB", (20, 20), (200, 30, 30)).convert("P").save(tmp_path / "x.png", transparency=bytes([0, 128, 255]))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
+def test_what_is_transparent_is_white(mode, tmp_path):
+    colours = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    alpha, more = np.linspace(0, 255, 35).astype(np.uint8).reshape(5, 7), {}
+    if mode == "P":  # each of its colours has an alpha
+        image, more = Image.fromarray(np.arange(35, dtype=np.uint8).reshape(5, 7)), dict(transparency=alpha.tobytes())
+        image.putpalette(colours.tobytes())
+    elif mode == "RGB":  # one colour is transparent
+        image, more = Image.fromarray(colours), dict(transparency=tuple(colours[0, 0].tolist()))
+        alpha = np.where(np.arange(35).reshape(5, 7) == 0, 0, 255)
+    else:
+        colours = colours if mode == "RGBA" else colours[..., :1]
+        image = Image.fromarray(np.dstack([colours, alpha]))
+    image.save(tmp_path / "x.png", **more)
+    assert Image.open(tmp_path / "x.png").mode == mode
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert images.read(tmp_path / "x.png").shape == (20, 20, 3)
+        warnings.simplefilter("error")  # Pillow's, of a transparent palette
+        pixels = images.read(tmp_path / "x.png")
+    share = alpha[..., None] / 255
+    assert np.abs(pixels - (share * colours + (1 - share) * 255)).max() <= 1 and pixels[0, 0].tolist() == [255] * 3
 
 
 @pytest.mark.parametrize("kind", ["progressive", "comment", "icc_profile", "restart_marker_blocks", "CMYK", "L"])

@@ -4,13 +4,14 @@ import io
 import os
 import random
 import shutil
+import signal
 import tarfile
 import zipfile
 
 import pytest
-from miniatures import CUB, LAYOUTS, select
+from miniatures import CUB, LAYOUTS, emoji_packages, select
 
-from datasets import prepare
+from datasets import emoji, prepare
 
 IMAGE = "CUB_200_2011/images/001.A/1.jpg"
 
@@ -163,5 +164,39 @@ def test_an_interruption_puts_nothing_in_its_place_and_can_be_repeated(tmp_path,
     monkeypatch.setattr(tarfile, "copyfileobj", stopped_by_ctrl_c)
     with pytest.raises(KeyboardInterrupt):
         run("cub200", tmp_path / "data", "--archive", archive)
-    assert not os.listdir(tmp_path / "data")
+    assert not (tmp_path / "data").exists()
     assert run("cub200", tmp_path / "data", "--archive", archive) == 0 and len(copied) > 12
+
+
+def test_emoji_are_fetched_by_npm(tmp_path, monkeypatch, capsys):
+    """By one that is pretended: none, one that fails, one that is interrupted, one that has the packages."""
+    npm, data = tmp_path / "bin" / "npm", tmp_path / "data"
+    archives = emoji_packages(tmp_path / "made")
+    monkeypatch.setattr(emoji, "COUNTS", {"train": (2, 8), "test": (2, 8)})
+    monkeypatch.setenv("PATH", str(npm.parent))
+
+    def refused_with(text):
+        assert run("emoji", data) == 2 and not data.exists()
+        line = capsys.readouterr().err
+        assert line.count("\n") == 1 and text in line and "npm pack emoji-datasource-google@16.0.0 " in line
+
+    refused_with("npm")
+    npm.parent.mkdir()
+    npm.write_text("#!/bin/sh\necho npm error code E1 >&2; echo npm error no route >&2; exit 1\n")
+    npm.chmod(0o755)
+    refused_with("code E1 no route")
+    with pytest.raises(FileNotFoundError, match="python -m datasets.prepare emoji --source_path DIR"):
+        select("emoji", data)
+    npm.write_text(f'#!/bin/sh\n[ "$*" = "pack {" ".join(emoji.NPM)}" ] && /bin/cp {" ".join(archives)} .\n')
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "rename", lambda *_: signal.raise_signal(signal.SIGINT))
+        run("emoji", data)
+    assert not data.exists() and run("emoji", data) == 0 and os.listdir(data) == ["emoji"]
+    assert run("emoji", tmp_path / "by hand", "--archive", *archives) == 0
+    npm.unlink()  # what is there is counted, and a missing file moves no class to the other half
+    (data / "emoji" / "apple" / "1f44b.png").unlink()
+    assert run("emoji", data) == 2 and "PARTIAL: train: found 2 classes, 7 images" in capsys.readouterr().out
+    for folder, n in ((data, 7), (tmp_path / "by hand", 8)):
+        splits = select("emoji", folder, size=64)
+        assert splits.train.class_names == ["1f44b.png", "2b50.png"] and len(splits.train) == n
+        assert splits.test.class_names == ["00a9.png", "3299.png"] and splits.test.labels.tolist() == [1] * 4 + [0] * 4
