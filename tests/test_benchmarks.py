@@ -9,7 +9,6 @@ import evaluation
 from benchmarks import criteria, gpu, training
 from benchmarks import evaluation as evaluations
 from benchmarks import input as inputs
-from utilities.run import Run
 
 GLYPHS = "--dataset glyphs --arch conv4_normalize --kernels 0 --bs 8 --embed_dim 8 --loss multisimilarity".split()
 
@@ -72,16 +71,3 @@ def test_the_rows_of_the_gpu_in_a_small_size_and_one_that_fails(capsys, monkeypa
     *rows, last = table(text)
     assert last == ["row_fails", "RuntimeError('CUDA error: no such thing\\nmore / of it')", "", "", "FAILED"]
     assert len(rows) == 19 and all(cells[-1] in ("yes", "-") for cells in rows), text
-
-
-def test_a_run_that_is_not_resumed_whole_is_noticed(monkeypatch, tmp_path):
-    restore = Run.restore
-
-    def without_the_optimizer(run, folder):
-        began = run.optimizer.state_dict()
-        restore(run, folder)
-        run.optimizer.load_state_dict(began)
-
-    monkeypatch.setattr(Run, "restore", without_the_optimizer)
-    *_, (*_, ok) = gpu.Bench(str(tmp_path), small=True).row_quickstart()
-    assert ok is False

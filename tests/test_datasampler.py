@@ -2,7 +2,6 @@ import pytest
 import torch
 
 import datasampler
-import parameters
 from datasampler import ClassBatches, RandomBatches
 
 LABELS = torch.tensor([c for c in range(20) for _ in range(1 if c == 7 else 5)])  # class 7 has one image
@@ -101,13 +100,3 @@ def test_draws_do_not_depend_on_ranks_or_on_where_the_epoch_was_entered(name):
     seeds = [seed for batch in whole for _, seed in batch]
     others = [seed for d in (draws(3, seed=1), draws(2, seed=2)) for batch in d for _, seed in batch]
     assert len(set(seeds)) == len(seeds) and not set(seeds) & set(others)  # an image drawn twice is augmented twice
-
-
-def test_flags_and_errors():
-    opt = parameters.parse(["--bs", "90", "--data_sampler", "class_balanced"])
-    with pytest.raises(ValueError, match="45 distinct classes, the training split has 20; --bs 40"):
-        datasampler.select(opt, LABELS)
-    random = parameters.parse(["--data_sampler", "random"])
-    assert isinstance(datasampler.select(random, LABELS, rank=1, world=2), RandomBatches)
-    with pytest.raises(ValueError, match="--bs 20: cannot be shared by 3 processes; 18 or 24 can"):
-        datasampler.select(parameters.parse(["--bs", "20"]), LABELS, rank=0, world=3)

@@ -184,7 +184,7 @@ def test_what_cannot_be_measured_is_one_line():
         (good, dict(labels=labels[:5]), r"got \(6, 4\) and \(5,\)"),
         (good, dict(query_embeddings=good), "go together"),
         (good, dict(query_embeddings=good[:, :3], query_labels=labels), "of the gallery's 4 dimensions"),
-        (good, dict(names=["rho_spectrum@5"]), "rho_spectrum@5: .* only 4 singular values"),
+        (good, dict(names=["rho_spectrum@-5"]), "rho_spectrum@-5: .* only 4 singular values"),
         (good, dict(search="ivf"), "--search ivf"),
     ):
         with pytest.raises(evaluation.Unmeasurable if "finite" in message else ValueError, match=message):
@@ -198,5 +198,3 @@ def test_unknown_metric(name, near):
     with pytest.raises(ValueError, match=rf"^--evaluation_metrics {name}: unknown \(did you mean {near}\?\); known: "):
         evaluation.check_names(["nmi", name])
     evaluation.check_names([*ALL, "rho_spectrum@12", "rho_spectrum@-12", "e_recall@9999"], 12)
-    with pytest.raises(ValueError, match="12 dimensions have only 12"):
-        evaluation.check_names(["nmi", "rho_spectrum@-13"], 12)

@@ -2,8 +2,6 @@
 
 import logging
 import sys
-import time
-import timeit
 from types import SimpleNamespace
 
 import numpy as np
@@ -159,19 +157,3 @@ def test_a_warning_where_recall_is_chance(backend, names, caplog):
             for _ in range(2):
                 evaluation.compute(points, labels, names, search=backend)
             assert [record.message.count("Recall@K is chance") for record in caplog.records] == [1], name
-
-
-def seconds(run):
-    """CPU seconds, the least of three: other processes do not count."""
-    return min(timeit.repeat(run, number=1, repeat=3, timer=time.process_time))
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_collapse_costs_what_spread_embeddings_cost(backend):
-    spread, labels = torch.randn(2500, 128, generator=drawn(8)), torch.arange(2500) // 5
-    names = ["e_recall@1", "e_recall@1000", "mAP@R"]
-    usual = seconds(lambda: evaluation.compute(spread, labels, names, search=backend))
-    long = spread.clone()
-    long[5] *= 1e6
-    for points in (spread[:1].repeat(2500, 1), spread[:50].repeat(50, 1), long):
-        assert seconds(lambda: evaluation.compute(points, labels, names, search=backend)) < 2 * usual

@@ -67,19 +67,6 @@ def test_a_seed_gives_the_same_numbers_twice_and_another_seed_others(tmp_path):
     assert first != rows(tmp_path / "glyphs" / "Sample_Run_s1")
 
 
-def test_warmup_trains_only_the_head_and_the_proxies(tmp_path):
-    states = []
-    for n_epochs in (0, 1, 2):
-        folder = run(tmp_path / str(n_epochs), "--loss", "proxyanchor", "--n_epochs", n_epochs, "--warmup", 1)
-        states.append(load(folder / "checkpoint.pt"))
-
-    def same(i, part, key):
-        return torch.equal(states[i][part][key], states[i + 1][part][key])
-
-    assert same(0, "model", "features.0.weight") and not same(1, "model", "features.0.weight")
-    assert not same(0, "model", "last_linear.weight") and not same(0, "criterion", "proxies")
-
-
 def test_validation_split_chooses_the_checkpoint_and_epoch_0_is_no_candidate(tmp_path, monkeypatch, capsys):
     fall = iter([0.9, 0.5, 0.7])
     monkeypatch.setattr(main, "evaluate", lambda run: ({"val/e_recall@1": next(fall)}, ""))

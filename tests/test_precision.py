@@ -81,17 +81,6 @@ def test_resume_keeps_the_scale(tmp_path):
     assert unchanged(again, weights(run)) == list(weights(run))
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float16, 0.01), (torch.bfloat16, 0.05)])
-def test_grad_cache_in_half_precision(dtype, tolerance):
-    """In chunks or whole: the same but for half precision's rounding of the gradient's parts."""
-    found = []
-    for flags in ("--loss proxyanchor", "--loss proxyanchor --grad_cache 7"):
-        run = make(dtype, flags=flags, kind="frozen")
-        steps(run, 1)
-        found.append(torch.cat([g.flatten() for name, g in ranks.gradients(run).items() if "proxies" not in name]))
-    assert (found[1] - found[0]).norm() < tolerance * found[0].norm()
-
-
 def test_a_compiled_network_learns_the_same_and_is_compiled_once(monkeypatch):
     """After a warm-up too, in which the backbone has no gradient. With the compiler's cheapest back-end."""
     torch._dynamo.reset()

@@ -155,11 +155,6 @@ def test_a_folder_without_config_is_not_overwritten(go, copy):
     assert contents(copy) == before and (copy.parent / "Sample_Run_s0-2" / "metrics.csv").exists()
 
 
-def test_resume_of_no_run_is_one_line(go, tmp_path):
-    status, text = go("--resume", tmp_path / "none")
-    assert status == 2 and "no run there" in text and text.count("\n") == 1
-
-
 def test_lost_metrics_are_written_anew_and_leftovers_deleted(go, copy):
     table = (copy / "metrics.csv").read_bytes()
     (copy / "metrics.csv").unlink()
