@@ -1,8 +1,5 @@
 """The benchmarks in miniature, in the layouts in which their archives unpack and in the published ones."""
 
-import json
-import shutil
-
 import numpy as np
 import pandas as pd
 from PIL import Image
@@ -95,21 +92,6 @@ def inshop(root, images="img"):
     (root / "Eval").mkdir(parents=True)
     head = [str(len(lines)), "image_name item_id evaluation_status"]
     (root / "Eval" / "list_eval_partition.txt").write_text("\n".join([*head, *lines]) + "\n")
-
-
-def emoji_packages(root):
-    """The four tarballs as npm packs them. Facebook lacks 1f600, which is then no class, and nor is the skin tone."""
-    names, paths = [f"{code}.png" for code in ("2b50", "1f600", "1f44b", "3299", "00a9", "1f44b-1f3fb")], []
-    vendors = dict.fromkeys(("google", "twitter", "facebook", "apple"), names)
-    vendors["facebook"] = names[:1] + names[2:]
-    listing = [{"image": name} | {f"has_img_{v}": name in has for v, has in vendors.items()} for name in names[:-1]]
-    for vendor, has in vendors.items():
-        package = root / vendor / "package"
-        for name in [f"64/{name}" for name in has] + ["sheets/64.png"]:
-            write(package / "img" / vendor / name, mode="RGBA", size=(64, 64))
-        (package / "emoji.json").write_text(json.dumps(listing))
-        paths.append(shutil.make_archive(root / f"emoji-datasource-{vendor}-16.0.0", "gztar", root / vendor))
-    return paths
 
 
 CARS = ("AM General Hummer SUV 2000", "Acura RL Sedan 2012", "Volvo 240 Sedan 1993", "smart fortwo Convertible 2012")

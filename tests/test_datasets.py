@@ -111,5 +111,5 @@ def test_subset_flags_leave_what_is_evaluated_alone():
     assert part.val.paths == whole.val.paths and part.test.paths == whole.test.paths
     with pytest.raises(ValueError, match="--train_classes 488: the training split has 487"):
         datasets.select(parameters.parse([*flags, "--train_classes", "488"]), 32)
-    with pytest.raises(ValueError, match=r"--dataset glyph: unknown \(did you mean glyphs\?\); known: glyphs, cub200"):
+    with pytest.raises(ValueError, match=r"--dataset glyph: unknown \(did you mean glyphs\?\); known: glyphs, emoji"):
         datasets.select(parameters.parse(["--dataset", "glyph"]))

