@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import threading
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -56,60 +57,43 @@ def test_weights_never_unpickle_code(tmp_path):
         build("resnet18", "--weights", "nowhere.pth")
 
 
-@pytest.fixture
-def served(tmp_path, monkeypatch):
-    """A folder that a local server gives: (its path, its address); torch.hub's own folder lies beside it."""
-    folder = tmp_path / "served"
+def test_weights_of_an_address_or_a_path_with_its_hash(tmp_path, monkeypatch):
+    folder, source = tmp_path / "served", build("conv4").features.state_dict()
     folder.mkdir()
+    source = {name: value + 1 for name, value in source.items()}
+    torch.save(source, folder / "w.pth")
+    digest = hashlib.sha256((folder / "w.pth").read_bytes()).hexdigest()
+    build("conv4", "--weights", f"{folder / 'w.pth'}#sha256={digest[:12].upper()}")
+    assert digest in refused(f"{folder / 'w.pth'}#sha256=00000000", "conv4")
+    named = f"w-{digest[:8]}.pth"
+    (folder / "w.pth").rename(folder / named)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     handler = type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *words: None})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), lambda *a: handler(*a, directory=str(folder))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield folder, f"http://127.0.0.1:{server.server_port}/"
+        address = f"http://127.0.0.1:{server.server_port}/"
+
+        def loaded(end):
+            return torch.equal(build("conv4", "--weights", address + end).features[0].weight, source["0.weight"])
+
+        assert loaded(named)
+        (folder / named).rename(folder / "plain.pth")
+        assert loaded(named)  # from torch.hub's folder
+        (tmp_path / "hub" / "checkpoints" / named).write_bytes(b"cut off")  # fetched anew, and it is gone
+        assert "404" in refused(address + named, "conv4")
+        assert loaded(f"plain.pth#sha256={digest}")
+        assert "hash" in refused(f"{address}plain.pth#sha256={digest[::-1]}", "conv4")
+        assert "hash" in refused(address + "plain.pth", "conv4")
         server.shutdown()
-
-
-def test_weights_from_an_address_with_its_hash(served, tmp_path):
-    folder, address = served
-    source = build("conv4").features.state_dict()
-    source = {name: value + 1 for name, value in source.items()}
-    torch.save(source, folder / "w.pth")
-    digest = hashlib.sha256((folder / "w.pth").read_bytes()).hexdigest()
-    named = f"w-{digest[:8]}.pth"
-    (folder / "w.pth").rename(folder / named)
-
-    def loaded(end):
-        return torch.equal(build("conv4", "--weights", address + end).features[0].weight, source["0.weight"])
-
-    assert loaded(named)
-    (folder / named).rename(folder / "plain.pth")
-    assert loaded(named)  # from torch.hub's folder
-    (tmp_path / "hub" / "checkpoints" / named).write_bytes(b"cut off")  # fetched anew, and it is gone
-    assert "404" in refused(address + named, "conv4")
-    assert loaded(f"plain.pth#sha256={digest}")
-    assert "hash" in refused(f"{address}plain.pth#sha256={digest[::-1]}", "conv4")
-    assert "hash" in refused(address + "plain.pth", "conv4")
-
-
-def test_weights_of_a_path_with_its_hash(tmp_path):
-    torch.save(build("conv4").features.state_dict(), tmp_path / "w.pth")
-    digest = hashlib.sha256((tmp_path / "w.pth").read_bytes()).hexdigest()
-    build("conv4", "--weights", f"{tmp_path / 'w.pth'}#sha256={digest[:12].upper()}")
-    assert digest in refused(f"{tmp_path / 'w.pth'}#sha256=00000000", "conv4")
 
 
 @pytest.mark.parametrize("arch", ["bninception", "googlenet", "resnet18", "resnet50_frozen_normalize"])
 def test_failed_download_names_both_flags(monkeypatch, tmp_path, arch):
-    asked = []
-
-    def offline(address, *_, **__):
-        asked.append(address)
-        raise OSError("no route to host")
-
+    offline = Mock(side_effect=OSError("no route to host"))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     with pytest.raises(ValueError) as problem:
         architectures.select(parameters.parse(["--arch", arch]))
     text = str(problem.value)
     assert "\n" not in text and all(word in text for word in ("--weights PATH", "--not_pretrained", "no route to host"))
-    assert asked == [BACKBONES[arch.split("_")[0]].address]
+    assert [call.args[0] for call in offline.call_args_list] == [BACKBONES[arch.split("_")[0]].address]
