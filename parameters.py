@@ -35,25 +35,14 @@ pooling of _double (average + maximum), _lp2, _lp3 (generalised mean); else aver
 
 # --- defaults that depend on the loss, or on AntiCo's base: they replace those of the flags below ---
 
-# Weights and precisions are the study's (tables/README.md). A weight goes with the size of the base loss: the study
-# tuned proxyanchor and arcface at temperatures where they are much smaller, so their defaults here are larger.
-OURS = dict(antico_form="normalized", loss_ac_w_align=1.0, antico_eps=0.5)  # the form whose gradient does not vanish
 DEFAULTS = {
     "contrastive": dict(batch_mining="all"),
     "triplet": dict(batch_mining="all"),
     "antico": dict(antico_base="oproxy", loss_oproxy_mode="anchor", antico_form="exp"),  # as published
-    "antico_pair": dict(antico_type="pair", antico_w=0.1, **OURS),
-    "antico_pair over proxyanchor": dict(antico_w=30.0, antico_eps=0.005),
-    "antico_pair over arcface": dict(antico_w=30.0, antico_eps=0.005),
-    "antico_pair over proxynca": dict(antico_w=1.0, antico_eps=0.005),
-    "antico_pair over normalized_softmax": dict(antico_w=3.0, antico_eps=0.005),
-    "antico_batch_proxy": dict(antico_type="batch_proxy", antico_w=30.0, **OURS),
-    "antico_all_proxy": dict(antico_type="all_proxy", antico_w=100.0, **OURS),
-    "antico_class_means": dict(antico_type="class_means", antico_w=100.0, **OURS),
-    "antico_class_means over proxynca": dict(antico_w=10.0),
-    "antico_class_means over multisimilarity": dict(antico_w=0.3),
-    "antico_class_means over margin": dict(antico_w=1.0),
-    "antico_class_means over contrastive": dict(antico_w=0.1),
+    "antico_pair": dict(antico_type="pair", loss_ac_w_align=1.0),
+    "antico_batch_proxy": dict(antico_type="batch_proxy", loss_ac_w_align=1.0),
+    "antico_all_proxy": dict(antico_type="all_proxy", loss_ac_w_align=1.0),
+    "antico_class_means": dict(antico_type="class_means", loss_ac_w_align=1.0),
 }
 
 
@@ -182,10 +171,17 @@ def add_losses(parser):
     what = "rows of the rate: embeddings, the batch's classes' proxies, all proxies, class means; antico_<type> sets it"
     flag(g, "antico_base", "proxyanchor", "the loss underneath, or none: the term alone")
     flag(g, "antico_type", "batch_proxy", what, choices=variants)
-    forms = "exp(-gam2 R) as published, -gam2 R as in MCR2, or 1 - R/R_max"
-    flag(g, "antico_form", "normalized", forms, choices=["exp", "neg", "normalized"])
+    forms = "exp(-gam2 R) as published, -gam2 R as in MCR2, 1 - R/R_max, or this with a weight that follows the base"
+    flag(
+        g,
+        "antico_form",
+        "guard",
+        f"{forms}; normalized where --antico_w is given",
+        choices=["exp", "neg", "normalized", "guard"],
+    )
+    flag(g, "antico_target", None, "share of R_max below which the guard acts, by default its rule", 0, 2, kind=float)
     flag(g, "loss_ac_w_align", 0.01, "weight of the base loss")
-    flag(g, "antico_w", 1.0, "weight of the coding-rate term")
+    flag(g, "antico_w", 1.0, "weight of the coding-rate term; in the form guard a factor of its own weight")
     flag(g, "antico_gam1", 1.0, "factor of the scale inside the rate", TINY, HUGE)
     flag(g, "antico_gam2", 1.0, "factor of the rate (forms exp and neg)", TINY, HUGE)
     flag(g, "antico_eps", 0.5, "precision; at scale published it stands where MCR2 has its square", TINY, HUGE)
@@ -252,11 +248,6 @@ def add_losses(parser):
 # --- from the command line to a Namespace ---
 
 
-def defaults_of(loss, base=None):
-    """{flag: its default} where it goes with the loss, or with AntiCo's variant `loss` over `base`."""
-    return {**DEFAULTS.get(base, {}), **DEFAULTS.get(loss, {}), **DEFAULTS.get(f"{loss} over {base}", {})}
-
-
 def build_parser():
     parser = OneLineParser("python main.py", USAGE, EXAMPLES, formatter_class=Formatter, allow_abbrev=False)
     add_flags(parser)
@@ -289,7 +280,9 @@ def parse(argv=None):
     chosen = {**saved, **given}
     loss = chosen.get("loss", defaults["loss"])
     base = chosen.get("antico_base", DEFAULTS.get(loss, {}).get("antico_base", defaults["antico_base"]))
-    own = defaults_of(loss, base if loss.startswith("antico") else None)
+    own = {**(DEFAULTS.get(base, {}) if loss.startswith("antico") else {}), **DEFAULTS.get(loss, {})}
+    if "antico_w" in chosen:  # a weight of one's own is fixed, where nothing else is said
+        own.setdefault("antico_form", "normalized")
     if "e_recall@1" not in chosen.get("evaluation_metrics", ["e_recall@1"]):
         own["storage_metrics"] = chosen["evaluation_metrics"][:1]
     opt = argparse.Namespace(**{**defaults, **own, **chosen, "resume": folder, "given": sorted(given)})
@@ -339,7 +332,8 @@ def without_effect(opt, of_loss):
     every = flags()
     idle = {name for name in every if every[name].role == "nothing" or name.startswith(losses) and name not in of_loss}
     together = {
-        "antico_gam2": opt.antico_form == "normalized",
+        "antico_gam2": opt.antico_form in ("normalized", "guard"),
+        "antico_target": opt.antico_form != "guard" or opt.antico_base == "none",
         "loss_ac_w_align": opt.antico_base == "none",
         "source_path allow_partial skip_broken cache": opt.dataset == "glyphs",
         "kmeans_restarts": not {"nmi", "f1", "c_nmi", "c_f1"} & set(opt.evaluation_metrics),

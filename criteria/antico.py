@@ -1,12 +1,14 @@
 import torch
+from torch import nn
 from torch.nn.functional import normalize
 
 from criteria.base import Criterion, ProxyCriterion, need, need_choice
 from criteria.pml import ModuleLoss
 from criteria.rate import LARGE, coding_rate, max_coding_rate
-from parameters import defaults_of
 
 OF_EMBEDDINGS, OF_PROXIES = ("pair", "class_means"), ("batch_proxy", "all_proxy")
+FORMS = ("exp", "neg", "normalized", "guard")
+RECENT = 0.98  # of the guard's running means
 DEAD = 1e-6  # below this, exp(-gam2 R) adds nothing that float32 Adam steps of the base loss would notice
 
 
@@ -15,6 +17,50 @@ class NoBase(Criterion):
 
     def loss(self, embeddings, labels):
         return 0 * embeddings.sum()
+
+
+class Guard(nn.Module):
+    """The weight at which 1 - R/R_max pushes as hard as the base loss pulls, while the space is too small (ours).
+
+    w = g · clamp((target - R/R_max) / 0.1, 0, 1), without a gradient of its own. g = |∇ base| / |∇ (1 - R/R_max)|, each
+    norm a running mean (0.98) of those at the embeddings (B, d), or at the proxies of the proxy variants: weights by
+    gradient are those of Chen et al. (GradNorm, ICML 2018) and Esser et al. (VQ-GAN, CVPR 2021, eq. 7). It costs one
+    more backward pass of the loss, not of the network. Its buffers, in float64, go on with a checkpoint.
+
+    The target by default, from the study (tables/README.md). A pair loss holds its batch apart by itself: half of what
+    R/R_max was before training, so that the guard acts on a collapse alone. A proxy loss does not: for `pair` what
+    R/R_max was before training, at least 0.5; the other variants always act. Without a base the weight is 1.
+    """
+
+    def __init__(self, base, variant, target=None):
+        super().__init__()
+        self.alone = isinstance(base, NoBase)
+        self.least, self.kept = (0.5, 1.0) if variant == "pair" else (torch.inf, 1.0)
+        if target is not None or not hasattr(base, "proxies"):
+            self.least, self.kept = (0.0, 0.5) if target is None else (target, 0.0)
+        self.register_buffer("pulls", torch.zeros(2, dtype=torch.float64))
+        self.register_buffer("before", torch.tensor(-1.0, dtype=torch.float64))  # not known yet
+
+    def forward(self, base, term, share, at):
+        """The weight of `term` beside `base`, scalars with a graph; share: R/R_max; at: the rows that both move."""
+        if self.alone:
+            return torch.ones_like(term)
+        share = share.detach()
+        if self.training and at.requires_grad and torch.is_grad_enabled():
+            both = [torch.autograd.grad(loss, at, retain_graph=True, allow_unused=True)[0] for loss in (base, term)]
+            norms = torch.stack([at.new_zeros(()) if x is None else x.norm() for x in both]).double()
+            first, finite = self.before < 0, norms.isfinite().all()  # fp16 skips a step that overflows, and so do we
+            means = torch.where(first, norms, RECENT * self.pulls + (1 - RECENT) * norms)
+            self.pulls = torch.where(finite, means, self.pulls)
+            self.before = torch.where(first & finite, share.double(), self.before)
+        target = (self.kept * self.before).clamp(min=self.least)
+        g = torch.where(self.pulls[1] > 0, self.pulls[0] / self.pulls[1], 0)
+        return (g * ((target - share) / 0.1).clamp(0, 1)).to(term.dtype)
+
+
+def leaf(vectors):
+    """What a view of a parameter, such as pytorch-metric-learning's W turned round, is a view of."""
+    return vectors if vectors._base is None else vectors._base
 
 
 class AntiCo(Criterion):
@@ -30,33 +76,37 @@ class AntiCo(Criterion):
       draw together; R_max is reached by classes that are points, spread evenly.
 
     form : `exp`: exp(-gam2 R), published, which underflows beyond R of about 15; `neg`: -gam2 R, the expansion term of
-        MCR²; `normalized`: 1 - R/R_max, in [0, 1], with a gradient whatever n and d
+        MCR²; `normalized`: 1 - R/R_max, in [0, 1], with a gradient whatever n and d; `guard` (ours): the same, with a
+        weight that follows the base loss, see Guard. By default `guard`, or `normalized` where w is given
+    w : weight of the term, in `guard` a factor of the weight that it finds
+    target : share of R_max below which the guard acts; None: its own rule
     scale : `published`: s = d / (n eps) for `pair` and `class_means`, n / (d eps) for the proxies; `mcr2`: d / (n eps²)
     base : Criterion or any module (embeddings, labels) → scalar, the label-driven loss underneath; ValueError if a
         proxy variant finds no vector a class in it: `.proxies` (C, d), or `.W` (d, C) as in pytorch-metric-learning
-    w, eps : by default those of `--loss antico_<variant>` over this base (DEFAULTS in parameters.py)
     raw_embeddings : True takes the embeddings of `pair` as they come, as published, instead of L2-normalising them
 
-    `.logs` has the base's logs, `base`, `term`, `coding_rate` (R, nats) and `coding_rate_share` (R / R_max).
+    `.logs` has the base's logs, `base`, `term`, `coding_rate` (R, nats) and `coding_rate_share` (R / R_max), of a guard
+    its `weight`, too.
     """
 
-    def __init__(self, base, variant="batch_proxy", form="normalized", align=1.0, w=None, gam1=1.0, gam2=1.0, eps=None,
-                 scale="published", raw_embeddings=False):  # fmt: skip
+    def __init__(self, base, variant="batch_proxy", form=None, align=1.0, w=None, gam1=1.0, gam2=1.0, eps=0.5,
+                 scale="published", target=None, raw_embeddings=False):  # fmt: skip
         super().__init__()
         base = base if isinstance(base, Criterion) else ModuleLoss(base)
         need_choice(self, *OF_EMBEDDINGS, *OF_PROXIES, variant=variant)
-        need_choice(self, "exp", "neg", "normalized", form=form)
+        form = form or ("guard" if w is None else "normalized")
+        need_choice(self, *FORMS, form=form)
         need_choice(self, "published", "mcr2", scale=scale)
-        own = defaults_of(f"antico_{variant}", base.name)
-        self.w, self.eps = own["antico_w"] if w is None else w, own["antico_eps"] if eps is None else eps
-        need(self, eps=self.eps, gam1=gam1, gam2=gam2)
+        need(self, eps=eps, gam1=gam1, gam2=gam2)
         if variant in OF_PROXIES and not hasattr(base, "proxies"):
             wanted = f"a base with proxies, one a class, such as ProxyAnchor, got {base._get_name()}"
             raise ValueError(f"AntiCo: variant {variant} needs {wanted}; pair and class_means go with every base")
         self.base, self.variant, self.form, self.scale, self.align = base, variant, form, scale, align
-        self.gam1, self.gam2, self.raw_embeddings = gam1, gam2, raw_embeddings and variant == "pair"
+        self.w, self.eps, self.gam1, self.gam2 = 1.0 if w is None else w, eps, gam1, gam2
+        self.raw_embeddings = raw_embeddings and variant == "pair"
+        self.guard = Guard(base, variant, target) if form == "guard" else None
         self.n_classes, self.embed_dim, self.mined = base.n_classes, base.embed_dim, base.mined
-        self.compiles = base.compiles
+        self.compiles = base.compiles and not self.guard
 
     @property
     def proxies(self):
@@ -104,14 +154,21 @@ class AntiCo(Criterion):
         else:
             base = self.base(embeddings, labels)
         rate, largest = self.rate(embeddings, proxies, labels)
-        terms = {"exp": torch.exp(-self.gam2 * rate), "neg": -self.gam2 * rate, "normalized": 1 - rate / largest}
-        term = terms[self.form]
+        share = rate / largest
+        forms = dict(exp=torch.exp(-self.gam2 * rate), neg=-self.gam2 * rate, normalized=1 - share, guard=1 - share)
+        term, weight, logs = forms[self.form], self.w, {}
+        if self.guard:
+            at = embeddings if self.variant in OF_EMBEDDINGS else proxies if shared else leaf(self.proxies)
+            weight = logs["weight"] = self.w * self.guard(self.align * base, term, share, at)
         # the base's own names come first: one of them may be among these, as nir's `base`
-        self.log(**{**self.base.terms, "base": base, "term": term}, coding_rate=rate, coding_rate_share=rate / largest)
-        return self.align * base + self.w * term
+        self.log(**{**self.base.terms, "base": base, "term": term}, coding_rate=rate, coding_rate_share=share, **logs)
+        return self.align * base + weight * term
 
     def note(self, rows):
-        """The first epoch in which the published form has no gradient left."""
+        """The first epoch in which the published form has no gradient left, or whether the guard acted in the first."""
+        if self.guard and len(rows) == 2 and rows[-1].get("loss/weight") == 0:
+            share = f"R/R_max stayed above its target ({rows[-1]['loss/coding_rate_share']:.2f} in the mean)"
+            return f"note: the guard did not act: {share}; a weight of your own: --antico_w"
         dead = [row for row in rows if row.get("loss/term", 1) < DEAD]
         if self.form != "exp" or dead != rows[-1:]:
             return ""

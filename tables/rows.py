@@ -199,7 +199,7 @@ def base_command(row):
     """The command that trains the base loss alone."""
     base = base_loss(row.flags)
     flags = {"loss": base, "dataset": row.every["every"].iloc[0]["dataset"], **recipe(row.flags)}
-    usual = {name: flag.default for name, flag in KNOWN.items()} | parameters.defaults_of(base)
+    usual = {name: flag.default for name, flag in KNOWN.items()} | parameters.DEFAULTS.get(base, {})
     given = {name: text_of(value) for name, value in flags.items() if text_of(value) != text_of(usual.get(name, value))}
     return " ".join(["python main.py", *(f"--{name} {text}".removesuffix(" True") for name, text in given.items())])
 

@@ -120,8 +120,8 @@ class Job:
             acting -= {"source_path"}  # the same data wherever it lies: its images are counted
         self.trained = {name: getattr(opt, name) for name in acting}
         # without defaults: a flag that is new to the program changes no hash
-        own = parameters.defaults_of(opt.loss, self.trained.get("antico_base"))
-        default = {**{name: flag.default for name, flag in FLAGS.items()}, **own, "loss": None, "antico_base": None}
+        plain = vars(parameters.parse(["--loss", opt.loss, "--antico_base", opt.antico_base]))
+        default = {name: plain[name] for name in FLAGS} | {"loss": None, "antico_base": None}
         told = {name: value for name, value in self.trained.items() if value != default[name]}
         self.key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8] + f"_s{opt.seed}"
         self.parent, self.kind = os.path.join(opt.save_path, opt.dataset), (opt.dataset, opt.arch)

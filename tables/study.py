@@ -201,9 +201,29 @@ def tuning(about, rows):
     return table(f"{about}, on validation classes", rows, "", 1, STUDY | VALIDATION)
 
 
+# --- emoji, a pretrained network ---
+
+PROXIES_LEARN = (1e-5, 3e-5, 1e-4)
+PAIRS_LEARN = (1e-4, 3e-4, 1e-3)
+FIRST_EMOJI = {
+    "proxyanchor": [dict(loss_oproxy_pos_alpha=a, loss_oproxy_neg_alpha=a) for a in (64, 16)],
+    "proxynca": each("loss_proxynca_scale", 1, 9),
+    "arcface": [dict(loss_arcface_margin=m, loss_arcface_scale=s) for m, s in ((0.5, 64), (0.2, 16))],
+    "multisimilarity": [{}, dict(loss_multisimilarity_beta=25, loss_multisimilarity_base=0.7)],
+    "margin": each("loss_margin_beta", 1.2, 0.6),
+    "contrastive": [{}, dict(loss_contrastive_neg_margin=0.5, loss_contrastive_pos_margin=0.1)],
+}
+TUNE_EMOJI = [
+    row
+    for base, rows in FIRST_EMOJI.items()
+    for row in product([over(base)], each("lr", *(PROXIES_LEARN if base in OVER_PROXIES else PAIRS_LEARN)), rows)
+]
+EMOJI = dict(eval_every=3)
+
 SIX = [chosen("proxyanchor", variant) for variant in (None, "batch_proxy", "pair", "class_means")]
 SIX += [chosen("multisimilarity", variant) for variant in (None, "pair")]
 ALONG_RATES = product([chosen("proxyanchor", variant) for variant in VARIANTS], each("lr", *RATES, 3e-2))
+TUNE_EMOJI_TABLE = dict(tuning("emoji: bases", TUNE_EMOJI), datasets=["emoji"], flags=EMOJI | VALIDATION)
 QUICKSTART = table(
     "six losses of the study by three seeds, no data needed: some 3 minutes on two CPU cores", SIX, "--tuned", 3
 )
@@ -213,6 +233,7 @@ TABLES = {
     "tune_third": tuning("the study's weights: AntiCo on the tuned bases", tune_third()),
     "tune_warmup": tuning("the study's warm-up: what was chosen, with an epoch of it", TUNE_WARMUP),
     "tune_forms": tuning("the study's forms and scales: their weights and learning rates", tune_forms()),
+    "tune_emoji": TUNE_EMOJI_TABLE,
     "study": table("the main comparison: each base loss and each variant on it, tuned", main_comparison(), "--tuned"),
     "study_forms": table("the published form and MCR2's scale, over two proxy losses", forms(), "--tuned"),
     "study_warmup": table("with and without an epoch of warm-up", product(WARMER, [{}, dict(warmup=1)]), "--by warmup"),
