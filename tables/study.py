@@ -192,20 +192,21 @@ VALIDATION = dict(use_tv_split=True, tv_split_perc=0.8, no_test_metrics=True, sa
 COLUMNS = "e_recall@1 mAP@R nmi coding_rate@share effective_rank"
 
 
-def table(about, rows, report, seeds=5, flags=STUDY):
+def table(about, rows, report, seeds=5, flags=STUDY, data="glyphs"):
     report = f"{report} --columns {COLUMNS}".split()
-    return dict(about=about, datasets=["glyphs"], rows=[*rows], flags=flags, seeds=range(seeds), jobs=2, report=report)
+    return dict(about=about, datasets=[data], rows=[*rows], flags=flags, seeds=range(seeds), jobs=2, report=report)
 
 
-def tuning(about, rows):
-    return table(f"{about}, on validation classes", rows, "", 1, STUDY | VALIDATION)
+def tuning(about, rows, flags=STUDY, data="glyphs"):
+    return table(f"{about}, on validation classes", rows, "", 1, flags | VALIDATION, data)
 
 
-# --- emoji, a pretrained network ---
+# --- emoji: a pretrained network, some 117 steps, a minute and a half a run on one core ---
 
-PROXIES_LEARN = (1e-5, 3e-5, 1e-4)
-PAIRS_LEARN = (1e-4, 3e-4, 1e-3)
-FIRST_EMOJI = {
+EMOJI = dict(eval_every=3)
+PROXY_RATES, PAIR_RATES = (1e-5, 3e-5, 1e-4), (1e-4, 3e-4, 1e-3)
+# tune_emoji: every base alone, three learning rates by two values of what matters most beside it
+EMOJI_FIRST = {
     "proxyanchor": [dict(loss_oproxy_pos_alpha=a, loss_oproxy_neg_alpha=a) for a in (64, 16)],
     "proxynca": each("loss_proxynca_scale", 1, 9),
     "arcface": [dict(loss_arcface_margin=m, loss_arcface_scale=s) for m, s in ((0.5, 64), (0.2, 16))],
@@ -215,15 +216,31 @@ FIRST_EMOJI = {
 }
 TUNE_EMOJI = [
     row
-    for base, rows in FIRST_EMOJI.items()
-    for row in product([over(base)], each("lr", *(PROXIES_LEARN if base in OVER_PROXIES else PAIRS_LEARN)), rows)
+    for base, rows in EMOJI_FIRST.items()
+    for row in product([over(base)], each("lr", *(PROXY_RATES if base in OVER_PROXIES else PAIR_RATES)), rows)
 ]
-EMOJI = dict(eval_every=3)
+# the best of them
+EMOJI_TUNED = {
+    "proxyanchor": dict(lr=3e-5, loss_oproxy_pos_alpha=16, loss_oproxy_neg_alpha=16),
+    "proxynca": dict(lr=3e-5, loss_proxynca_scale=1),
+    "arcface": dict(lr=3e-5, loss_arcface_margin=0.2, loss_arcface_scale=16),
+}
+# tune_emoji_second: the proxies' rate of the three that have them, then AntiCo over these: its own guard at three
+# learning rates, a fixed weight of the pair term at two
+LRMULTI = dict(proxyanchor="loss_oproxy_lrmulti", proxynca="loss_proxynca_lrmulti", arcface="loss_arcface_lrmulti")
+
+
+def tune_emoji_second():
+    for base, lrmulti in LRMULTI.items():
+        yield from product([over(base) | EMOJI_TUNED[base]], each(lrmulti, 10, 1000))
+        guarded = [over(base, variant) | EMOJI_TUNED[base] for variant in ("pair", "class_means")]
+        yield from product(guarded, each("lr", 3e-5, 1e-4, 3e-4))
+        yield from product(guarded[:1], each("lr", 3e-5, 1e-4), each("antico_w", 3, 30))
+
 
 SIX = [chosen("proxyanchor", variant) for variant in (None, "batch_proxy", "pair", "class_means")]
 SIX += [chosen("multisimilarity", variant) for variant in (None, "pair")]
 ALONG_RATES = product([chosen("proxyanchor", variant) for variant in VARIANTS], each("lr", *RATES, 3e-2))
-TUNE_EMOJI_TABLE = dict(tuning("emoji: bases", TUNE_EMOJI), datasets=["emoji"], flags=EMOJI | VALIDATION)
 QUICKSTART = table(
     "six losses of the study by three seeds, no data needed: some 3 minutes on two CPU cores", SIX, "--tuned", 3
 )
@@ -233,7 +250,10 @@ TABLES = {
     "tune_third": tuning("the study's weights: AntiCo on the tuned bases", tune_third()),
     "tune_warmup": tuning("the study's warm-up: what was chosen, with an epoch of it", TUNE_WARMUP),
     "tune_forms": tuning("the study's forms and scales: their weights and learning rates", tune_forms()),
-    "tune_emoji": TUNE_EMOJI_TABLE,
+    "tune_emoji": tuning("the study's base losses on emoji, pretrained network", TUNE_EMOJI, EMOJI, "emoji"),
+    "tune_emoji_second": tuning(
+        "the rates of proxies, the guard's and weights there", tune_emoji_second(), EMOJI, "emoji"
+    ),
     "study": table("the main comparison: each base loss and each variant on it, tuned", main_comparison(), "--tuned"),
     "study_forms": table("the published form and MCR2's scale, over two proxy losses", forms(), "--tuned"),
     "study_warmup": table("with and without an epoch of warm-up", product(WARMER, [{}, dict(warmup=1)]), "--by warmup"),
