@@ -34,7 +34,6 @@ def check_names(opt):
     architectures.parse_arch(opt.arch)
     evaluation.check_names(opt.evaluation_metrics, opt.embed_dim)
     evaluation.search.check_backend(opt.search)
-    records.check_trackers(opt)
 
 
 def build(opt, device, signals):

@@ -102,10 +102,8 @@ def select(opt):
             raise ValueError(f"it gives tokens, not feature maps; without _{pooling} it pools them as it does itself")
         source = backbone.address if pretrained else opt.weights
         if source is not None:
-            weights = f"the weights at {source}" if pretrained else f"--weights {source}"
-            what = f"--arch {opt.arch}: {weights} cannot be loaded"
-            # .net: timm's, whose keys have no prefix
-            load_backbone(getattr(features, "net", features), source, backbone.not_in_backbone)
+            what = f"--arch {opt.arch}: the weights {source} cannot be loaded"
+            load_backbone(getattr(features, "net", features), source, backbone.not_in_backbone)  # timm's .net
     except Exception as problem:  # timm, its hub and files of weights raise what they like
         way_out = "; give a file with --weights PATH, or start from random weights with --not_pretrained"
         offline = pretrained and isinstance(problem, OSError)

@@ -12,13 +12,9 @@ from utilities import distributed
 def check_chunks(model, opt):
     """ValueError if BatchNorm would take its statistics from a chunk of --grad_cache, or from a single image."""
     if any(norm.training for norm in norms_of(model.train())):
-        chunk, flag = (
-            ("a chunk", f"--grad_cache {opt.grad_cache}") if opt.grad_cache else ("one image", f"--bs {opt.bs}")
-        )
-        raise ValueError(
-            f"{flag}: needs BatchNorm with frozen statistics, since those of {chunk} are not a batch's; give "
-            f"--arch {opt.arch} the suffix _frozen"
-        )
+        part, flag = ("a chunk", f"grad_cache {opt.grad_cache}") if opt.grad_cache else ("one image", f"bs {opt.bs}")
+        reason = f"the statistics of {part} are not a batch's; give --arch {opt.arch} the suffix _frozen"
+        raise ValueError(f"--{flag}: needs BatchNorm with frozen statistics: {reason}")
 
 
 def synchronize(model):

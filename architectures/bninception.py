@@ -45,8 +45,7 @@ class BNInception(nn.Module):
             width = single + triple + double + (projection or width)
 
     def add(self, name, channels, width, kernel, stride=1):
-        # with a bias, as the weights have it
-        self.add_module(name, nn.Conv2d(channels, width, kernel, stride, kernel // 2))
+        self.add_module(name, nn.Conv2d(channels, width, kernel, stride, kernel // 2))  # with a bias, as the weights
         self.add_module(name + "_bn", nn.BatchNorm2d(width))
 
     def unit(self, x, *names):

@@ -12,15 +12,6 @@ def norms_of(model):
     return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
-def average(maps):
-    return maps.mean((2, 3))
-
-
-def double(maps):
-    """The average plus the maximum of each channel, as published: (B, C, h, w) → (B, C)."""
-    return maps.mean((2, 3)) + maps.amax((2, 3))
-
-
 def generalised_mean(maps, p):
     """(1/hw · sum over positions of |x|^p)^(1/p) of each channel: (B, C, h, w) → (B, C), in float32 or better.
 
@@ -31,9 +22,9 @@ def generalised_mean(maps, p):
     return maps.abs().clamp(min=1e-6).pow(p).mean((2, 3)).pow(1 / p)
 
 
-POOLINGS = {
-    "avg": average,
-    "double": double,
+POOLINGS = {  # (B, C, h, w) → (B, C)
+    "avg": lambda maps: maps.mean((2, 3)),
+    "double": lambda maps: maps.mean((2, 3)) + maps.amax((2, 3)),  # as published
     "lp2": partial(generalised_mean, p=2),
     "lp3": partial(generalised_mean, p=3),
 }
@@ -77,10 +68,8 @@ class EmbeddingNet(nn.Module):
 
     def param_groups(self, lr, fc_lr=None):
         """The optimizer's groups: the backbone at lr, the last linear layer at fc_lr (lr where it is None)."""
-        return [
-            {"params": list(self.features.parameters()), "lr": lr},
-            {"params": list(self.last_linear.parameters()), "lr": lr if fc_lr is None else fc_lr},
-        ]
+        rates = {self.features: lr, self.last_linear: lr if fc_lr is None else fc_lr}
+        return [{"params": list(part.parameters()), "lr": rate} for part, rate in rates.items()]
 
     def prepare(self, images):
         """RGB images, uint8 or float in 0..1 → what the backbone wants: its channel order, range, mean and std."""

@@ -8,8 +8,7 @@ from utilities.command_line import near
 
 
 class TimmFeatures(nn.Module):
-    """A timm network without its classifier: normalised images (B, 3, H, W) → what it pools itself (B, width),
-    or with `maps` its last feature maps (B, width, h, w)."""
+    """A timm network without its classifier: images (B, 3, H, W) → (B, width), or with `maps` (B, width, h, w)."""
 
     def __init__(self, net, maps):
         super().__init__()
@@ -35,10 +34,7 @@ def check_name(name):
 
 
 def do_not_wait_for_the_hub():
-    """Where huggingface_hub's host gives no answer, let it take its cache alone.
-
-    By itself it asks for each of two files six times, which is 47 seconds, or three minutes behind a firewall.
-    """
+    """Where huggingface_hub's host gives no answer, take its cache alone: it would ask for 47 seconds or more."""
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
@@ -52,8 +48,7 @@ def timm_backbone(name, maps, pretrained, input_size=None):
     """The fields of a Backbone for timm's `name`: mean, std and size from its pretrained_cfg.
 
     `maps`: give feature maps to pool, not what the network pools itself.
-    `input_size`: of the images instead of its own; a network made for one size is made for this one, its position
-    embedding resampled.
+    `input_size`: of the images instead of its own; where that is fixed, its position embedding is resampled.
     """
     import timm
 
@@ -65,10 +60,6 @@ def timm_backbone(name, maps, pretrained, input_size=None):
     with_classifier = net.state_dict().keys()
     net.reset_classifier(0)
     config = net.pretrained_cfg
-    return dict(
-        about=f"timm's {name}",
-        build=lambda: TimmFeatures(net, maps),
-        input_size=config["input_size"][2],
-        wants=dict(mean=config["mean"], std=config["std"]),
-        not_in_backbone=tuple(with_classifier - net.state_dict().keys()),
-    )
+    wants, of_classifier = dict(mean=config["mean"], std=config["std"]), with_classifier - net.state_dict().keys()
+    return dict(about=name, build=lambda: TimmFeatures(net, maps), input_size=config["input_size"][2], wants=wants,
+                not_in_backbone=tuple(of_classifier))  # fmt: skip

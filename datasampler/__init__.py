@@ -76,8 +76,7 @@ class ClassBatches(Batches):
     def covering(self, generator):
         """Every class's images in groups; the groups in a row, class after class, are dealt out to the batches in turn.
 
-        A class has at most as many groups as there are batches, so no batch gets two of one class, and all get the same
-        number or one less.
+        A class has at most as many groups as there are batches, so no batch gets two of one class.
         """
         dealt, turn = [{} for _ in range(self.n_batches)], 0  # {class: its images}
         for c in torch.randperm(len(self.members), generator=generator).tolist():
@@ -122,11 +121,8 @@ class RandomBatches(Batches):
 
 
 class Draws:
-    """A sampler's batches as lists of (index, seed), for a DataLoader over an augmented split.
-
-    The seed is that of the image's augmentation. It depends on the run's seed, the epoch, the step and the place in the
-    batch, and so neither on the number of workers or processes nor on where the epoch was entered.
-    """
+    """A sampler's batches as lists of (index, seed of its augmentation). That depends on the run's seed, the epoch, the
+    step and the place in the batch: not on the number of workers or processes, nor on where the epoch was entered."""
 
     def __init__(self, sampler):
         self.sampler = sampler
@@ -154,14 +150,10 @@ def select(opt, labels, rank=0, world=1):
         lower = opt.bs - opt.bs % unit
         problem = f"--bs {opt.bs}: cannot be shared by {world} processes; {lower or unit} or {lower + unit} can"
     elif opt.data_sampler == "class_balanced" and n_drawn > n_classes:
-        line = (
-            f"--data_sampler class_balanced: --bs {opt.bs} --samples_per_class {each} takes {n_drawn} distinct classes"
-        )
-        problem = f"{line}, the training split has {n_classes}; --bs {n_classes * each} at the most"
+        taken = f"--data_sampler class_balanced: --bs {opt.bs} takes {n_drawn} distinct classes of {each} images"
+        problem = f"{taken}, the training split has {n_classes}; --bs {n_classes * each} at the most"
     elif opt.dataset == "folder" and n_classes == 1:  # such as training/ beside testing/
-        problem = (
-            f"--source_path {opt.source_path}: has one class to train on; each folder is a class, but train and test"
-        )
+        problem = f"--source_path {opt.source_path}: one class to train on; each folder is one, but train and test"
     if problem:
         raise ValueError(problem)
     return SAMPLERS[opt.data_sampler](labels, opt.bs, each, seed=opt.seed, rank=rank, world=world)
@@ -179,8 +171,7 @@ copy_stream = functools.cache(torch.cuda.Stream)  # one a run: memory freed on a
 
 
 def timed(loader):
-    """The loader's batches. loader.waited counts the seconds of waiting for all but the first: most of the epoch's,
-    where the input is the limit."""
+    """The loader's batches; loader.waited, in seconds: most of the epoch where the input is the limit."""
     loader.waited, start = 0.0, time.monotonic()
     for number, batch in enumerate(loader):
         loader.waited += time.monotonic() - start if number else 0  # the first waits for processes to start
@@ -189,8 +180,7 @@ def timed(loader):
 
 
 def prefetch(loader, device):
-    """The loader's batches, images on the device and labels on the CPU; on a GPU the next images are copied while the
-    last are trained on."""
+    """The loader's batches, images on the device, labels on the CPU; a GPU copies the next while it trains on these."""
     if device.type == "cpu":
         for images, labels in timed(loader):
             yield images.contiguous(memory_format=torch.channels_last), labels

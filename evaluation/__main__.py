@@ -32,16 +32,11 @@ def images_of(paths):
     drawn = {}
     if any(".ttf:U+" in path for path in paths):
         splits = glyphs.splits(SIDE)
-        both = splits.train.unaugmented(), splits.test
-        drawn = {path: (split, i) for split in both for i, path in enumerate(split.paths)}
-
-    def image(path):
-        if path in drawn:
-            split, i = drawn[path]
-            return split[i][0].permute(1, 2, 0).numpy()
-        return np.asarray(ImageOps.pad(Image.fromarray(images.read(path)), (SIDE, SIDE), color="white"))
-
-    return np.stack([image(path) for path in paths])
+        for split in (splits.train.unaugmented(), splits.test):
+            drawn |= {path: split[i][0].permute(1, 2, 0).numpy() for i, path in enumerate(split.paths) if path in paths}
+    for path in (path for path in paths if path not in drawn):
+        drawn[path] = np.asarray(ImageOps.pad(Image.fromarray(images.read(path)), (SIDE, SIDE), color="white"))
+    return np.stack([drawn[path] for path in paths])
 
 
 def panel(path, arrays, given):

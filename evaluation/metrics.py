@@ -1,5 +1,4 @@
-"""Every metric by name, and `compute`. To add one: a function whose arguments are attributes of `Embedded`, in the file
-of its family, and a line in METRICS."""
+"""Every metric by name, and `compute`. To add one: a function of what `Embedded` has, and a line in METRICS."""
 
 import inspect
 import re

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from evaluation import collapse
 from evaluation.retrieval import as_sets, as_tensors, together
 from evaluation.search import nearest_neighbours, well_scaled
-from utilities.folders import write_whole
+from utilities.folders import reading, write_whole
 
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe and Ito, 2008
 LINES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1))]
@@ -83,16 +83,12 @@ def draw_panels(drawn, height, across=2, **style):
 
 def load(path):
     """The arrays of an npz by name; ValueError, one line, where it does not hold what is needed."""
-    with open(path, "rb") as file:
-        try:
-            arrays = dict(np.load(file, allow_pickle=False))
-            for name in {*ARRAYS[:2], *arrays}:
-                real = np.float64 if arrays[name].dtype.itemsize >= 8 else np.float32
-                kind = np.int64 if "label" in name else real if "embeddings" in name else str
-                arrays[name] = arrays[name].astype(kind, casting="same_kind")
-        except Exception as problem:  # numpy has many for a damaged file
-            reason = (str(problem).splitlines() or [type(problem).__name__])[0]
-            raise ValueError(f"{path}: expected an npz of embeddings (n, d) and labels (n,) ({reason})") from None
+    with open(path, "rb") as file, reading(path, "an npz of embeddings (n, d) and labels (n,)"):
+        arrays = dict(np.load(file, allow_pickle=False))
+        for name in {*ARRAYS[:2], *arrays}:
+            real = np.float64 if arrays[name].dtype.itemsize >= 8 else np.float32
+            kind = np.int64 if "label" in name else real if "embeddings" in name else str
+            arrays[name] = arrays[name].astype(kind, casting="same_kind")
     return arrays
 
 
@@ -159,8 +155,7 @@ def spectrum(spaces):
 
 
 def flat_points(embeddings, labels, seed=0, most=POINTS):
-    """t-SNE (van der Maaten & Hinton, JMLR 2008) of at most `most` rows, first of the classes to colour, which the seed
-    draws: points (m, 2), their labels (m,), these classes."""
+    """t-SNE (van der Maaten & Hinton, JMLR 2008) of some rows: points (m, 2), their labels (m,), classes to colour."""
     from sklearn.manifold import TSNE
 
     embeddings, labels = as_tensors(embeddings, labels)

@@ -44,8 +44,7 @@ def together(gallery, queries):
 def nearest_matches(gallery, queries, depth, k=1, backend="auto"):
     """Whether each of the `depth` images nearest to a query has its label: bool (n, depth), cut to what there is.
 
-    Warns, once, where Recall@k is chance: where over 1% of the queries have more than k images as near as their
-    nearest, and these are not all of the query's class.
+    Warns, once, where over 1% of the queries have more than k images, not all of their class, as near as the nearest.
     """
     (embeddings, labels), (asked, own) = gallery, queries or gallery
     matches, undecided = [], 0

@@ -66,8 +66,7 @@ def nearest_neighbours(queries, gallery, k, exclude_self=False, backend="auto"):
     """Indices (n, k) of the k gallery rows (m, d) nearest to each query (n, d) by Euclidean distance, nearest first.
 
     k is cut to what there is. exclude_self: query i is gallery row i and is left out by its index; a duplicate of it
-    counts. Equally near rows come in the library's order. backend: "auto" is faiss where it is installed and, on a GPU,
-    built for it, else torch.
+    counts. backend: "auto" is faiss where it is installed and, on a GPU, built for it, else torch.
     """
     return torch.cat([found for _, found, _ in blocks_of_neighbours(queries, gallery, k, exclude_self, backend)])
 

@@ -171,9 +171,7 @@ def spectrum(tables):
 def tsne(tables):
     """t-SNE of the embeddings that the runs left, the same classes in each."""
     lines = [(title, *line) for title, lines in left_spaces(tables, lambda left: left[0]) for line in lines]
-    named = {
-        f"{title}, {label}, seed {seed}".removeprefix(", "): space for title, _, label, seed, space in lines[:SPACES]
-    }
+    named = {f"{title}, {row}, seed {seed}".removeprefix(", "): space for title, _, row, seed, space in lines[:SPACES]}
     return pictures.tsne(named, most=FLAT)
 
 

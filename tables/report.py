@@ -164,10 +164,8 @@ def caption(table):
     lines += [f"In brackets: what differs from {', '.join(usual)}"] if usual else []
     configs = [config for row in table.rows for config in row.runs["config"]]
     starts = [{**config, **start} for config in configs for start in ({}, *config.get("history", ()))]
-    # what may change numbers though it is no training flag
-    starts = pd.json_normalize(starts).filter(
-        regex=r"^(commit|device|machine|processes|versions\.|flags\.(search|kmeans_restarts)$)"
-    )
+    others = r"^(commit|device|machine|processes|versions\.|flags\.(search|kmeans_restarts)$)"  # may change numbers too
+    starts = pd.json_normalize(starts).filter(regex=others)
     differ = sorted(name.split(".")[-1] for name in starts if starts[name].astype(str).nunique() > 1)
     lines += [f"Not the same in all runs: {', '.join(differ)}"] if differ else []
     return ". ".join(lines) + "."

@@ -10,15 +10,13 @@ import numpy as np
 import pandas as pd
 
 import parameters
+from criteria import BASES
 from evaluation import collapse
 from utilities import folders
 from utilities.command_line import lookup
 
-NAMES = {
-    "proxyanchor": "ProxyAnchor", "multisimilarity": "MultiSimilarity", "nir": "NIR", "contrastive": "Contrastive",
-    "triplet": "Triplet", "margin": "Margin", "npair": "N-pair", "proxynca": "ProxyNCA", "arcface": "ArcFace",
-    "normalized_softmax": "Normalized softmax",
-}  # fmt: skip
+NAMES = {name: cls.__name__ for name, cls in BASES.items()}
+NAMES |= {"npair": "N-pair", "normalized_softmax": "Normalized softmax"}
 OF_ANTICO = ("antico_", "loss_ac_")  # flags that a base loss does not have
 # these act with some losses only; an older run, which lacks one of the others, had its default
 OF_LOSSES = ("antico_", "loss_", "batch_mining", "miner_", "pml_")
@@ -48,18 +46,15 @@ def read_metrics(path):
     """(metrics.csv as numbers, names of its columns with one that is not finite). Raises ValueError, one line."""
     if not os.path.exists(path):
         return pd.DataFrame({"epoch": []}), ""
-    try:
+    with folders.reading(path):
         text = pd.read_csv(path, dtype=str, keep_default_na=False)
         table = text.replace("", "nan").astype(float)
         broken = (text != "") & ~np.isfinite(table)
         return table.astype({"epoch": int}), ", ".join(table.columns[broken.any()])
-    except (ValueError, KeyError) as problem:
-        raise ValueError(f"{path}: damaged ({str(problem).splitlines()[0]})") from problem
 
 
 def read_run(folder, given):
-    """A run as a dict, with the reason why its numbers do not count, "" where they do, and `chosen`, {column: value} of
-    the epoch that --row names."""
+    """A run as a dict: also why its numbers do not count (`reason`, or ""), and those of --row's epoch (`chosen`)."""
     config = folders.read_config(folder)
     metrics, broken = read_metrics(os.path.join(folder, "metrics.csv"))
     every, done = folders.all_flags(config), int(metrics["epoch"].max()) if len(metrics) else -1

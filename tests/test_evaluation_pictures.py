@@ -146,10 +146,10 @@ def test_bad_input_is_one_line_that_names_it(saved, tmp_path, capsys):
     damaged = tmp_path / "damaged.npz"
     damaged.write_bytes((tmp_path / "e.npz").read_bytes()[:2000])
     for arguments, message in (
-        ([damaged, "--panel", out], "damaged.npz: expected an npz"),
+        ([damaged, "--panel", out], "damaged.npz: not an npz"),
         ([tmp_path / "none.npz"], "none.npz: No such file"),
-        ([saved("a.npz", embeddings=np.array([["x"] * 6] * 40))], "a.npz: expected an npz"),
-        ([saved("b.npz", labels=np.zeros(40))], "b.npz: expected an npz"),
+        ([saved("a.npz", embeddings=np.array([["x"] * 6] * 40))], "a.npz: not an npz"),
+        ([saved("b.npz", labels=np.zeros(40))], "b.npz: not an npz"),
         ([saved("c.npz", query_labels=np.zeros(4, int))], "query_embeddings and query_labels go together"),
         ([path, "--metrics", "e_recall"], "--metrics e_recall: unknown"),
         ([path, "--spectrum", tmp_path / "p.xyz"], "Format 'xyz' is not supported"),

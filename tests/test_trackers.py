@@ -76,13 +76,6 @@ def test_tensorboard_gets_each_epochs_row(run, tmp_path, monkeypatch):
     assert writer.return_value.close.called
 
 
-@pytest.mark.parametrize("flag, package", [("--tensorboard", "tensorboard"), ("--log_online", "wandb")])
-def test_a_missing_library_is_one_line_before_the_run(run, tmp_path, monkeypatch, capsys, flag, package):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert run(flag) == 2 and not (tmp_path / "folder").exists()
-    assert f"error: {flag}: needs the package {package}" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     "how, said", [("point", True), ("near", True), ("point from the start", False), ("spread", False)]
 )

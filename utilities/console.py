@@ -54,8 +54,7 @@ def epoch_line(run, row):
 
 
 def closing_lines(run):
-    """The numbers of the last epoch, and of the best on the test and the validation split, the first of equals; epoch 0
-    is before training and no candidate."""
+    """The numbers of the last epoch, and of the best on test and validation split: the first of equals, from 1 on."""
     split, lines = "test" if "test" in run.evaluated else run.best_split, {"last": run.rows[-1]}
     for name in ("test", "val"):
         column = f"{name}/{run.opt.storage_metrics[0]}"

@@ -76,10 +76,7 @@ def first_process_first():
 
 
 def on_first(work):
-    """What the function `work` gives, or the error that it raises: called on the first process, had by all.
-
-    The others wait. It gives anything that can be pickled.
-    """
+    """What `work` gives (anything that can be pickled) or raises on the first process, for which the others wait."""
     if world() == 1:
         return work()
     box = [None, None]
@@ -125,20 +122,15 @@ def stack(x):
     return torch.stack(parts)
 
 
-class Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.rows = slice(rank() * len(x), (rank() + 1) * len(x))
-        return stack(x).flatten(0, 1)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient[ctx.rows] * world()
-
-
 def gather(x):
     """(n, ...) of each process → (world · n, ...) on all, by rank; differentiable, with the factor above."""
-    return x if world() == 1 else Gather.apply(x)
+    if world() == 1:
+        return x
+    parts = list(stack(x.detach()))
+    if x.requires_grad:
+        parts[rank()] = own = x.view_as(x)
+        own.register_hook(lambda gradient: gradient * world())
+    return torch.cat(parts)
 
 
 def gather_rows(x, n):

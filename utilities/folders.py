@@ -1,5 +1,4 @@
-"""The folder of a run: claimed and locked by one process, found again, and its config.json; files that are written
-whole or not at all. Without torch."""
+"""A run's folder: claimed, locked, found again, and its config.json; files that are written whole. Without torch."""
 
 import contextlib
 import fcntl
@@ -13,6 +12,8 @@ import subprocess
 import time
 import weakref
 
+from utilities.command_line import line_of
+
 DIVERGED = "diverged.json"
 UNFINISHED = ".writing-"
 DAY = 24 * 3600  # seconds
@@ -22,18 +23,25 @@ def run_name(savename, group, seed):
     return f"{group}_s{seed}" if savename == "group_plus_seed" else savename
 
 
+@contextlib.contextmanager
+def reading(path, wanted="a file of this program"):
+    """Whatever error a damaged file leads to becomes a ValueError of one line."""
+    try:
+        yield
+    except Exception as problem:
+        reason = line_of(problem).splitlines()[0]
+        raise ValueError(f"{path}: not {wanted}, or a damaged one ({reason})") from problem
+
+
 def read_config(folder):
     """The config.json of a run's folder. Raises ValueError, one line, if there is none or it is damaged."""
     path = os.path.join(folder, "config.json")
-    try:
-        with open(path, encoding="utf-8") as file:
-            config = json.load(file)
+    if not os.path.isfile(path):
+        raise ValueError(f"{folder}: no run there (a folder with config.json and checkpoint.pt)")
+    with open(path, encoding="utf-8") as file, reading(path):
+        config = json.load(file)
         all_flags(config)["loss"]
-        return config
-    except Exception as problem:  # whatever a damaged file leads to
-        damaged = f"config.json is damaged ({type(problem).__name__})"
-        reason = damaged if os.path.isfile(path) else "no run there (a folder with config.json and checkpoint.pt)"
-        raise ValueError(f"{folder}: {reason}") from problem
+    return config
 
 
 def all_flags(config):
@@ -63,9 +71,8 @@ def flags_of_run(given, known):
     for name, value in given.items():
         if not known[name].may_change and saved.get(name, value) != value:
             before, now = (" ".join(map(str, v)) if isinstance(v, list) else v for v in (saved[name], value))
-            unlike.append(
-                f"that run has --{name} {before}, not {now}; leave it out, or start a new run without --resume"
-            )
+            advice = "leave it out, or start a new run without --resume"
+            unlike.append(f"that run has --{name} {before}, not {now}; {advice}")
     if unlike:
         raise ValueError(f"--resume {folder}: {unlike[0]}")
     if not set(saved.get("storage_metrics", ())) <= set(given.get("evaluation_metrics", saved["evaluation_metrics"])):
@@ -98,9 +105,8 @@ def lock(path):
     handle = open(path, "a")
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as problem:  # another's, or a file system without locks
-        if isinstance(problem, BlockingIOError):
-            handle.close()
+    except OSError as problem:
+        if isinstance(problem, BlockingIOError):  # another's; else a file system without locks
             return None
     copy = weakref.ref(handle)
     os.register_at_fork(after_in_child=lambda: copy() and copy().close())

@@ -2,7 +2,6 @@
 
 import csv
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
@@ -109,14 +108,7 @@ def weights_and_biases(run, config):
     return lambda row: log.log(row, step=row["epoch"]), log.finish
 
 
-TRACKERS = {"tensorboard": ("tensorboard", tensorboard), "log_online": ("wandb", weights_and_biases)}
-
-
-def check_trackers(opt):
-    """ValueError, one line, if the library of a tracker is missing: before the run begins."""
-    for flag, (package, _) in TRACKERS.items():
-        if getattr(opt, flag) and importlib.util.find_spec(package) is None:
-            raise ValueError(f"--{flag}: needs the package {package}: pip install {package}")
+TRACKERS = {"tensorboard": tensorboard, "log_online": weights_and_biases}
 
 
 class Trackers:
@@ -124,8 +116,8 @@ class Trackers:
     whatever a foreign library says of its network must not end the run."""
 
     def __init__(self, run, config):
-        wanted = {flag: start for flag, (_, start) in TRACKERS.items() if getattr(run.opt, flag)}
-        self.open = wanted if distributed.rank() == 0 else {}
+        here = TRACKERS if distributed.rank() == 0 else {}
+        self.open = {flag: start for flag, start in here.items() if getattr(run.opt, flag)}
         self.open = self.each(lambda start: start(run, config))
 
     def each(self, action):

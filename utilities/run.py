@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import torch
 
 from utilities import distributed, folders, records
-from utilities.command_line import line_of
 from utilities.folders import remove_unfinished, write_whole
 
 LAST, BEFORE, NEW = "checkpoint.pt", "checkpoint_before.pt", "checkpoint_new.pt"
@@ -95,9 +94,8 @@ class Run(SimpleNamespace):
         self.seconds, self.counted = self.seconds + now - self.counted, now
 
     def save(self, *also):
-        """Write checkpoint.pt, after the files `also`, which lack the optimizer; the one before it is kept, and a run
-        that has diverged keeps its last good one. Of several processes, which all have the same state, the first
-        writes, in a thread for which the next save waits."""
+        """Write checkpoint.pt, after the files `also`, which lack the optimizer; the one before it is kept. Of several
+        processes, which all have the same state, the first writes, in a thread for which the next save waits."""
         self.check()
         self.count_seconds()
         self.written()
@@ -159,8 +157,6 @@ class Run(SimpleNamespace):
         for part in PARTS:
             getattr(self, part).load_state_dict(state[part])
         vars(self).update({name: state[name] for name in PROGRESS if name in state})
-        if "before" not in state:
-            distributed.print_once("note: this run began in an earlier version, whose best.pt can be of epoch 0")
         self.sums = {name: value.to(self.device) for name, value in self.sums.items()}
         self.newest, self.keep = self.place, name != BEFORE  # a damaged one does not take the place of the good one
 
@@ -204,26 +200,15 @@ def pack(state):
     return buffer.getbuffer()
 
 
-def attempt(path, *parts):
-    """(a checkpoint that has these parts, on the CPU, None), or (None, why there is none)."""
-    try:
-        with zipfile.ZipFile(path) as file:
-            problem = file.testzip()  # the first part with a wrong checksum, at which torch does not look
-        state = None if problem else torch.load(path, map_location="cpu", weights_only=True)
-        lacking = [part for part in parts if not isinstance(state, dict) or part not in state]
-        problem = problem or (f"has no {lacking[0]}" if lacking else None)
-        if problem is None:
-            return state, None
-    except Exception as error:  # torch and zipfile have many for a damaged file
-        problem = line_of(error).splitlines()[0]
-    return None, f"{path}: not a checkpoint of this program, or a damaged one ({problem})"
-
-
 def load(path, *parts):
     """A checkpoint with these parts, on the CPU. Raises ValueError, one line, if there is none, or it is damaged."""
-    state, problem = attempt(path, *parts)
-    if problem:
-        raise ValueError(problem)
+    with folders.reading(path, "a checkpoint of this program"):
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()  # the first part with a wrong checksum, at which torch does not look
+        state = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
+        lacking = [part for part in parts if not isinstance(state, dict) or part not in state]
+        if damaged or lacking:
+            raise ValueError(damaged or f"has no {lacking[0]}")
     return state
 
 
@@ -232,11 +217,12 @@ def newest(folder):
     problems = []
     for name in (NEW, LAST, BEFORE):  # NEW is there if the run was killed between two renames
         if os.path.exists(path := os.path.join(folder, name)):
-            state, problem = attempt(path, *PARTS)  # a best.pt has no optimizer
-            if not problem:
+            try:
+                state = load(path, *PARTS)  # a best.pt has no optimizer
                 print(*(f"note: {line}; going on from {name}, the one before it\n" for line in problems), end="")
                 return name, state
-            problems.append(problem)
+            except ValueError as problem:
+                problems.append(str(problem))
     if problems:
         raise ValueError(f"{'; '.join(problems)}; start the run anew without --resume")
     return "", None

@@ -1,5 +1,4 @@
-"""SIGINT (Ctrl-C), SIGTERM, SIGHUP (a closed terminal) and SIGUSR1 (Slurm's warning): the step is finished, the run
-saved, and then it ends."""
+"""SIGINT (Ctrl-C), SIGTERM, SIGHUP (a closed terminal), SIGUSR1 (Slurm's warning): finish the step, save, end."""
 
 import contextlib
 import ctypes
