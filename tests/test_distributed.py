@@ -81,9 +81,8 @@ def test_timms_batchnorm_keeps_its_activation(monkeypatch):
     torch.manual_seed(0)
     model, images = timm.create_model("test_resnet").eval(), torch.randn(2, 3, 64, 64)
     found = batchnorm.with_sync_batchnorm(copy.deepcopy(model))  # on GPUs
-    assert any(isinstance(m, torch.nn.SyncBatchNorm) for m in found.modules()) and torch.equal(
-        found(images), model(images)
-    )
+    assert any(isinstance(m, torch.nn.SyncBatchNorm) for m in found.modules())
+    assert torch.equal(found(images), model(images))
     monkeypatch.setattr(distributed, "world", lambda: 2)
     whole = batchnorm.synchronize(copy.deepcopy(model).train())  # on CPUs
     monkeypatch.undo()

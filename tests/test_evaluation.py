@@ -19,11 +19,6 @@ from evaluation import clustering, retrieval
 ALL = ["e_recall@1", "e_recall@8", "nmi", "f1", "mAP_1000", "mAP@R", "coding_rate@share"]
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_golden_retrieval(metrics_case, backend):
     embeddings, labels = metrics_case["embeddings"], metrics_case["labels"]

@@ -109,9 +109,7 @@ def test_auto_compiles_where_it_pays_and_works_and_says_why_not(monkeypatch, cap
 
 
 def test_a_full_shm_names_the_flag_and_the_containers_option():
-    words = (
-        "Caught RuntimeError ...\nunable to allocate shared memory(shm) for file </torch_1>: No space left on device"
-    )
+    words = "Caught RuntimeError ...\nunable to allocate shared memory(shm) for file </torch_1>: No space left"
     advice = devices.advice_on_memory(RuntimeError(words))
     assert "--shm-size" in advice and "--kernels" in advice and not devices.advice_on_memory(RuntimeError("a bug"))
 

@@ -47,13 +47,6 @@ def test_a_flipped_bit_is_told_or_changes_nothing(whole, tmp_path):
     assert told > 300
 
 
-@pytest.mark.parametrize("size", [0, 1, 100, 2000, -40, -1])
-def test_a_truncated_file_is_told(whole, tmp_path, size):
-    (tmp_path / LAST).write_bytes((whole / LAST).read_bytes()[:size])
-    with pytest.raises(ValueError, match="damaged"):
-        load(tmp_path / LAST)
-
-
 @pytest.mark.parametrize("renames", [0, 1])
 def test_killed_between_the_renames_the_new_checkpoint_counts(argv, whole, tmp_path, monkeypatch, capsys, renames):
     real, done = os.replace, []

@@ -76,25 +76,17 @@ def test_tensorboard_gets_each_epochs_row(run, tmp_path, monkeypatch):
     assert writer.return_value.close.called
 
 
-@pytest.mark.parametrize(
-    "how, said", [("point", True), ("near", True), ("point from the start", False), ("spread", False)]
-)
-def test_a_collapse_is_said_when_it_is_one(run, monkeypatch, capsys, how, said):
-    """The embeddings become one point, or nearly so, or were so before training, or spread out."""
+@pytest.mark.parametrize("from_the_start", [False, True])
+def test_a_collapse_is_said_where_it_came_by_training(run, monkeypatch, capsys, from_the_start):
     real, calls = main.evaluation.evaluate, []
-    scale = {"point": 0, "near": 1e-4, "spread": 1e4}[how.split()[0]]
-
-    def forward(images):
-        point = torch.nn.functional.normalize(torch.arange(1.0, 17.0), dim=0)
-        return point + scale * torch.randn(len(images), 16, generator=torch.Generator().manual_seed(0))
 
     def evaluate(model, *args, **more):
         calls.append(model)
         with monkeypatch.context() as patch:
-            if len(calls) > 1 or "start" in how:
-                patch.setattr(model, "forward", forward)
+            if len(calls) > 1 or from_the_start:
+                patch.setattr(model, "forward", lambda images: torch.arange(16.0).repeat(len(images), 1))
             return real(model, *args, **more)
 
     monkeypatch.setattr(main.evaluation, "evaluate", evaluate)
     assert run("--n_epochs", 1) == 0
-    assert capsys.readouterr().out.count("collapsed") == said
+    assert capsys.readouterr().out.count("collapsed") != from_the_start

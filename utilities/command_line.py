@@ -35,8 +35,7 @@ def silence():
 
 
 def one_line_errors(main):
-    """Decorator of a command, which takes the words of its command line (without any, sys.argv's) and returns its exit
-    status: for bad input it is 2, after one line."""
+    """Decorator of a command: from the words of its command line (or sys.argv's) to its exit status, 2 for bad input."""
 
     @functools.wraps(main)
     def guarded(words=None):
