@@ -22,10 +22,9 @@ MEMORY = Path("/proc/meminfo")  # kB; elsewhere than on Linux 4 GiB count as fre
 
 def memory_for_crops():
     """Bytes that the images of a split may take: a quarter of the memory that is free, or of the container's."""
-    limit = CONTAINER.read_text().strip() if CONTAINER.is_file() else ""
-    words = MEMORY.read_text().split() if MEMORY.is_file() else ()
-    free = 1024 * int(words[words.index("MemAvailable:") + 1]) if "MemAvailable:" in words else 4 * 2**30
-    return min(free, int(limit) if limit.isdigit() else free) // 4
+    limit, words = (path.read_text().split() if path.is_file() else [] for path in (CONTAINER, MEMORY))
+    free = 1024 * int(words[words.index("MemAvailable:") + 1]) if words else 4 * 2**30
+    return min([free, *(int(word) for word in limit if word.isdigit())]) // 4
 
 
 def batches(split, batch_size, workers, pin_memory):

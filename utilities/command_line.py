@@ -35,7 +35,7 @@ def silence():
 
 
 def one_line_errors(main):
-    """Decorator of a command: from the words of its command line (or sys.argv's) to its exit status, 2 for bad input."""
+    """Decorator: from the words of a command line, or sys.argv's, to its exit status: 2 for bad input."""
 
     @functools.wraps(main)
     def guarded(words=None):
