@@ -1,8 +1,7 @@
 """Batch miners: (embeddings (B, d), labels (B,), own parameters) → index tensors (anchors, positives, negatives), (T,).
 
-Nothing is differentiated. Distances are Euclidean, of L2-normalised embeddings. Images without a positive or without a
-negative are no anchors; a batch without any gives T = 0. Pairs are counted where the labels are: with them on the
-host nothing waits for a GPU that has the embeddings.
+Distances are Euclidean, of L2-normalised embeddings. Images without a positive or without a negative are no anchors; a
+batch without any gives T = 0. Pairs are counted where the labels are: on the host, and nothing waits for a GPU.
 """
 
 import torch
