@@ -158,7 +158,7 @@ class AntiCo(Criterion):
         forms = dict(exp=torch.exp(-self.gam2 * rate), neg=-self.gam2 * rate, normalized=1 - share, guard=1 - share)
         term, weight, logs = forms[self.form], self.w, {}
         if self.guard:
-            at = embeddings if self.variant in OF_EMBEDDINGS else proxies if shared else leaf(self.proxies)
+            at = embeddings if self.variant in OF_EMBEDDINGS else leaf(self.proxies)
             weight = logs["weight"] = self.w * self.guard(self.align * base, term, share, at)
         # the base's own names come first: one of them may be among these, as nir's `base`
         self.log(**{**self.base.terms, "base": base, "term": term}, coding_rate=rate, coding_rate_share=share, **logs)

@@ -16,15 +16,16 @@ from utilities import distributed
 from utilities.run import Run
 from utilities.signals import Signals
 
-BS, CLASSES, STEPS = 24, 6, (1, 2)  # images a batch, classes, steps of each epoch
+BS, CLASSES = 24, 6  # images a batch, classes
 CPU = torch.device("cpu")
-CASES = {  # name: (flags, network)
+CASES = {  # name: (flags, network, steps of each of two epochs where they are not 1 and 2)
     "margin": ("--loss margin --batch_mining distance", "plain"),
     "proxyanchor": ("--loss proxyanchor", "plain"),
     "proxyanchor, frozen, warm-up": ("--loss proxyanchor --warmup 1", "frozen"),
     "proxyanchor, parameters that do nothing": ("--loss proxyanchor", "unused"),
     "antico": ("--loss antico", "plain"),
-    "antico_pair": ("--loss antico_pair --warmup 1", "plain"),
+    "antico_pair": ("--loss antico_pair --antico_w 3 --warmup 1", "plain"),
+    "guard": ("--loss antico_pair --antico_target 0.95", "plain", (1, 19)),
     "antico_batch_proxy": ("--loss antico_batch_proxy", "frozen"),
     "antico_all_proxy": ("--loss antico_all_proxy", "plain"),
     "antico_class_means": ("--loss antico_class_means", "plain"),
@@ -108,12 +109,12 @@ def gradients(run):
     return {name: p.grad.clone() for name, p in parameters.items() if p.grad is not None}
 
 
-def train(flags, kind):
+def train(flags, kind, steps=(1, 2)):
     """Losses, gradients of the first step, and last weights."""
     run = make_run(flags, batchnorm.synchronize(network(kind)))
     losses, first = [], None
-    for epoch, steps in enumerate(STEPS, 1):
-        losses.append(train_epoch(run, epoch, steps))
+    for epoch, number in enumerate(steps, 1):
+        losses.append(train_epoch(run, epoch, number))
         first = first or gradients(run)
     return {"losses": losses, "first": first, "model": run.model.state_dict(), "criterion": run.criterion.state_dict()}
 

@@ -13,7 +13,7 @@ HERE = Path(__file__).parent.parent
 LONG = 300  # seconds: the machine may be busy
 SMALL = (
     "--input_size 16 --arch conv4_normalize --embed_dim 16 --bs 32 --samples_per_class 4 --lr 1e-3 --loss antico_pair "
-    "--antico_base margin --batch_mining distance --n_epochs 3 --tau 2 --no_train_metrics "
+    "--antico_base margin --antico_target 0.9 --batch_mining distance --n_epochs 3 --tau 2 --no_train_metrics "
     "--evaluation_metrics e_recall@1 --checkpoint_minutes 0"
 ).split()  # every step saves
 os.environ["OMP_NUM_THREADS"] = "1"  # of all processes that are started here

@@ -13,6 +13,7 @@ from criteria.pml import ModuleLoss
 
 VARIANTS = ["pair", "batch_proxy", "all_proxy", "class_means"]
 OF_EMBEDDINGS = ("pair", "class_means")
+NORMALIZED_SOFTMAX = "pml.NormalizedSoftmaxLoss"
 
 
 # against the published code
@@ -164,22 +165,112 @@ def test_a_plain_module_without_one_vector_a_class_is_told():
 # what it does to the space
 
 
+# the guard
+
+
+def partly_collapsed(n_classes, d, criterion, collapse):
+    """Embeddings of 45 classes by two; collapse 0: spread, 1: all in one direction, but for a little noise."""
+    labels = torch.randperm(n_classes)[:45].repeat_interleave(2)
+    centres = torch.randn(45, d).repeat_interleave(2, 0)
+    pull = normalize(centres if criterion.variant in OF_EMBEDDINGS else criterion.proxies.detach()[labels], dim=1)
+    common, noise = normalize(torch.randn(1, d), dim=1), normalize(torch.randn(90, d), dim=1)
+    mixed = collapse * common + (1 - collapse) * pull + (1.1 - collapse) * noise
+    return normalize(mixed, dim=1).requires_grad_(), labels
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("n_classes", [98, 100, 11318], ids=["cars", "cub", "sop"])
-def test_every_variant_has_a_living_gradient_at_its_defaults(variant, n_classes):
-    """The term's share of the gradient is 1/100 to 100 times the base's, in float32, while training is under way."""
+def test_every_variant_pushes_as_hard_as_its_base_when_the_space_collapses(variant, n_classes):
+    """By default, in float32: the term's gradient is 1/10 to 10 times as long as the base's."""
     torch.manual_seed(0)
     criterion = build(f"antico_{variant} --embed_dim 512 --bs 90", n_classes)
-    labels = torch.randperm(n_classes)[:45].repeat_interleave(2)
-    centres = torch.randn(45, 512).repeat_interleave(2, 0)
-    pull = normalize(centres if variant in OF_EMBEDDINGS else criterion.proxies.detach()[labels], dim=1)
-    common = normalize(torch.randn(1, 512), dim=1)  # a partly collapsed space, classes half separated
-    noise = normalize(torch.randn(90, 512), dim=1)
-    embeddings = normalize(0.7 * common + 0.3 * pull + 0.7 * noise, dim=1).requires_grad_()
-    target = embeddings if variant in OF_EMBEDDINGS else criterion.proxies
-    (base,) = torch.autograd.grad(criterion.align * criterion.base(embeddings, labels), target)
-    (both,) = torch.autograd.grad(criterion(embeddings, labels), target)
-    assert 0.01 < float((both - base).norm() / base.norm()) < 100
+    with torch.no_grad():  # what a proxy loss does to its proxies, as to embeddings
+        criterion.proxies.add_(criterion.proxies.norm(dim=1).mean() * normalize(torch.randn(1, 512), dim=1))
+    for collapse in (0.0, 0.8):
+        embeddings, labels = partly_collapsed(n_classes, 512, criterion, collapse)
+        target = embeddings if variant in OF_EMBEDDINGS else criterion.proxies
+        (base,) = torch.autograd.grad(criterion.base(embeddings, labels), target)
+        (both,) = torch.autograd.grad(criterion(embeddings, labels), target)
+    assert 0.1 < float((both - base).norm() / base.norm()) < 10
+
+
+def gradient_of_share(Z, s, largest):
+    """Of 1 - R/R_max at rows that are normalised on the way, from the closed form of the gradient of logdet."""
+    unit = normalize(Z, dim=1)
+    gradient = -s / largest * unit @ torch.linalg.inv(torch.eye(Z.shape[1], dtype=Z.dtype) + s * unit.T @ unit)
+    return (gradient - (gradient * unit).sum(1, keepdim=True) * unit) / Z.norm(dim=1, keepdim=True)
+
+
+@pytest.mark.parametrize("base", ["proxyanchor", "arcface", "multisimilarity", "contrastive", "pml.ArcFaceLoss"])
+def test_the_guards_weight_is_its_formula(base):
+    """20 batches that collapse and recover, and a user's target: the weight by hand, from closed forms in float64."""
+    torch.manual_seed(0)
+    n, d, means, before, acted = 24, 12, None, None, []
+    s, largest = d / (n * 0.5), d / 2 * math.log(1 + d / (n * 0.5) * n / d)
+    for target in (None, 0.8):
+        loss = select(f"antico_pair --antico_base {base} --embed_dim {d} --antico_w 2 --antico_form guard", 6)
+        loss.guard = type(loss.guard)(loss.base, "pair", target)
+        means = None
+        for step in range(20):
+            Z = (torch.randn(n, d) + 4 * math.sin(step / 3) ** 2 * torch.ones(d)).double().requires_grad_()
+            labels = torch.arange(n) % 6
+            value, (pull,) = loss(Z, labels), torch.autograd.grad(loss.base(Z, labels), Z)
+            share = 0.5 * float(torch.logdet(torch.eye(d) + s * normalize(Z, dim=1).T @ normalize(Z, dim=1))) / largest
+            norms = np.array([float(pull.norm()), float(gradient_of_share(Z.detach(), s, largest).norm())])
+            means = norms if means is None else 0.98 * means + 0.02 * norms
+            before = share if step == 0 else before
+            rule = max(0.5, before) if hasattr(loss.base, "proxies") else before / 2
+            weight = 2 * means[0] / means[1] * min(max(((target or rule) - share) / 0.1, 0), 1)
+            assert loss.logs["weight"] == pytest.approx(weight, rel=1e-6, abs=1e-12)
+            assert float(value) == pytest.approx(loss.logs["base"] + weight * (1 - share), rel=1e-6)
+            acted.append(weight > 0)
+    assert 0 < sum(acted) < 40
+
+
+def test_a_pair_loss_that_does_not_collapse_trains_as_without_a_guard():
+    """To the last bit: the same gradient, while the space holds half of what it had."""
+    torch.manual_seed(0)
+    for variant in ("class_means", "pair"):
+        alone, guarded = build("multisimilarity"), build(f"antico_{variant} --antico_base multisimilarity")
+        for spread in (1.0, 0.7, 0.5):
+            x = (torch.randn(40, 16) * torch.linspace(spread, 1, 16) ** 2).requires_grad_()
+            found = [torch.autograd.grad(loss(x, torch.arange(40) % 10), x)[0] for loss in (alone, guarded)]
+            assert torch.equal(*found) and guarded.logs["weight"] == 0
+    assert guarded(1 + 0.01 * x, torch.arange(40) % 10) > guarded.logs["base"] + 0.1  # a collapse
+
+
+def test_the_guard_forgets_what_is_not_finite_and_learns_from_training_alone():
+    loss = build("antico_class_means --antico_base multisimilarity --antico_target 2")
+    x, labels = torch.randn(40, 16, requires_grad=True), torch.arange(40) % 10
+    loss(x, labels)
+    state = {name: value.clone() for name, value in loss.state_dict().items()}
+    assert state["guard.pulls"].dtype == torch.float64 and float(state["guard.pulls"].min()) > 0
+    with torch.no_grad():
+        loss(2 * x, labels)
+    loss.eval()(3 * x, labels)
+    loss.train().align = math.inf  # as a step of fp16 that overflows
+    loss(4 * x, labels)
+    assert all(torch.equal(value, state[name]) for name, value in loss.state_dict().items())
+    loss.align = 1.0
+    value = loss(torch.ones(40, 16, requires_grad=True), labels)  # all alike: no direction to push in
+    assert math.isfinite(value) and loss.logs["weight"] < 1e6
+
+
+@pytest.mark.parametrize("variant", ["batch_proxy", "all_proxy"])
+def test_the_guard_of_anothers_class_weights(variant):
+    """Those of pytorch-metric-learning are W (d, C), seen through a transposition."""
+    torch.manual_seed(0)
+    ours, theirs = (select(f"antico_{variant} --antico_base {b}") for b in ("normalized_softmax", NORMALIZED_SOFTMAX))
+    theirs.base.inner.W.data = ours.proxies.data.T.clone()
+    embeddings, labels = torch.randn(20, 128, dtype=torch.float64), torch.arange(20) % 7
+    assert float(ours(embeddings, labels)) == pytest.approx(float(theirs(embeddings, labels)), rel=1e-6)
+    assert ours.logs["weight"] == pytest.approx(theirs.logs["weight"], rel=1e-6) and ours.logs["weight"] > 0
+
+
+def test_the_first_epoch_says_that_the_guard_did_not_act():
+    loss = AntiCo(OProxy(10, 16, mode="anchor"), "pair")
+    still, acting = ({"loss/weight": w, "loss/coding_rate_share": 0.6} for w in (0.0, 0.1))
+    assert [bool(loss.note(rows)) for rows in ([{}, still], [{}, acting], [{}, still, still])] == [True, False, False]
 
 
 def test_a_dead_exponential_is_noted_in_the_first_epoch_that_shows_it():

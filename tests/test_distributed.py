@@ -49,7 +49,7 @@ def test_epochs_are_those_of_one_process(one, several, world, case):
 @pytest.mark.parametrize("case", ranks.CASES)
 def test_the_gradient_is_that_of_the_whole_batch(one, case):
     """Against autograd alone: no gather, no chunks, no factor."""
-    flags, kind = ranks.CASES[case]
+    flags, kind, *_ = ranks.CASES[case]
     model = ranks.network(kind)
     model.warm_up("--warmup" in flags)
     run = ranks.make_run(flags, model.train())

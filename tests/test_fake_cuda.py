@@ -23,7 +23,7 @@ CLASSES, BS, DIMENSIONS = 10, 24, 16
 MINED = [f"{loss} --batch_mining {miner}" for loss in ("contrastive", "triplet", "margin") for miner in criteria.MINERS]
 LOSSES = [name for name in criteria.CRITERIA if name not in ("contrastive", "triplet", "margin")] + MINED
 LOSSES += [f"antico_class_means --antico_base {words}" for words in MINED[-2:]]
-FORMS = ["exp", "neg", "normalized"]
+FORMS = ["exp", "neg", "normalized", "guard"]
 VARIANTS = ["pair", "batch_proxy", "all_proxy", "class_means"]
 LOSSES += [
     f"antico_{v} --antico_form {f} --antico_scale {s}" for v in VARIANTS for f in FORMS for s in ("published", "mcr2")

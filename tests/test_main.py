@@ -42,7 +42,7 @@ def test_a_run_learns_and_leaves_its_records(tmp_path):
     assert sorted(folder.glob("improved_*")) == [folder / f"improved_epoch{n:04d}.pt" for n in improved]
     assert last["criterion"]["base.proxies"].shape == (20, 16)
     config = json.loads((folder / "config.json").read_text())
-    assert config["flags"]["antico_form"] == "normalized" and config["without_effect"]["antico_gam2"] == 1
+    assert config["flags"]["antico_form"] == "guard" and config["without_effect"]["antico_gam2"] == 1
     assert config["seed"] == 0 and config["versions"]["torch"] == torch.__version__.split("+")[0]
 
 

@@ -45,27 +45,15 @@ def test_published_flag_has_its_type_and_default(row):
 def test_defaults_follow_the_loss_and_what_is_given_wins():
     opt = parse("--loss antico")
     assert (opt.antico_form, opt.antico_base, opt.loss_ac_w_align, opt.antico_w) == ("exp", "oproxy", 0.01, 1)
-    opt = parse("--loss antico_pair")
-    assert (opt.antico_base, opt.antico_w, opt.antico_eps, opt.loss_ac_w_align) == ("proxyanchor", 30, 0.005, 1)
-    opt = parse("--loss antico_pair --antico_base multisimilarity")
-    assert (opt.antico_form, opt.antico_w, opt.antico_eps) == ("normalized", 0.1, 0.5)
+    for base in ("proxyanchor", "multisimilarity"):
+        opt = parse(f"--loss antico_pair --antico_base {base}")
+        assert (opt.antico_form, opt.antico_type, opt.antico_w, opt.antico_eps) == ("guard", "pair", 1, 0.5)
     opt = parse("--antico_w 7 --loss=antico_batch_proxy --antico_form exp")
     assert (opt.antico_w, opt.antico_form, opt.antico_base) == (7, "exp", "proxyanchor")
-    opt = parse("--loss antico_pair --antico_base proxyanchor --antico_w 2")
-    assert (opt.antico_w, opt.antico_eps) == (2, 0.005)
-
-
-@pytest.mark.parametrize("key", parameters.DEFAULTS)
-def test_the_table_of_defaults_is_what_a_command_line_has(key):
-    loss, _, base = key.partition(" over ")
-    opt = vars(parse(f"--loss {loss} --antico_base {base}" if base else f"--loss {loss}"))
-    assert loss in criteria.CRITERIA and (not base or base in criteria.BASES)
-    over = parameters.DEFAULTS.get(f"{loss} over {opt['antico_base']}", {})
-    assert opt == {**opt, **parameters.DEFAULTS[key], **over}
-    if base:  # the published name has its own
-        variant = loss.removeprefix("antico_")
-        opt = parse(f"--loss antico --antico_type {variant} --antico_base {base}")
-        assert (opt.antico_w, opt.antico_eps, opt.antico_form) == (1, 0.5, "exp")
+    opt = parse("--loss antico_pair --antico_w 2")  # a weight of one's own is fixed
+    assert (opt.antico_w, opt.antico_form, opt.antico_base) == (2, "normalized", "proxyanchor")
+    assert parse("--loss antico_pair --antico_w 2 --antico_form guard").antico_form == "guard"
+    assert parse("--loss antico --antico_w 2").antico_form == "exp"
 
 
 def test_the_first_metric_evaluated_chooses_the_best():
@@ -124,7 +112,7 @@ def test_help_explains_every_flag_and_says_its_defaults(capsys, monkeypatch):
         parse("--help")
     text = capsys.readouterr().out
     assert "%" not in text.replace("100%", "") and "default: None" not in text
-    assert "(default: 150)" in text and "antico_pair: 0.1, antico_pair over proxyanchor: 30.0" in text
+    assert "(default: 150)" in text and "(default: guard; antico: exp)" in text
 
 
 def test_examples_of_the_help_parse():
