@@ -138,12 +138,6 @@ def main_comparison():
     yield dict(loss="antico_class_means", antico_base="none", antico_w=1, lr=1e-3)  # the term alone
 
 
-# the best of all these with an epoch in which only the last linear layer and the proxies learn
-WARMED = [(base, variant) for base in TUNED for variant in VARIANTS if base in OVER_PROXIES or variant is None]
-TUNE_WARMUP = [chosen(*pair) | dict(warmup=1) for pair in WARMED]
-# where that was the better, by about a point: looked at again with five seeds
-WARMER = [chosen("normalized_softmax"), chosen("proxynca", "pair")]
-
 # What the published objective and the proxies' scale do: base, variant, flags, weights tried, and the learning rate and
 # weight of tune_forms' best. The form `neg` is not here: where every batch has as many rows, its gradient is that of
 # `normalized` at w / R_max.
@@ -184,6 +178,60 @@ def subsets():
         yield from product(rows, [part | dict(n_epochs=epochs, tau=2 * epochs // 3, eval_every=epochs)])
 
 
+# --- the guard, which needs no weight, on letters and on emoji ---
+
+GUARDED = [(base, variant) for variant in ("pair", "class_means") for base in ("proxyanchor", "proxynca", "arcface")]
+TUNE_GUARD = [
+    row for base, variant in GUARDED for row in product([over(base, variant) | TUNED[base]], each("lr", *RATES[1:4]))
+]
+# the best rates of tune_guard
+GUARD_RATES = dict.fromkeys(GUARDED, 1e-3)
+
+
+def guard_rows(tuned, rates, fixed):
+    """Six base losses alone; three of them under both guards; those under the pair term with the best fixed weight."""
+    bases = [base for base in tuned if base in EMOJI_FIRST]
+    yield from (over(base) | tuned[base] for base in bases)
+    yield from (over(*pair) | tuned[pair[0]] | dict(lr=rates[pair]) for pair in GUARDED)
+    yield from (over(base, "pair") | tuned[base] | fixed[base] for base in fixed)
+
+
+# emoji: a pretrained network at 48 pixels, 117 steps: a minute and a half a run on one core
+EMOJI = dict(eval_every=3)
+PROXY_RATES, PAIR_RATES = (1e-5, 3e-5, 1e-4), (1e-4, 3e-4, 1e-3)
+# tune_emoji: every base alone, three learning rates by two values of what matters most beside it
+EMOJI_FIRST = {
+    "proxyanchor": [dict(loss_oproxy_pos_alpha=a, loss_oproxy_neg_alpha=a) for a in (64, 16)],
+    "proxynca": each("loss_proxynca_scale", 1, 9),
+    "arcface": [dict(loss_arcface_margin=m, loss_arcface_scale=s) for m, s in ((0.5, 64), (0.2, 16))],
+    "multisimilarity": [{}, dict(loss_multisimilarity_beta=25, loss_multisimilarity_base=0.7)],
+    "margin": each("loss_margin_beta", 1.2, 0.6),
+    "contrastive": [{}, dict(loss_contrastive_neg_margin=0.5, loss_contrastive_pos_margin=0.1)],
+}
+# the best of them
+EMOJI_TUNED = {
+    "proxyanchor": dict(lr=3e-5, loss_oproxy_pos_alpha=16, loss_oproxy_neg_alpha=16),
+    "proxynca": dict(lr=3e-5, loss_proxynca_scale=1),
+    "arcface": dict(lr=3e-5, loss_arcface_margin=0.2, loss_arcface_scale=16),
+    "multisimilarity": dict(lr=3e-4, loss_multisimilarity_beta=25, loss_multisimilarity_base=0.7),
+    "margin": dict(lr=1e-4, loss_margin_beta=0.6),
+    "contrastive": dict(lr=3e-4),
+}
+# the best rates of the guard, and the best rate and weight of the pair term with a fixed one
+EMOJI_RATES = dict.fromkeys(GUARDED, 1e-4)
+EMOJI_FIXED = {base: dict(lr=1e-4, antico_w=30) for base in ("proxyanchor", "proxynca", "arcface")}
+
+
+def tune_emoji():
+    for base, rows in EMOJI_FIRST.items():
+        yield from product([over(base)], each("lr", *(PROXY_RATES if base in OVER_PROXIES else PAIR_RATES)), rows)
+    yield over("margin") | dict(lr=3e-5, loss_margin_beta=0.6)  # the lowest rate was its best
+    for base, variant in GUARDED:
+        guarded = over(base, variant) | EMOJI_TUNED[base]
+        yield from product([guarded], each("lr", 1e-4, 3e-4))
+        yield from product([guarded | dict(lr=1e-4)], each("antico_w", 3, 30) if variant == "pair" else [])
+
+
 # --- the tables ---
 
 # letters of 16 pixels, some 300 steps: half a minute a run on one core
@@ -201,45 +249,6 @@ def tuning(about, rows, flags=STUDY, data="glyphs"):
     return table(f"{about}, on validation classes", rows, "", 1, flags | VALIDATION, data)
 
 
-# --- emoji: a pretrained network, some 117 steps, a minute and a half a run on one core ---
-
-EMOJI = dict(eval_every=3)
-PROXY_RATES, PAIR_RATES = (1e-5, 3e-5, 1e-4), (1e-4, 3e-4, 1e-3)
-# tune_emoji: every base alone, three learning rates by two values of what matters most beside it
-EMOJI_FIRST = {
-    "proxyanchor": [dict(loss_oproxy_pos_alpha=a, loss_oproxy_neg_alpha=a) for a in (64, 16)],
-    "proxynca": each("loss_proxynca_scale", 1, 9),
-    "arcface": [dict(loss_arcface_margin=m, loss_arcface_scale=s) for m, s in ((0.5, 64), (0.2, 16))],
-    "multisimilarity": [{}, dict(loss_multisimilarity_beta=25, loss_multisimilarity_base=0.7)],
-    "margin": each("loss_margin_beta", 1.2, 0.6),
-    "contrastive": [{}, dict(loss_contrastive_neg_margin=0.5, loss_contrastive_pos_margin=0.1)],
-}
-TUNE_EMOJI = [
-    row
-    for base, rows in EMOJI_FIRST.items()
-    for row in product([over(base)], each("lr", *(PROXY_RATES if base in OVER_PROXIES else PAIR_RATES)), rows)
-]
-# the best of them
-EMOJI_TUNED = {
-    "proxyanchor": dict(lr=3e-5, loss_oproxy_pos_alpha=16, loss_oproxy_neg_alpha=16),
-    "proxynca": dict(lr=3e-5, loss_proxynca_scale=1),
-    "arcface": dict(lr=3e-5, loss_arcface_margin=0.2, loss_arcface_scale=16),
-    "multisimilarity": dict(lr=3e-4, loss_multisimilarity_beta=25, loss_multisimilarity_base=0.7),
-    "margin": dict(lr=1e-4, loss_margin_beta=0.6),
-    "contrastive": dict(lr=3e-4),
-}
-
-
-def tune_emoji_second():
-    """The guard at two learning rates and a fixed weight of the pair term, over the proxy losses; margin's best rate was
-    the lowest tried."""
-    for base in ("proxyanchor", "proxynca", "arcface"):
-        guarded = [over(base, variant) | EMOJI_TUNED[base] for variant in ("pair", "class_means")]
-        yield from product(guarded, each("lr", 1e-4, 3e-4))
-        yield from product(guarded[:1], each("lr", 1e-4), each("antico_w", 3, 30))
-    yield over("margin") | dict(lr=3e-5, loss_margin_beta=0.6)
-
-
 SIX = [chosen("proxyanchor", variant) for variant in (None, "batch_proxy", "pair", "class_means")]
 SIX += [chosen("multisimilarity", variant) for variant in (None, "pair")]
 ALONG_RATES = product([chosen("proxyanchor", variant) for variant in VARIANTS], each("lr", *RATES, 3e-2))
@@ -250,15 +259,11 @@ TABLES = {
     "tune_first": tuning("the study's learning rates: every base loss alone", TUNE_FIRST),
     "tune_second": tuning("the study's base losses: their other hyperparameters", TUNE_SECOND),
     "tune_third": tuning("the study's weights: AntiCo on the tuned bases", tune_third()),
-    "tune_warmup": tuning("the study's warm-up: what was chosen, with an epoch of it", TUNE_WARMUP),
     "tune_forms": tuning("the study's forms and scales: their weights and learning rates", tune_forms()),
-    "tune_emoji": tuning("the study's base losses on emoji, pretrained network", TUNE_EMOJI, EMOJI, "emoji"),
-    "tune_emoji_second": tuning(
-        "the rates of proxies, the guard's and weights there", tune_emoji_second(), EMOJI, "emoji"
-    ),
+    "tune_guard": tuning("the guard's learning rates on letters", TUNE_GUARD),
+    "tune_emoji": tuning("every base loss, the guard and fixed weights on emoji", tune_emoji(), EMOJI, "emoji"),
     "study": table("the main comparison: each base loss and each variant on it, tuned", main_comparison(), "--tuned"),
     "study_forms": table("the published form and MCR2's scale, over two proxy losses", forms(), "--tuned"),
-    "study_warmup": table("with and without an epoch of warm-up", product(WARMER, [{}, dict(warmup=1)]), "--by warmup"),
     "study_rates": table("ProxyAnchor alone and under two variants, by the learning rate", ALONG_RATES, "--by lr"),
     "study_subsets": table("few and many classes of few and many images, two base losses", subsets(), "--tuned"),
 }
