@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import time
 import weakref
+from pathlib import Path
 
 from utilities.command_line import line_of
 
@@ -35,11 +36,11 @@ def reading(path, wanted="a file of this program"):
 
 def read_config(folder):
     """The config.json of a run's folder. Raises ValueError, one line, if there is none or it is damaged."""
-    path = os.path.join(folder, "config.json")
-    if not os.path.isfile(path):
+    path = Path(folder, "config.json")
+    if not path.is_file():
         raise ValueError(f"{folder}: no run there (a folder with config.json and checkpoint.pt)")
-    with open(path, encoding="utf-8") as file, reading(path):
-        config = json.load(file)
+    with reading(path):
+        config = json.loads(path.read_text(encoding="utf-8"))
         all_flags(config)["loss"]
     return config
 
@@ -115,11 +116,8 @@ def lock(path):
 
 def divergence(folder):
     """Why the run of a folder diverged in its last start (diverged.json), "" where it did not."""
-    path = os.path.join(folder, DIVERGED)
-    if not os.path.exists(path):
-        return ""
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)["reason"]
+    path = Path(folder, DIVERGED)
+    return json.loads(path.read_text(encoding="utf-8"))["reason"] if path.exists() else ""
 
 
 @functools.cache
