@@ -10,7 +10,7 @@ source utilities/environment.sh
 
 case "${1:-}" in
 "" | -h | --help) PYTHON=${ANTICO_PYTHON:-$(antico_find_python)} ;; # needs no environment
-quickstart | sweep) antico_environment ;;
+quickstart) antico_environment ;;
 *) antico_environment test ;; # nir and timm's networks need packages that the tests bring
 esac
 exec "$PYTHON" -m tables.runs "$@"

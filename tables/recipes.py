@@ -6,7 +6,6 @@ one with several. `rows` and `archs` may be a dict with one list for "images" (p
 (two CPU cores). README.md says how they are run. Your own table is an entry in TABLES.
 """
 
-import parameters
 from tables import study
 from tables.study import each, over, product
 
@@ -78,22 +77,21 @@ PROXY_BASES = ["proxyanchor", "oproxy", "proxynca", "normalized_softmax", "arcfa
 
 
 def bases():
-    """Every base alone, then with each variant that applies: the proxy variants need proxies. The weights are the
-    defaults of a variant over its base; over triplet, npair, oproxy and nir, which the study left out, a start."""
+    """Every base alone, then with each variant that applies: the proxy variants need proxies."""
     for base in PAIR_BASES + PROXY_BASES:
         mode = dict(loss_oproxy_mode="anchor") if base == "oproxy" else {}
         for variant in [None, "pair", "class_means", *(["batch_proxy", "all_proxy"] if base in PROXY_BASES else [])]:
-            weight = "antico_pair over proxyanchor" if (base, variant) == ("oproxy", "pair") else ""
-            yield over(base, variant) | mode | parameters.DEFAULTS.get(weight, {})
+            yield over(base, variant) | mode
 
 
 def hyper(batches, samples, warmups):
     """batch_proxy, one hyperparameter changed at a time; the first row has the defaults. --loss names another."""
-    return product([BATCH_PROXY], [
-        {}, *each("antico_eps", 0.1, 0.25, 1, 2), *each("antico_w", 0, 3, 10, 100, 300), dict(antico_scale="mcr2"),
+    return product([BATCH_PROXY | dict(antico_form="guard")], [
+        {}, *each("antico_eps", 0.1, 0.25, 1, 2), *each("antico_w", 0, 0.1, 0.3, 3, 10), dict(antico_scale="mcr2"),
         *each("bs", *batches), *each("samples_per_class", *samples), *each("warmup", *warmups),
         dict(antico_form="exp", antico_w=1, loss_ac_w_align=0.0035),  # as published
-        dict(antico_form="neg", antico_w=8),  # 30 / 3.64 nats, the largest rate of 45 classes: as strong as normalized
+        dict(antico_form="normalized", antico_w=30),  # a fixed weight
+        dict(antico_form="neg", antico_w=8),  # 30 / 3.64 nats, the largest rate of 45 classes: as strong
     ])  # fmt: skip
 
 
@@ -138,16 +136,6 @@ TABLES = {
                 each("arch", "resnet18_normalize", "timm.test_vit_normalize", "timm.test_convnext_normalize"), [SMALL]
             )],
         },
-    ),
-    "sweep": dict(
-        about="the search for the default weights, on validation classes; the test classes are not looked at",
-        datasets=["glyphs"],
-        rows=[
-            *product([PAIR], each("antico_w", 0, 0.03, 0.1, 0.3, 1)),
-            *product([BATCH_PROXY, ALL_PROXY], each("antico_w", 0, 3, 30, 100, 300, 1000)),
-        ],
-        flags=dict(n_epochs=8, tau=6, eval_every=8, use_tv_split=True, tv_split_perc=0.8, no_test_metrics=True),
-        report=["--by", "antico_w"],
     ),
     **study.TABLES,
     "grid": dict(

@@ -33,7 +33,7 @@ SAID = {"running": ["running"], "left": LEFT, "in another queue": ["elsewhere"],
 TICK = 0.1  # seconds between looks at the running processes
 SCRIPT = "bash antico_runs.sh"
 USAGE = f"{SCRIPT} TABLE [DATA] [--flag value ...] [more flags of main.py, for every run]"
-ABOUT = """DATA is the folder that holds the data sets; quickstart, sweep, grid and --datasets glyphs need none.
+ABOUT = """DATA is the folder that holds the data sets; quickstart, grid and --datasets glyphs need none.
 Finished runs are skipped, interrupted ones go on, a failed one stops nothing; the same command again does what is left.
 A flag of main.py wins over the recipe (tables/recipes.py); `off` turns a switch of it off: --no_train_metrics off."""
 # B: the signal goes to the script itself, which exec turns into the queue; that lets the run save itself

@@ -180,13 +180,13 @@ def test_slurm_writes_an_array_of_what_is_left(queue):
 
 
 def test_a_table_of_a_true_run_whose_paths_have_spaces_and_are_of_where_the_user_stands(tmp_path):
-    line = "--loss antico_pair --antico_w 1 --n_epochs 1 --train_classes 10 --tv_split_perc 0.95 --bs 16"
+    line = "--grid loss=antico_pair --antico_base multisimilarity --n_epochs 1 --train_classes 10 --bs 16"
     line += " --input_size 16 --evaluation_metrics e_recall@1 --save_embeddings off"
-    words = ["bash", f"{ROOT}/antico_runs.sh", "sweep", "--out", "my results", *shlex.split(line)]
+    words = ["bash", f"{ROOT}/antico_runs.sh", "grid", "--out", "my results", *shlex.split(line)]
     environment = {**os.environ, "ANTICO_PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
-    (folder,) = (tmp_path / "my results" / "runs" / "glyphs").glob("antico_pair-*_s0")
+    (folder,) = (tmp_path / "my results" / "runs" / "glyphs").glob("antico_pair*_s0")
     assert (folder / "metrics.csv").read_text().count("\n") == 3
     (table,) = (tmp_path / "my results").glob("*.md")
     assert "AntiCo pair over MultiSimilarity" in table.read_text()
