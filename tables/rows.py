@@ -218,7 +218,8 @@ def head_of(flags):
         return loss_name(flags, loss)
     text = f"AntiCo {flags.get('antico_type') or loss.removeprefix('antico_')} "
     text += "without a base loss" if base == "none" else f"over {loss_name(flags, base)}"
-    text += f", {form} form" if loss == "antico" or form != "normalized" else ""
+    told = {"guard": "", "normalized": ", fixed weight"}  # of the names of our own
+    text += f", {form} form" if loss == "antico" or form not in told else told[form]
     if (scale := flags.get("antico_scale", "published")) != "published":
         return f"{text}, {scale} scale"
     published = (loss, base, flags.get("loss_oproxy_mode"), form) == ("antico", "oproxy", "anchor", "exp")

@@ -68,7 +68,7 @@ def test_against_a_flag(tmp_path):
         write(tmp_path, "antico_pair", 0, [0.1, 0.3], "--antico_w", 10, "--antico_eps", eps)
     axes = figures.against_flags(made(tmp_path)).axes
     drawn = {axis.get_xlabel(): lines(axis) for axis in axes}
-    label = "AntiCo pair over ProxyAnchor"
+    label = "AntiCo pair over ProxyAnchor, fixed weight"
     assert drawn["--antico_w"][label] == ([0, 10, 100], pytest.approx([40.5, 41.5, 50.5]))
     assert drawn["--antico_w"]["ProxyAnchor"][1] == pytest.approx([50, 50, 50])  # the base, level
     assert axes[0].get_xscale() == "symlog" and len(drawn["--antico_eps"]) == 2

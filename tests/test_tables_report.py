@@ -100,18 +100,18 @@ def test_every_training_flag_makes_a_row_and_its_label(tmp_path):
     found = report(tmp_path, "--columns", "e_recall@1")
     head = "AntiCo pair over ProxyAnchor"
     assert set(found.csv.index) == {
-        head, "AntiCo pair over MultiSimilarity", f"{head}, neg form", f"{head} (antico_eps 1)", f"{head} (antico_w 3)",
+        head, "AntiCo pair over MultiSimilarity", f"{head}, neg form", f"{head} (antico_eps 1)", f"{head}, fixed weight",
         f"{head} (loss_oproxy_pos_alpha 32)", f"{head} (decay 0)", f"{head} (augmentation big)", f"{head} (tau 3 5)",
         f"{head} (n_epochs 1)",
     }  # fmt: skip
-    assert "In brackets: what differs from antico_eps 0.005, antico_w 30, augmentation base, decay 0.0004," in found.md
+    assert "In brackets: what differs from antico_eps 0.5, augmentation base, decay 0.0004," in found.md
     assert sorted(found.csv["n"]) == [1] + [2] * 9 and found.csv.loc[f"{head} (decay 0)", "Recall@1"] == 36
 
 
 def test_numbers_in_labels_rise_and_tell_rows_apart(tmp_path):
     for w in (100, 10, 1000):
         write(tmp_path, "antico_batch_proxy", 0, [0.1, w / 2000], "--antico_w", w)
-    head = "AntiCo batch_proxy over ProxyAnchor"
+    head = "AntiCo batch_proxy over ProxyAnchor, fixed weight"
     assert list(report(tmp_path).csv.index) == [f"{head} (antico_w {w})" for w in (10, 100, 1000)]
     found = report(tmp_path, "--by", "antico_w")
     assert list(found.csv["Recall@1"]) == [0.5, 5, 50] and set(found.runs["antico_w"]) == {"10", "100", "1000"}
