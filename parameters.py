@@ -184,7 +184,14 @@ def add_losses(parser):
     flag(g, "antico_w", 1.0, "weight of the coding-rate term; in the form guard a factor of its own weight")
     flag(g, "antico_gam1", 1.0, "factor of the scale inside the rate", TINY, HUGE)
     flag(g, "antico_gam2", 1.0, "factor of the rate (forms exp and neg)", TINY, HUGE)
-    flag(g, "antico_eps", 0.5, "precision; at scale published it stands where MCR2 has its square", TINY, HUGE)
+    flag(
+        g,
+        "antico_eps",
+        0.5,
+        "precision, in the guard of antico_pair 0.005; at scale published where MCR2 has its square",
+        TINY,
+        HUGE,
+    )
     scale = "published: d/(n eps), for proxies n/(d eps); mcr2: d/(n eps^2) for both"
     flag(g, "antico_scale", "published", scale, choices=["published", "mcr2"])
 
@@ -283,6 +290,8 @@ def parse(argv=None):
     own = {**(DEFAULTS.get(base, {}) if loss.startswith("antico") else {}), **DEFAULTS.get(loss, {})}
     if "antico_w" in chosen:  # a weight of one's own is fixed, where nothing else is said
         own.setdefault("antico_form", "normalized")
+    if loss == "antico_pair" and {**own, **chosen}.get("antico_form", "guard") == "guard":
+        own["antico_eps"] = 0.005
     if "e_recall@1" not in chosen.get("evaluation_metrics", ["e_recall@1"]):
         own["storage_metrics"] = chosen["evaluation_metrics"][:1]
     opt = argparse.Namespace(**{**defaults, **own, **chosen, "resume": folder, "given": sorted(given)})

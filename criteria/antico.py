@@ -8,6 +8,7 @@ from criteria.rate import LARGE, coding_rate, max_coding_rate
 
 OF_EMBEDDINGS, OF_PROXIES = ("pair", "class_means"), ("batch_proxy", "all_proxy")
 FORMS = ("exp", "neg", "normalized", "guard")
+FINE = 0.005  # precision of the guard of `pair`: a coarser one sees the loss of small directions too late
 RECENT = 0.98  # of the guard's running means
 DEAD = 1e-6  # below this, exp(-gam2 R) adds nothing that float32 Adam steps of the base loss would notice
 
@@ -78,6 +79,7 @@ class AntiCo(Criterion):
     form : `exp`: exp(-gam2 R), published, which underflows beyond R of about 15; `neg`: -gam2 R, the expansion term of
         MCR²; `normalized`: 1 - R/R_max, in [0, 1], with a gradient whatever n and d; `guard` (ours): the same, with a
         weight that follows the base loss, see Guard. By default `guard`, or `normalized` where w is given
+    eps : precision, by default 0.5, in the guard of `pair` 0.005
     w : weight of the term, in `guard` a factor of the weight that it finds
     target : share of R_max below which the guard acts; None: its own rule
     scale : `published`: s = d / (n eps) for `pair` and `class_means`, n / (d eps) for the proxies; `mcr2`: d / (n eps²)
@@ -89,7 +91,7 @@ class AntiCo(Criterion):
     its `weight`, too.
     """
 
-    def __init__(self, base, variant="batch_proxy", form=None, align=1.0, w=None, gam1=1.0, gam2=1.0, eps=0.5,
+    def __init__(self, base, variant="batch_proxy", form=None, align=1.0, w=None, gam1=1.0, gam2=1.0, eps=None,
                  scale="published", target=None, raw_embeddings=False):  # fmt: skip
         super().__init__()
         base = base if isinstance(base, Criterion) else ModuleLoss(base)
@@ -97,6 +99,8 @@ class AntiCo(Criterion):
         form = form or ("guard" if w is None else "normalized")
         need_choice(self, *FORMS, form=form)
         need_choice(self, "published", "mcr2", scale=scale)
+        if eps is None:
+            eps = FINE if (variant, form) == ("pair", "guard") else 0.5
         need(self, eps=eps, gam1=gam1, gam2=gam2)
         if variant in OF_PROXIES and not hasattr(base, "proxies"):
             wanted = f"a base with proxies, one a class, such as ProxyAnchor, got {base._get_name()}"

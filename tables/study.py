@@ -217,19 +217,33 @@ EMOJI_TUNED = {
     "margin": dict(lr=1e-4, loss_margin_beta=0.6),
     "contrastive": dict(lr=3e-4),
 }
-# the best rates of the guard, and the best rate and weight of the pair term with a fixed one
-EMOJI_RATES = dict.fromkeys(GUARDED, 1e-4)
-EMOJI_FIXED = {base: dict(lr=1e-4, antico_w=30) for base in ("proxyanchor", "proxynca", "arcface")}
+# learning rates of both guards, and for the pair term with a fixed weight a learning rate and two weights
+EMOJI_SECOND = {
+    "proxyanchor": dict(pair=(3e-5, 1e-4, 3e-4), class_means=(1e-4, 3e-4), fixed=(1e-4, 3, 30)),
+    "proxynca": dict(pair=(3e-5, 1e-4), class_means=(1e-4, 3e-4), fixed=(3e-5, 1, 10)),
+    "arcface": dict(pair=(3e-5, 1e-4), class_means=(1e-4, 3e-4), fixed=(3e-5, 1, 10)),
+}
+# the best of these
+EMOJI_RATES = {pair: 3e-4 for pair in GUARDED} | {
+    ("proxyanchor", "pair"): 1e-4, ("proxynca", "pair"): 3e-5, ("arcface", "pair"): 3e-5,
+}  # fmt: skip
+EMOJI_FIXED = {
+    "proxyanchor": dict(lr=1e-4, antico_w=30, antico_eps=0.005),
+    "proxynca": dict(lr=3e-5, antico_w=1, antico_eps=0.005),
+    "arcface": dict(lr=3e-5, antico_w=1, antico_eps=0.005),
+}
 
 
 def tune_emoji():
     for base, rows in EMOJI_FIRST.items():
         yield from product([over(base)], each("lr", *(PROXY_RATES if base in OVER_PROXIES else PAIR_RATES)), rows)
     yield over("margin") | dict(lr=3e-5, loss_margin_beta=0.6)  # the lowest rate was its best
-    for base, variant in GUARDED:
-        guarded = over(base, variant) | EMOJI_TUNED[base]
-        yield from product([guarded], each("lr", 1e-4, 3e-4))
-        yield from product([guarded | dict(lr=1e-4)], each("antico_w", 3, 30) if variant == "pair" else [])
+    for base, second in EMOJI_SECOND.items():
+        for variant in ("pair", "class_means"):
+            yield from product([over(base, variant) | EMOJI_TUNED[base]], each("lr", *second[variant]))
+        rate, *weights = second["fixed"]
+        fixed = over(base, "pair") | EMOJI_TUNED[base] | dict(lr=rate, antico_eps=0.005)
+        yield from product([fixed], each("antico_w", *weights))
 
 
 # --- the tables ---
@@ -263,6 +277,14 @@ TABLES = {
     "tune_guard": tuning("the guard's learning rates on letters", TUNE_GUARD),
     "tune_emoji": tuning("every base loss, the guard and fixed weights on emoji", tune_emoji(), EMOJI, "emoji"),
     "study": table("the main comparison: each base loss and each variant on it, tuned", main_comparison(), "--tuned"),
+    "study_emoji": table(
+        "the guard and fixed weights over a pretrained network, emoji, tuned",
+        guard_rows(EMOJI_TUNED, EMOJI_RATES, EMOJI_FIXED),
+        "--tuned --count_collapsed",
+        flags=EMOJI,
+        data="emoji",
+    ),
+    "study_guard": table("the guard on letters", guard_rows(TUNED, GUARD_RATES, {}), "--tuned"),
     "study_forms": table("the published form and MCR2's scale, over two proxy losses", forms(), "--tuned"),
     "study_rates": table("ProxyAnchor alone and under two variants, by the learning rate", ALONG_RATES, "--by lr"),
     "study_subsets": table("few and many classes of few and many images, two base losses", subsets(), "--tuned"),

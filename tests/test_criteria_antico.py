@@ -206,7 +206,7 @@ def test_the_guards_weight_is_its_formula(base):
     """20 batches that collapse and recover, and a user's target: the weight by hand, from closed forms in float64."""
     torch.manual_seed(0)
     n, d, means, before, acted = 24, 12, None, None, []
-    s, largest = d / (n * 0.5), d / 2 * math.log(1 + d / (n * 0.5) * n / d)
+    s, largest = d / (n * 0.005), d / 2 * math.log(1 + 1 / 0.005)
     for target in (None, 0.8):
         loss = select(f"antico_pair --antico_base {base} --embed_dim {d} --antico_w 2 --antico_form guard", 6)
         loss.guard = type(loss.guard)(loss.base, "pair", target)

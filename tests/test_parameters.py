@@ -47,11 +47,11 @@ def test_defaults_follow_the_loss_and_what_is_given_wins():
     assert (opt.antico_form, opt.antico_base, opt.loss_ac_w_align, opt.antico_w) == ("exp", "oproxy", 0.01, 1)
     for base in ("proxyanchor", "multisimilarity"):
         opt = parse(f"--loss antico_pair --antico_base {base}")
-        assert (opt.antico_form, opt.antico_type, opt.antico_w, opt.antico_eps) == ("guard", "pair", 1, 0.5)
+        assert (opt.antico_form, opt.antico_type, opt.antico_w, opt.antico_eps) == ("guard", "pair", 1, 0.005)
     opt = parse("--antico_w 7 --loss=antico_batch_proxy --antico_form exp")
     assert (opt.antico_w, opt.antico_form, opt.antico_base) == (7, "exp", "proxyanchor")
     opt = parse("--loss antico_pair --antico_w 2")  # a weight of one's own is fixed
-    assert (opt.antico_w, opt.antico_form, opt.antico_base) == (2, "normalized", "proxyanchor")
+    assert (opt.antico_w, opt.antico_form, opt.antico_eps) == (2, "normalized", 0.5)
     assert parse("--loss antico_pair --antico_w 2 --antico_form guard").antico_form == "guard"
     assert parse("--loss antico --antico_w 2").antico_form == "exp"
 
