@@ -66,14 +66,21 @@ def test_chosen_forms_are_the_best():
         assert len(same) == 2 * len(weights) and len(having(best(same), dict(lr=lr, antico_w=w)))
 
 
-def test_a_warm_up_is_no_better_but_where_it_was_looked_at_again():
-    """tune_warmup has what was chosen, with an epoch of warm-up."""
-    before = results("tune_first", "tune_second", "tune_third")
-    before = before.assign(base=before.antico_base.where(before.antico_base != "", before.loss))
-    before = before.groupby(["base", "loss"]).value.max()
-    found = results("tune_warmup")
-    assert len(found) == len(study.TABLES["tune_warmup"]["rows"])
-    keys = [(line.antico_base or line.loss, line.loss) for line in found.itertuples()]
-    better = [key for key, value in zip(keys, found.value) if value > before[key]]
-    again = [(flags.get("antico_base", flags["loss"]), flags["loss"]) for flags in study.WARMER]
-    assert sorted(better) == sorted(again)
+def guarded(found, base, variant, form):
+    found = of(found, base, variant)
+    return found[found.antico_form == form]
+
+
+@pytest.mark.parametrize("base, variant", study.GUARDED)
+def test_the_guards_rates_are_the_best(base, variant):
+    for name, rates in (("tune_guard", study.GUARD_RATES), ("tune_emoji", study.EMOJI_RATES)):
+        found = guarded(results(name), base, variant, "guard")
+        assert len(found) >= 2 and len(having(best(found), dict(lr=rates[base, variant])))
+
+
+@pytest.mark.parametrize("base", study.EMOJI_TUNED)
+def test_the_flags_on_emoji_are_the_best(base):
+    found = results("tune_emoji")
+    assert len(having(best(of(found, base, None)), study.EMOJI_TUNED[base])) and len(of(found, base, None)) >= 6
+    if base in study.EMOJI_FIXED:
+        assert len(having(best(guarded(found, base, "pair", "normalized")), study.EMOJI_FIXED[base]))
