@@ -138,36 +138,6 @@ def main_comparison():
     yield dict(loss="antico_class_means", antico_base="none", antico_w=1, lr=1e-3)  # the term alone
 
 
-# What the published objective and the proxies' scale do: base, variant, flags, weights tried, and the learning rate and
-# weight of tune_forms' best. The form `neg` is not here: where every batch has as many rows, its gradient is that of
-# `normalized` at w / R_max.
-MCR2, EXP, EXP_PAIR = dict(antico_scale="mcr2"), dict(antico_form="exp"), dict(antico_form="exp", antico_eps=0.5)
-FORMS = [
-    ("proxyanchor", "batch_proxy", MCR2, (10, 100), (3e-4, 10)),
-    ("proxyanchor", "all_proxy", MCR2, (10, 100), (1e-3, 10)),
-    ("proxyanchor", "batch_proxy", EXP, (100, 1000), (3e-4, 100)),
-    ("proxyanchor", "pair", EXP_PAIR, (10, 100, 1000, 10000), (1e-3, 1000)),
-    ("proxynca", "batch_proxy", MCR2, (1, 10), (3e-4, 1)),
-    ("proxynca", "all_proxy", MCR2, (1, 10), (3e-4, 1)),
-    ("proxynca", "batch_proxy", EXP, (10, 100), (3e-4, 10)),
-    ("proxynca", "pair", EXP_PAIR, (1, 10, 100, 1000, 10000), (1e-3, 10000)),
-]
-
-
-def tune_forms():
-    for base, variant, flags, weights, _ in FORMS:
-        row = over(base, variant) | TUNED[base] | flags
-        yield from product([row], each("lr", 3e-4, 1e-3), each("antico_w", *weights))
-
-
-def forms():
-    """Beside their bases, the variants as the main comparison has them."""
-    for base in ("proxyanchor", "proxynca"):
-        yield from (chosen(base, variant) for variant in (None, "pair", "batch_proxy", "all_proxy"))
-        for _, variant, flags, _, (lr, w) in [form for form in FORMS if form[0] == base]:
-            yield over(base, variant) | TUNED[base] | flags | dict(lr=lr, antico_w=w)
-
-
 def subsets():
     """Few and many classes of few and many images; as many steps as with all of them, some 300."""
     rows = [chosen(base, variant) for base in ("proxyanchor", "multisimilarity") for variant in VARIANTS]
@@ -273,7 +243,6 @@ TABLES = {
     "tune_first": tuning("the study's learning rates: every base loss alone", TUNE_FIRST),
     "tune_second": tuning("the study's base losses: their other hyperparameters", TUNE_SECOND),
     "tune_third": tuning("the study's weights: AntiCo on the tuned bases", tune_third()),
-    "tune_forms": tuning("the study's forms and scales: their weights and learning rates", tune_forms()),
     "tune_guard": tuning("the guard's learning rates on letters", TUNE_GUARD),
     "tune_emoji": tuning("every base loss, the guard and fixed weights on emoji", tune_emoji(), EMOJI, "emoji"),
     "study": table("the main comparison: each base loss and each variant on it, tuned", main_comparison(), "--tuned"),
@@ -285,7 +254,6 @@ TABLES = {
         data="emoji",
     ),
     "study_guard": table("the guard on letters", guard_rows(TUNED, GUARD_RATES, {}), "--tuned"),
-    "study_forms": table("the published form and MCR2's scale, over two proxy losses", forms(), "--tuned"),
     "study_rates": table("ProxyAnchor alone and under two variants, by the learning rate", ALONG_RATES, "--by lr"),
     "study_subsets": table("few and many classes of few and many images, two base losses", subsets(), "--tuned"),
 }

@@ -56,16 +56,6 @@ def test_chosen_weights_are_the_best(base, variant):
     assert len(found) < len(of(results("tune_first", "tune_second"), base, None))  # the base was tuned harder
 
 
-def test_chosen_forms_are_the_best():
-    """Each kind's own runs, told by the variant, its form and scale."""
-    found = results("tune_forms")
-    assert len(found) == len(study.TABLES["tune_forms"]["rows"])
-    for base, variant, flags, weights, (lr, w) in study.FORMS:
-        varied = {name: value for name, value in flags.items() if name in found}  # the others all have
-        same = having(of(found, base, variant), varied)
-        assert len(same) == 2 * len(weights) and len(having(best(same), dict(lr=lr, antico_w=w)))
-
-
 def guarded(found, base, variant, form):
     found = of(found, base, variant)
     return found[found.antico_form == form]
