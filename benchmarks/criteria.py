@@ -99,10 +99,10 @@ def antico_rows(n_classes):
     embeddings, labels = batch(n_classes)
     base = published_base(n_classes)
     alone, of = step(base, embeddings, labels), f"{n_classes:,} classes"
-    for variant in ("all_proxy", "batch_proxy", "pair"):
-        ours = step(AntiCo(published_base(n_classes), variant), embeddings, labels)
-        yield f"AntiCo {variant} over Proxy-Anchor, {of}", ours, "Proxy-Anchor (ours) alone", alone, 0.5
-    ours = step(AntiCo(published_base(n_classes), "all_proxy"), embeddings, labels)
+    for variant, w in (("all_proxy", 1), ("batch_proxy", 1), ("pair", 1), ("pair", None)):
+        ours, name = step(AntiCo(published_base(n_classes), variant, w=w), embeddings, labels), "" if w else "'s guard"
+        yield f"AntiCo {variant}{name} over Proxy-Anchor, {of}", ours, "Proxy-Anchor (ours) alone", alone, 0.5
+    ours = step(AntiCo(published_base(n_classes), "all_proxy", w=1), embeddings, labels)
     determinant = lambda: rate_of_all_pairs(base.proxies).backward()  # noqa: E731
     yield f"the same, all_proxy, {of}", ours, "n x n determinant alone", determinant, 100
 
@@ -134,7 +134,9 @@ def baseline_rows(many):
 def memory_of_rate(n_classes):
     """A line on the memory of one forward and backward of the coding rate of all proxies, as in the all-proxy term."""
     embeddings, labels = batch(n_classes)
-    step(AntiCo(published_base(n_classes), "all_proxy"), embeddings, labels)()  # libraries are loaded, with buffers
+    step(
+        AntiCo(published_base(n_classes), "all_proxy", w=1), embeddings, labels
+    )()  # libraries are loaded, with buffers
     proxies, unit = published_base(n_classes).proxies, (n_classes + DIM) * DIM * 4 / 2**20
     scale = n_classes / (DIM * 0.5)
     taken = peak(lambda: coding_rate(normalize(proxies, dim=1), scale, torch.float32).backward())

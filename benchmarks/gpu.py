@@ -34,9 +34,9 @@ CUDA = DEVICE.type == "cuda"
 GLYPHS = "--dataset glyphs --embed_dim 64 --bs 96 --n_epochs 3".split()
 TINY = "--dataset folder --embed_dim 16 --bs 4 --n_epochs 1 --input_size 16".split()
 RECIPE = "--arch conv4_normalize --lr 1e-3 --samples_per_class 4 --kernels 0 --no_train_metrics".split()
-RECIPE += "--loss antico_all_proxy --loss_oproxy_lrmulti 3 --evaluation_metrics e_recall@1".split()
-NETWORK = "--loss antico_batch_proxy --lr 1e-4 --embed_dim 512 --not_pretrained --dataset folder".split()
-LOSSES = [name for name in criteria.CRITERIA if name != "nir"]  # which needs FrEIA
+RECIPE += "--loss antico_all_proxy --antico_w 30 --loss_oproxy_lrmulti 3 --evaluation_metrics e_recall@1".split()
+NETWORK = "--loss antico_batch_proxy --antico_w 30 --lr 1e-4 --embed_dim 512 --not_pretrained --dataset folder".split()
+LOSSES = [name for name in criteria.CRITERIA if name != "nir"] + ["antico_pair --antico_form guard"]  # nir needs FrEIA
 LOSSES += [f"{a} --batch_mining {b}" for a in ("contrastive", "triplet", "margin") for b in criteria.MINERS]
 DIES_IN_ITS_THIRD_STEP = """
 import itertools, os, sys, main, torch.optim.optimizer as optimizers

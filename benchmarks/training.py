@@ -93,7 +93,7 @@ def loops(run):
 
 def workloads(folder, small):
     """(what, flags of main.py, steps of a turn)."""
-    both = "--loss antico_batch_proxy --lr 1e-3 --loss_oproxy_lrmulti 10".split()
+    both = "--loss antico_batch_proxy --antico_w 30 --lr 1e-3 --loss_oproxy_lrmulti 10".split()
     glyphs, bs = "--dataset glyphs --arch conv4_normalize --kernels 0".split(), 32 if small else 112
     yield f"conv4 at 32 px, glyphs, in memory, batch {bs}", [*glyphs, "--bs", bs, *both], 2 if small else 12
     size, bs, network = (32, 8, "conv4_normalize") if small else (224, 16, "resnet18_frozen_normalize")
