@@ -30,6 +30,8 @@ FLAGS, UNSAFE = parameters.flags(), re.compile(r"[^\w.,=+-]")  # the latter in a
 OURS = "seed dataset save_path source_path gpu group savename resume list evaluate_only checkpoint wandb_key".split()
 LEFT = ("new", "interrupted")  # states of a run; others: diverged, done; in a queue: running, elsewhere, failed
 SAID = {"running": ["running"], "left": LEFT, "in another queue": ["elsewhere"], "failed": ["failed", "diverged"]}
+# one thread a run, whose memory glibc keeps from step to step: a quarter faster than to ask for it again
+ON_A_CORE = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "1000000000000"}
 TICK = 0.1  # seconds between looks at the running processes
 SCRIPT = "bash antico_runs.sh"
 USAGE = f"{SCRIPT} TABLE [DATA] [--flag value ...] [more flags of main.py, for every run]"
@@ -320,7 +322,7 @@ def finish(given, out, jobs):
     if not chosen:
         raise ValueError(f"--number {given.number}: the list has {len(jobs)} runs, 0 to {len(jobs) - 1}")
     at_once = given.jobs or given.recipe.get("jobs", 1)
-    places = [{"OMP_NUM_THREADS": "1"}] * at_once if at_once > 1 else [{}]
+    places = [ON_A_CORE] * at_once if at_once > 1 else [{}]
     with Signals() as signals, signals.waiting():
         queue = Queue(chosen, [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in given.gpus] or places, signals)
         queue.run()

@@ -20,7 +20,7 @@ def table(text):
 
 @pytest.mark.parametrize(
     "benchmark, rows, ratio",
-    [(criteria, 12, 4), (evaluations, 7, 2), (inputs, 6, 4), (training, 4, 4)],
+    [(criteria, 13, 4), (evaluations, 7, 2), (inputs, 6, 4), (training, 4, 4)],
     ids=["criteria", "evaluation", "input", "training"],
 )
 def test_it_prints_its_table(benchmark, rows, ratio, capsys):
