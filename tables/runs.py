@@ -30,7 +30,7 @@ FLAGS, UNSAFE = parameters.flags(), re.compile(r"[^\w.,=+-]")  # the latter in a
 OURS = "seed dataset save_path source_path gpu group savename resume list evaluate_only checkpoint wandb_key".split()
 LEFT = ("new", "interrupted")  # states of a run; others: diverged, done; in a queue: running, elsewhere, failed
 SAID = {"running": ["running"], "left": LEFT, "in another queue": ["elsewhere"], "failed": ["failed", "diverged"]}
-# one thread a run, whose memory glibc keeps from step to step: a quarter faster than to ask for it again
+# one thread a run, whose memory glibc keeps from step to step: up to a quarter faster than to ask for it again
 ON_A_CORE = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "1000000000000"}
 TICK = 0.1  # seconds between looks at the running processes
 SCRIPT = "bash antico_runs.sh"

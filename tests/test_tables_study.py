@@ -72,5 +72,3 @@ def test_the_guards_rates_are_the_best(base, variant):
 def test_the_flags_on_emoji_are_the_best(base):
     found = results("tune_emoji")
     assert len(having(best(of(found, base, None)), study.EMOJI_TUNED[base])) and len(of(found, base, None)) >= 6
-    if base in study.EMOJI_FIXED:
-        assert len(having(best(guarded(found, base, "pair", "normalized")), study.EMOJI_FIXED[base]))
