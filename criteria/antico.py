@@ -59,11 +59,6 @@ class Guard(nn.Module):
         return (g * ((target - share) / 0.1).clamp(0, 1)).to(term.dtype)
 
 
-def leaf(vectors):
-    """What a view of a parameter, such as pytorch-metric-learning's W turned round, is a view of."""
-    return vectors if vectors._base is None else vectors._base
-
-
 class AntiCo(Criterion):
     """Anti-Collapse loss over a base loss (Jiang et al., TMM 2024, arXiv 2407.03106; MCR²: Yu et al., NeurIPS 2020).
 
@@ -162,7 +157,9 @@ class AntiCo(Criterion):
         forms = dict(exp=torch.exp(-self.gam2 * rate), neg=-self.gam2 * rate, normalized=1 - share, guard=1 - share)
         term, weight, logs = forms[self.form], self.w, {}
         if self.guard:
-            at = embeddings if self.variant in OF_EMBEDDINGS else leaf(self.proxies)
+            at = embeddings
+            if self.variant in OF_PROXIES:  # pytorch-metric-learning's W, turned round, is a view
+                at = self.proxies if self.proxies._base is None else self.proxies._base
             weight = logs["weight"] = self.w * self.guard(self.align * base, term, share, at)
         # the base's own names come first: one of them may be among these, as nir's `base`
         self.log(**{**self.base.terms, "base": base, "term": term}, coding_rate=rate, coding_rate_share=share, **logs)

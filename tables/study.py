@@ -152,10 +152,10 @@ def subsets():
 
 GUARDED = [(base, variant) for variant in ("pair", "class_means") for base in ("proxyanchor", "proxynca", "arcface")]
 TUNE_GUARD = [
-    row for base, variant in GUARDED for row in product([over(base, variant) | TUNED[base]], each("lr", *RATES[1:4]))
+    row for base, variant in GUARDED for row in product([over(base, variant) | TUNED[base]], each("lr", *RATES[1:]))
 ]
 # the best rates of tune_guard
-GUARD_RATES = dict.fromkeys(GUARDED, 1e-3)
+GUARD_RATES = dict.fromkeys(GUARDED, 1e-3) | {("proxyanchor", "pair"): 3e-3, ("arcface", "pair"): 3e-3}
 
 
 def guard_rows(tuned, rates):
@@ -192,9 +192,8 @@ EMOJI_SECOND = {
     "arcface": dict(pair=(3e-5, 1e-4), class_means=(1e-4, 3e-4), fixed=(3e-5, 1, 10)),
 }
 # the best of these
-EMOJI_RATES = {pair: 3e-4 for pair in GUARDED} | {
-    ("proxyanchor", "pair"): 1e-4, ("proxynca", "pair"): 3e-5, ("arcface", "pair"): 3e-5,
-}  # fmt: skip
+EMOJI_RATES = dict.fromkeys(GUARDED, 3e-4) | {("proxynca", "pair"): 3e-5, ("arcface", "pair"): 3e-5}
+EMOJI_RATES["proxyanchor", "pair"] = 1e-4
 
 
 def tune_emoji():
@@ -228,7 +227,7 @@ def tuning(about, rows, flags=STUDY, data="glyphs"):
 
 # ProxyAnchor alone, under the published batch_proxy and under both guards; a pair loss, which the guard leaves alone
 SIX = [chosen("proxyanchor"), over("proxyanchor", "batch_proxy") | TUNED["proxyanchor"]]
-SIX += [over("proxyanchor", v) | TUNED["proxyanchor"] | dict(lr=1e-3) for v in ("pair", "class_means")]
+SIX += [over(b, v) | TUNED[b] | dict(lr=GUARD_RATES[b, v]) for b, v in GUARDED if b == "proxyanchor"]
 SIX += [over("multisimilarity", v) | TUNED["multisimilarity"] for v in (None, "pair")]
 ALONG_RATES = product([chosen("proxyanchor", variant) for variant in VARIANTS], each("lr", *RATES, 3e-2))
 QUICKSTART = table(
