@@ -155,7 +155,8 @@ TUNE_GUARD = [
     row for base, variant in GUARDED for row in product([over(base, variant) | TUNED[base]], each("lr", *RATES[1:]))
 ]
 # the best rates of tune_guard
-GUARD_RATES = dict.fromkeys(GUARDED, 1e-3) | {("proxyanchor", "pair"): 3e-3, ("arcface", "pair"): 3e-3}
+GUARD_RATES = dict.fromkeys(GUARDED, 3e-3) | {("proxynca", "pair"): 1e-3}
+GUARD_RATES |= {("proxyanchor", "class_means"): 1e-3, ("arcface", "class_means"): 1e-3}
 
 
 def guard_rows(tuned, rates):
