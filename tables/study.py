@@ -218,7 +218,7 @@ COLUMNS = "e_recall@1 mAP@R nmi coding_rate@share effective_rank"
 
 
 def table(about, rows, report, seeds=5, flags=STUDY, data="glyphs"):
-    report = f"{report} --columns {COLUMNS}".split()
+    report = f"{report} --count_collapsed --columns {COLUMNS}".split()
     return dict(about=about, datasets=[data], rows=[*rows], flags=flags, seeds=range(seeds), jobs=2, report=report)
 
 
