@@ -104,22 +104,12 @@ def add_flags(parser):
     metrics = ["e_recall@1", "e_recall@2", "e_recall@4", "e_recall@8", "nmi", "f1", "mAP_1000"]
     flag(g, "evaluation_metrics", metrics, "metrics by name (--list shows them)")
     flag(g, "evaltypes", ["embeds"], "what is evaluated: the embeddings", choices=["embeds"])
-    flag(
-        g,
-        "storage_metrics",
-        ["e_recall@1"],
-        "best.pt keeps the best epoch by the first, best_<metric>.pt by each other",
-    )
-    flag(
-        g,
-        "search",
-        "auto",
-        "back-end of the neighbour search; auto: faiss if installed",
-        choices=["auto", "faiss", "torch"],
-    )
-    flag(
-        g, "kmeans_restarts", 1, "starts of k-means for nmi and f1; the one with the smallest distances counts", 1, 1000
-    )
+    best = "best.pt keeps the best epoch by the first, best_<metric>.pt by each other"
+    flag(g, "storage_metrics", ["e_recall@1"], best)
+    search = "back-end of the neighbour search; auto: faiss if installed"
+    flag(g, "search", "auto", search, choices=["auto", "faiss", "torch"])
+    starts = "starts of k-means for nmi and f1; the one with the smallest distances counts"
+    flag(g, "kmeans_restarts", 1, starts, 1, 1000)
     flag(g, "eval_every", 1, "evaluate every so many epochs, and after the last", 1, MILLION)
 
     g = add_group(parser, "where and how fast", "housekeeping")
@@ -167,31 +157,21 @@ def add_losses(parser):
     flag(g, "pml_lrmulti", 2000.0, "such a loss's own parameters learn at this times --lr", 0)
 
     g = add_group(parser, "antico: loss_ac_w_align · base + antico_w · term(R) of the coding rate R")
-    variants = ["pair", "batch_proxy", "all_proxy", "class_means"]
     what = "rows of the rate: embeddings, the batch's classes' proxies, all proxies, class means; antico_<type> sets it"
     flag(g, "antico_base", "proxyanchor", "the loss underneath, or none: the term alone")
-    flag(g, "antico_type", "batch_proxy", what, choices=variants)
-    forms = "exp(-gam2 R) as published, -gam2 R as in MCR2, 1 - R/R_max, or this with a weight that follows the base"
-    flag(
-        g,
-        "antico_form",
-        "guard",
-        f"{forms}; normalized where --antico_w is given",
-        choices=["exp", "neg", "normalized", "guard"],
+    flag(g, "antico_type", "batch_proxy", what, choices=["pair", "batch_proxy", "all_proxy", "class_means"])
+    known = ["exp", "neg", "normalized", "guard"]
+    forms = (
+        "exp(-gam2 R), published; -gam2 R, MCR2's; 1 - R/R_max, if --antico_w is given; its weight by the base's pull"
     )
+    flag(g, "antico_form", "guard", forms, choices=known)
     flag(g, "antico_target", None, "share of R_max below which the guard acts, by default its rule", 0, 2, kind=float)
     flag(g, "loss_ac_w_align", 0.01, "weight of the base loss")
     flag(g, "antico_w", 1.0, "weight of the coding-rate term; in the form guard a factor of its own weight")
     flag(g, "antico_gam1", 1.0, "factor of the scale inside the rate", TINY, HUGE)
     flag(g, "antico_gam2", 1.0, "factor of the rate (forms exp and neg)", TINY, HUGE)
-    flag(
-        g,
-        "antico_eps",
-        0.5,
-        "precision, in the guard of antico_pair 0.005; at scale published where MCR2 has its square",
-        TINY,
-        HUGE,
-    )
+    precision = "precision, in antico_pair's guard 0.005; at scale published it stands where MCR2 has its square"
+    flag(g, "antico_eps", 0.5, precision, TINY, HUGE)
     scale = "published: d/(n eps), for proxies n/(d eps); mcr2: d/(n eps^2) for both"
     flag(g, "antico_scale", "published", scale, choices=["published", "mcr2"])
 
@@ -304,10 +284,8 @@ def contradictions(opt):
     """A line on each pair of flags that do not go together."""
     each, share = opt.samples_per_class, opt.tv_split_perc
     if opt.loss == "nir_mcr2":
-        yield (
-            "--loss nir_mcr2: the published line for SOP names it, but no published code has it; our reading of that "
-            "line is --loss antico --loss_ac_w_align 0.0035"
-        )
+        known = "the published line for SOP names it, but no published code has it"
+        yield f"--loss nir_mcr2: {known}; our reading of it is --loss antico --loss_ac_w_align 0.0035"
     if opt.bs % each and opt.data_sampler != "random":
         lower = opt.bs - opt.bs % each
         yield f"--bs {opt.bs} --samples_per_class {each}: not divisible; {lower or each} or {lower + each} would be"

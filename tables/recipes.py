@@ -28,6 +28,12 @@ CUB = PUBLISHED | dict(
     n_epochs=100, tau=100, gamma=0.5, warmup=0, save_embeddings=True, evaluation_metrics=measures(1, 2, 4, 8)
 )
 SOP = PUBLISHED | dict(n_epochs=400, tau=[190, 250], gamma=0.2, warmup=1)
+# two CPU cores
+CORES = dict(
+    bs=96, samples_per_class=4, data_sampler="class_balanced", kernels=0, decay=1e-4, no_train_metrics=True,
+    evaluation_metrics=[*measures(1, 2, 4, 8)[:5], "mAP@R", "coding_rate@share", "effective_rank"],
+)  # fmt: skip
+LRMULTI = [f"loss_{loss}_lrmulti" for loss in ("oproxy", "proxynca", "normalized_softmax", "arcface")]
 DATASETS = {
     "cub200": CUB,
     "cars196": CUB | dict(n_epochs=300),
@@ -35,21 +41,15 @@ DATASETS = {
     # ours, not among the published lines: the schedule of online_products, the K of In-Shop's own paper
     "inshop": SOP | dict(evaluation_metrics=measures(1, 10, 20, 30)),
     "folder": CUB,  # one's own images
-    # letters of 32 pixels: the rates at which two CPU cores learn in five epochs, proxies three times the network's
-    "glyphs": dict(
-        arch="conv4_normalize", embed_dim=64, bs=96, samples_per_class=4, data_sampler="class_balanced", kernels=0,
-        lr=1e-3, decay=1e-4, n_epochs=5, tau=4, no_train_metrics=True, save_embeddings=True,
-        loss_oproxy_lrmulti=3, loss_proxynca_lrmulti=3, loss_normalized_softmax_lrmulti=3, loss_arcface_lrmulti=3,
+    # letters of 32 pixels: the rates at which a small network learns in five epochs, proxies three times the network's
+    "glyphs": CORES | dict.fromkeys(LRMULTI, 3) | dict(
+        arch="conv4_normalize", embed_dim=64, lr=1e-3, n_epochs=5, tau=4, save_embeddings=True,
         loss_nir_proxy_lrmulti=6, loss_nir_lrmulti=1,
-        evaluation_metrics=[*measures(1, 2, 4, 8)[:5], "mAP@R", "coding_rate@share", "effective_rank"],
     ),
-    # a pretrained network at the size at which two CPU cores train it in two minutes
-    "emoji": dict(
-        arch="timm.tf_efficientnet_lite0_frozen_normalize", embed_dim=128, input_size=48, bs=96, samples_per_class=4,
-        data_sampler="class_balanced", kernels=0, lr=1e-4, decay=1e-4, n_epochs=3, tau=2, no_train_metrics=True,
-        loss_oproxy_lrmulti=100, loss_proxynca_lrmulti=100, loss_normalized_softmax_lrmulti=100,
-        loss_arcface_lrmulti=100, evaluation_metrics=[*measures(1, 2, 4, 8)[:5], "mAP@R", "coding_rate@share",
-        "effective_rank"],
+    # a pretrained network, two minutes a run
+    "emoji": CORES | dict.fromkeys(LRMULTI, 100) | dict(
+        arch="timm.tf_efficientnet_lite0_frozen_normalize", embed_dim=128, input_size=48, lr=1e-4, n_epochs=3, tau=2,
+        loss_nir_proxy_lrmulti=200, loss_nir_lrmulti=1,
     ),
 }  # fmt: skip
 # the published lines of nir; those of Cars have either no warm-up or one epoch: one here, as on CUB
