@@ -160,14 +160,11 @@ def add_losses(parser):
     what = "rows of the rate: embeddings, the batch's classes' proxies, all proxies, class means; antico_<type> sets it"
     flag(g, "antico_base", "proxyanchor", "the loss underneath, or none: the term alone")
     flag(g, "antico_type", "batch_proxy", what, choices=["pair", "batch_proxy", "all_proxy", "class_means"])
-    known = ["exp", "neg", "normalized", "guard"]
-    forms = (
-        "exp(-gam2 R), published; -gam2 R, MCR2's; 1 - R/R_max, if --antico_w is given; its weight by the base's pull"
-    )
-    flag(g, "antico_form", "guard", forms, choices=known)
-    flag(g, "antico_target", None, "share of R_max below which the guard acts, by default its rule", 0, 2, kind=float)
+    forms = "exp(-gam2 R), as published; -gam2 R; 1 - R/R_max (the default with --antico_w); this with w by gradients"
+    flag(g, "antico_form", "guard", forms, choices=["exp", "neg", "normalized", "guard"])
+    flag(g, "antico_target", None, "R/R_max below which the guard acts, see criteria/README.md", 0, 2, kind=float)
     flag(g, "loss_ac_w_align", 0.01, "weight of the base loss")
-    flag(g, "antico_w", 1.0, "weight of the coding-rate term; in the form guard a factor of its own weight")
+    flag(g, "antico_w", 1.0, "weight of the coding-rate term; with --antico_form guard a factor of the guard's weight")
     flag(g, "antico_gam1", 1.0, "factor of the scale inside the rate", TINY, HUGE)
     flag(g, "antico_gam2", 1.0, "factor of the rate (forms exp and neg)", TINY, HUGE)
     precision = "precision, in antico_pair's guard 0.005; at scale published it stands where MCR2 has its square"
@@ -270,7 +267,8 @@ def parse(argv=None):
     own = {**(DEFAULTS.get(base, {}) if loss.startswith("antico") else {}), **DEFAULTS.get(loss, {})}
     if "antico_w" in chosen:  # a weight of one's own is fixed, where nothing else is said
         own.setdefault("antico_form", "normalized")
-    if loss == "antico_pair" and {**own, **chosen}.get("antico_form", "guard") == "guard":
+    form, scale = ({**defaults, **own, **chosen}[name] for name in ("antico_form", "antico_scale"))
+    if (loss, form, scale) == ("antico_pair", "guard", "published"):
         own["antico_eps"] = 0.005
     if "e_recall@1" not in chosen.get("evaluation_metrics", ["e_recall@1"]):
         own["storage_metrics"] = chosen["evaluation_metrics"][:1]

@@ -38,8 +38,6 @@ BASES = {
     "arcface": ArcFace,
     "nir": NIR,
 }
-for _name, _cls in BASES.items():
-    _cls.name = _name
 ANTICO = {  # {name: what it is the coding rate of}
     "antico": "as published, --antico_type picks one of those that follow",
     "antico_pair": "the coding rate of the batch's embeddings",

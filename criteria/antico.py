@@ -23,19 +23,20 @@ class NoBase(Criterion):
 class Guard(nn.Module):
     """The weight at which 1 - R/R_max pushes as hard as the base loss pulls, while the space is too small (ours).
 
-    w = g · clamp((target - R/R_max) / 0.1, 0, 1), without a gradient of its own. g = |∇ base| / |∇ (1 - R/R_max)|, each
-    norm a running mean (0.98) of those at the embeddings (B, d), or at the proxies of the proxy variants: weights by
-    gradient are those of Chen et al. (GradNorm, ICML 2018) and Esser et al. (VQ-GAN, CVPR 2021, eq. 7). It costs one
-    more backward pass of the loss, not of the network. Its buffers, in float64, go on with a checkpoint.
+    w = g · clamp((target - R/R_max) / 0.1, 0, 1), without a gradient of its own; g is |∇ align · base| over
+    |∇ (1 - R/R_max)|, both running means (0.98) of the norms at the embeddings (B, d), or at the proxies of the proxy
+    variants. Weights by gradient: Chen et al., GradNorm, ICML 2018; Esser et al., VQ-GAN, CVPR 2021, eq. 7. It costs a
+    second backward pass of the loss, not of the network. The buffers, in float64, go on with a checkpoint.
 
-    The target by default, from the study (tables/README.md). A pair loss holds its batch apart by itself: half of what
-    R/R_max was before training, so that the guard acts on a collapse alone. A proxy loss does not: for `pair` what
-    R/R_max was before training, at least 0.5; the other variants always act. Without a base the weight is 1.
+    The target by default, from the study (tables/README.md): over a base with proxies, for `pair` the R/R_max of the
+    first batch, at least 0.5, while the other variants always act. Any other base, such as a pair loss, holds its batch
+    apart by itself: there half of the first batch's, so that the guard acts on a collapse alone. Where there is no
+    base, or align is 0, the weight is 1.
     """
 
-    def __init__(self, base, variant, target=None):
+    def __init__(self, base, variant, target=None, align=1.0):
         super().__init__()
-        self.alone = isinstance(base, NoBase)
+        self.alone = isinstance(base, NoBase) or align == 0
         self.least, self.kept = (0.5, 1.0) if variant == "pair" else (torch.inf, 1.0)
         if target is not None or not hasattr(base, "proxies"):
             self.least, self.kept = (0.0, 0.5) if target is None else (target, 0.0)
@@ -50,13 +51,18 @@ class Guard(nn.Module):
         if self.training and at.requires_grad and torch.is_grad_enabled():
             both = [torch.autograd.grad(loss, at, retain_graph=True, allow_unused=True)[0] for loss in (base, term)]
             norms = torch.stack([at.new_zeros(()) if x is None else x.norm() for x in both]).double()
-            first, finite = self.before < 0, norms.isfinite().all()  # fp16 skips a step that overflows, and so do we
+            first, finite = self.before < 0, norms.isfinite().all()  # others are not counted
             means = torch.where(first, norms, RECENT * self.pulls + (1 - RECENT) * norms)
             self.pulls = torch.where(finite, means, self.pulls)
             self.before = torch.where(first & finite, share.double(), self.before)
         target = (self.kept * self.before).clamp(min=self.least)
         g = torch.where(self.pulls[1] > 0, self.pulls[0] / self.pulls[1], 0)
         return (g * ((target - share) / 0.1).clamp(0, 1)).to(term.dtype)
+
+
+def parameter_of(vectors):
+    """What they are a view of, as pytorch-metric-learning's W turned round is, or they themselves."""
+    return vectors if vectors._base is None else vectors._base
 
 
 class AntiCo(Criterion):
@@ -74,7 +80,7 @@ class AntiCo(Criterion):
     form : `exp`: exp(-gam2 R), published, which underflows beyond R of about 15; `neg`: -gam2 R, the expansion term of
         MCR²; `normalized`: 1 - R/R_max, in [0, 1], with a gradient whatever n and d; `guard` (ours): the same, with a
         weight that follows the base loss, see Guard. By default `guard`, or `normalized` where w is given
-    eps : precision, by default 0.5, in the guard of `pair` 0.005
+    eps : precision, by default 0.5; in the guard of `pair`, at the published scale, 0.005
     w : weight of the term, in `guard` a factor of the weight that it finds
     target : share of R_max below which the guard acts; None: its own rule
     scale : `published`: s = d / (n eps) for `pair` and `class_means`, n / (d eps) for the proxies; `mcr2`: d / (n eps²)
@@ -95,17 +101,21 @@ class AntiCo(Criterion):
         need_choice(self, *FORMS, form=form)
         need_choice(self, "published", "mcr2", scale=scale)
         if eps is None:
-            eps = FINE if (variant, form) == ("pair", "guard") else 0.5
+            eps = FINE if (variant, form, scale) == ("pair", "guard", "published") else 0.5
         need(self, eps=eps, gam1=gam1, gam2=gam2)
         if variant in OF_PROXIES and not hasattr(base, "proxies"):
             wanted = f"a base with proxies, one a class, such as ProxyAnchor, got {base._get_name()}"
             raise ValueError(f"AntiCo: variant {variant} needs {wanted}; pair and class_means go with every base")
+        if variant in OF_PROXIES and form == "guard" and not parameter_of(base.proxies).is_leaf:
+            raise ValueError(
+                "AntiCo: the guard needs proxies that are a parameter or a view of one, not computed from it"
+            )
         self.base, self.variant, self.form, self.scale, self.align = base, variant, form, scale, align
         self.w, self.eps, self.gam1, self.gam2 = 1.0 if w is None else w, eps, gam1, gam2
         self.raw_embeddings = raw_embeddings and variant == "pair"
-        self.guard = Guard(base, variant, target) if form == "guard" else None
+        self.guard = Guard(base, variant, target, align) if form == "guard" else None
         self.n_classes, self.embed_dim, self.mined = base.n_classes, base.embed_dim, base.mined
-        self.compiles = base.compiles and not self.guard
+        self.compiles = base.compiles and (not self.guard or self.guard.alone)
 
     @property
     def proxies(self):
@@ -157,19 +167,18 @@ class AntiCo(Criterion):
         forms = dict(exp=torch.exp(-self.gam2 * rate), neg=-self.gam2 * rate, normalized=1 - share, guard=1 - share)
         term, weight, logs = forms[self.form], self.w, {}
         if self.guard:
-            at = embeddings
-            if self.variant in OF_PROXIES:  # pytorch-metric-learning's W, turned round, is a view
-                at = self.proxies if self.proxies._base is None else self.proxies._base
+            at = embeddings if self.variant in OF_EMBEDDINGS else parameter_of(self.proxies)
             weight = logs["weight"] = self.w * self.guard(self.align * base, term, share, at)
         # the base's own names come first: one of them may be among these, as nir's `base`
-        self.log(**{**self.base.terms, "base": base, "term": term}, coding_rate=rate, coding_rate_share=share, **logs)
+        logs |= {"base": base, "term": term, "coding_rate": rate, "coding_rate_share": share}
+        self.log(**{**self.base.terms, **logs})
         return self.align * base + weight * term
 
     def note(self, rows):
         """The first epoch in which the published form has no gradient left, or whether the guard acted in the first."""
-        if self.guard and len(rows) == 2 and rows[-1].get("loss/weight") == 0:
-            share = f"R/R_max stayed above its target ({rows[-1]['loss/coding_rate_share']:.2f} in the mean)"
-            return f"note: the guard did not act: {share}; a weight of your own: --antico_w"
+        if self.guard and len(rows) == 2 and rows[-1].get("loss/weight") == 0 != self.w:
+            share = f"R/R_max was {rows[-1]['loss/coding_rate_share']:.2f} in the mean"
+            return f"note: the guard did not act: {share}; --antico_target sets a bound, --antico_w a fixed weight"
         dead = [row for row in rows if row.get("loss/term", 1) < DEAD]
         if self.form != "exp" or dead != rows[-1:]:
             return ""

@@ -23,7 +23,6 @@ class Criterion(nn.Module):
     infinity (`NonFinite`). Looking for the last two waits for a GPU: there only calls 1, 101, ... do, none compiled.
     """
 
-    name = ""  # in the registry, which sets it: AntiCo's defaults go by it
     n_classes = embed_dim = None  # labels and embeddings are checked against them where they are known
     mined = False  # True: the number of pairs sets its shapes: not to be compiled, and labels on a GPU make it wait
     compiles = True  # False: not worth compiling, though it mines nothing

@@ -186,13 +186,7 @@ EMOJI_TUNED = {
     "margin": dict(lr=1e-4, loss_margin_beta=0.6),
     "contrastive": dict(lr=3e-4),
 }
-# learning rates of both guards, and for the pair term with a fixed weight a learning rate and two weights
-EMOJI_SECOND = {
-    "proxyanchor": dict(pair=(3e-5, 1e-4, 3e-4), class_means=(1e-4, 3e-4), fixed=(1e-4, 3, 30)),
-    "proxynca": dict(pair=(3e-5, 1e-4), class_means=(1e-4, 3e-4), fixed=(3e-5, 1, 10)),
-    "arcface": dict(pair=(3e-5, 1e-4), class_means=(1e-4, 3e-4), fixed=(3e-5, 1, 10)),
-}
-# the best of these
+# and the guard's best rates of those in tune_emoji
 EMOJI_RATES = dict.fromkeys(GUARDED, 3e-4) | {("proxynca", "pair"): 3e-5, ("arcface", "pair"): 3e-5}
 EMOJI_RATES["proxyanchor", "pair"] = 1e-4
 
@@ -201,11 +195,11 @@ def tune_emoji():
     for base, rows in EMOJI_FIRST.items():
         yield from product([over(base)], each("lr", *(PROXY_RATES if base in OVER_PROXIES else PAIR_RATES)), rows)
     yield over("margin") | dict(lr=3e-5, loss_margin_beta=0.6)  # the lowest rate was its best
-    for base, second in EMOJI_SECOND.items():
-        for variant in ("pair", "class_means"):
-            yield from product([over(base, variant) | EMOJI_TUNED[base]], each("lr", *second[variant]))
-        rate, *weights = second["fixed"]
-        fixed = over(base, "pair") | EMOJI_TUNED[base] | dict(lr=rate, antico_eps=0.005)
+    for base, variant in GUARDED:
+        rates = (3e-5, 1e-4, 3e-4) if variant == "pair" else (1e-4, 3e-4)
+        yield from product([over(base, variant) | EMOJI_TUNED[base]], each("lr", *rates))
+    for base, lr, *weights in (("proxyanchor", 1e-4, 3, 30), ("proxynca", 3e-5, 1, 10), ("arcface", 3e-5, 1, 10)):
+        fixed = over(base, "pair") | EMOJI_TUNED[base] | dict(lr=lr, antico_eps=0.005)
         yield from product([fixed], each("antico_w", *weights))
 
 

@@ -248,7 +248,7 @@ def test_the_guard_forgets_what_is_not_finite_and_learns_from_training_alone():
     with torch.no_grad():
         loss(2 * x, labels)
     loss.eval()(3 * x, labels)
-    loss.train().align = math.inf  # as a step of fp16 that overflows
+    loss.train().align = math.inf
     loss(4 * x, labels)
     assert all(torch.equal(value, state[name]) for name, value in loss.state_dict().items())
     loss.align = 1.0
@@ -265,6 +265,18 @@ def test_the_guard_of_anothers_class_weights(variant):
     embeddings, labels = torch.randn(20, 128, dtype=torch.float64), torch.arange(20) % 7
     assert float(ours(embeddings, labels)) == pytest.approx(float(theirs(embeddings, labels)), rel=1e-6)
     assert ours.logs["weight"] == pytest.approx(theirs.logs["weight"], rel=1e-6) and ours.logs["weight"] > 0
+
+
+def test_what_a_guard_cannot_weigh():
+    """Proxies made on access are not those that the base saw; where nothing of the base is left, the weight is 1."""
+
+    class OnAccess(torch.nn.Linear):
+        proxies = property(lambda self: normalize(self.weight, dim=1))
+
+    with pytest.raises(ValueError, match="proxies"):
+        AntiCo(OnAccess(8, 6), "all_proxy")
+    loss, x = AntiCo(OProxy(6, 8), "class_means", align=0.0), torch.randn(12, 8)
+    assert float(loss(x, torch.arange(12) % 6)) == pytest.approx(loss.logs["term"]) and loss.logs["weight"] == 1
 
 
 def test_the_first_epoch_says_that_the_guard_did_not_act():
