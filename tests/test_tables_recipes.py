@@ -32,7 +32,7 @@ def test_every_command_line_of_every_table_is_one_that_main_accepts_and_means_an
     for opt in options:
         assert opt.dataset == data and (data == "glyphs" or opt.source_path == "/data/with spaces")
         assert not parameters.without_effect(opt, criteria.acting_flags(opt)) & set(opt.given)
-    assert len({opt.group for opt in options}) == len(lines) > 3
+    assert len({opt.group for opt in options}) == len(lines) > 1
 
 
 PUBLISHED = [  # commands: data, epochs, tau, gamma, warmup, and what they have for nir; then the data set's own K
