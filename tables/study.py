@@ -197,7 +197,7 @@ def tune_emoji():
         yield from product([over(base)], each("lr", *(PROXY_RATES if base in OVER_PROXIES else PAIR_RATES)), rows)
     yield over("margin") | dict(lr=3e-5, loss_margin_beta=0.6)  # the lowest rate was its best
     for base, variant in GUARDED:
-        rates = (3e-5, 1e-4, 3e-4) if variant == "pair" else (1e-4, 3e-4)
+        rates = (3e-5, 1e-4) if variant == "pair" else (1e-4, 3e-4)
         yield from product([over(base, variant) | EMOJI_TUNED[base]], each("lr", *rates))
     for base, lr, *weights in (("proxyanchor", 1e-4, 3, 30), ("proxynca", 3e-5, 1, 10), ("arcface", 3e-5, 1, 10)):
         fixed = over(base, "pair") | EMOJI_TUNED[base] | dict(lr=lr, antico_eps=0.005)

@@ -66,7 +66,6 @@ def test_the_guards_rates_are_the_best(base, variant):
     for name, rates in (("tune_guard", study.GUARD_RATES), ("tune_emoji", study.EMOJI_RATES)):
         found = guarded(results(name), base, variant)
         if (name, base, variant) == ("tune_emoji", "proxyanchor", "pair"):
-            assert set(found.lr) == {"3e-05", "0.0001", "0.0003"}
             found = results("tune_emoji_close")
         means = found.groupby("lr").value.mean()
         assert len(means) >= 2 and float(means.idxmax()) == rates[base, variant]
