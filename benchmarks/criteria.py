@@ -123,7 +123,7 @@ def baseline_rows(many):
         yield f"MultiSimilarity with its mining, {n_classes:,} classes", ours, LIBRARY, theirs, 1
     for ours in (Contrastive(), Triplet(MINERS["all"]), Margin(MINERS["distance"]).to(DEVICE)):
         theirs = step(by_cdist(ours), embeddings, labels)  # wanted: at most 1.3 times the cost
-        what = f"{ours.name}, distances exact near collapse"
+        what = f"{ours._get_name().lower()}, distances exact near collapse"
         yield what, step(ours, embeddings, labels), "the same by torch.cdist", theirs, 0.77
     ours, theirs = (functools.partial(f, embeddings, labels) for f in (MINERS["distance"], loop_of_distance_mining))
     yield "distance-weighted mining", ours, "numpy loop over the anchors", theirs, 20
