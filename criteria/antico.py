@@ -24,9 +24,10 @@ class Guard(nn.Module):
     """The weight at which 1 - R/R_max pushes as hard as the base loss pulls, while the space is too small (ours).
 
     w = g · clamp((target - R/R_max) / 0.1, 0, 1), without a gradient of its own; g is |∇ align · base| over
-    |∇ (1 - R/R_max)|, both running means (0.98) of the norms at the embeddings (B, d), or at the proxies of the proxy
-    variants. Weights by gradient: Chen et al., GradNorm, ICML 2018; Esser et al., VQ-GAN, CVPR 2021, eq. 7. It costs a
-    second backward pass of the loss, not of the network. The buffers, in float64, go on with a checkpoint.
+    |∇ (1 - R/R_max)|, both running means (0.98, begun at 0) of the norms at the embeddings (B, d), or at the proxies
+    of the proxy variants. Weights by gradient: Chen et al., GradNorm, ICML 2018; Esser et al., VQ-GAN, CVPR 2021,
+    eq. 7. It costs a second backward pass of the loss, not of the network. The buffers, in float64, go on with a
+    checkpoint.
 
     The target by default, from the study (tables/README.md): over a base with proxies, for `pair` the R/R_max of the
     first batch, at least 0.5, while the other variants always act. Any other base, such as a pair loss, holds its batch
@@ -51,10 +52,9 @@ class Guard(nn.Module):
         if self.training and at.requires_grad and torch.is_grad_enabled():
             both = [torch.autograd.grad(loss, at, retain_graph=True, allow_unused=True)[0] for loss in (base, term)]
             norms = torch.stack([at.new_zeros(()) if x is None else x.norm() for x in both]).double()
-            first, finite = self.before < 0, norms.isfinite().all()  # others are not counted
-            means = torch.where(first, norms, RECENT * self.pulls + (1 - RECENT) * norms)
-            self.pulls = torch.where(finite, means, self.pulls)
-            self.before = torch.where(first & finite, share.double(), self.before)
+            finite = norms.isfinite().all()  # others are not counted
+            self.pulls = torch.where(finite, RECENT * self.pulls + (1 - RECENT) * norms, self.pulls)
+            self.before = torch.where((self.before < 0) & finite, share.double(), self.before)
         target = (self.kept * self.before).clamp(min=self.least)
         g = torch.where(self.pulls[1] > 0, self.pulls[0] / self.pulls[1], 0)
         return (g * ((target - share) / 0.1).clamp(0, 1)).to(term.dtype)

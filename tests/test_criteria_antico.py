@@ -205,19 +205,19 @@ def gradient_of_share(Z, s, largest):
 def test_the_guards_weight_is_its_formula(base):
     """20 batches that collapse and recover, and a user's target: the weight by hand, from closed forms in float64."""
     torch.manual_seed(0)
-    n, d, means, before, acted = 24, 12, None, None, []
+    n, d, before, acted = 24, 12, None, []
     s, largest = d / (n * 0.005), d / 2 * math.log(1 + 1 / 0.005)
     for target in (None, 0.8):
         loss = select(f"antico_pair --antico_base {base} --embed_dim {d} --antico_w 2 --antico_form guard", 6)
         loss.guard = type(loss.guard)(loss.base, "pair", target)
-        means = None
+        norms = []
         for step in range(20):
             Z = (torch.randn(n, d) + 4 * math.sin(step / 3) ** 2 * torch.ones(d)).double().requires_grad_()
             labels = torch.arange(n) % 6
             value, (pull,) = loss(Z, labels), torch.autograd.grad(loss.base(Z, labels), Z)
             share = 0.5 * float(torch.logdet(torch.eye(d) + s * normalize(Z, dim=1).T @ normalize(Z, dim=1))) / largest
-            norms = np.array([float(pull.norm()), float(gradient_of_share(Z.detach(), s, largest).norm())])
-            means = norms if means is None else 0.98 * means + 0.02 * norms
+            norms.append([float(pull.norm()), float(gradient_of_share(Z.detach(), s, largest).norm())])
+            means = 0.98 ** np.arange(step, -1, -1) @ np.array(norms)  # the newest counts most, the first as the others
             before = share if step == 0 else before
             rule = max(0.5, before) if hasattr(loss.base, "proxies") else before / 2
             weight = 2 * means[0] / means[1] * min(max(((target or rule) - share) / 0.1, 0), 1)
