@@ -46,9 +46,9 @@ DATASETS = {
         arch="conv4_normalize", embed_dim=64, lr=1e-3, n_epochs=5, tau=4, save_embeddings=True,
         loss_nir_proxy_lrmulti=6, loss_nir_lrmulti=1,
     ),
-    # a pretrained network, a minute and a half a run
+    # a pretrained network, three minutes and a half a run
     "emoji": CORES | dict.fromkeys(LRMULTI, 100) | dict(
-        arch="timm.tf_efficientnet_lite0_frozen_normalize", embed_dim=128, input_size=48, lr=1e-4, n_epochs=3, tau=2,
+        arch="timm.tf_efficientnet_lite0_frozen_normalize", embed_dim=128, input_size=64, lr=1e-4, n_epochs=6, tau=4,
         loss_nir_proxy_lrmulti=200, loss_nir_lrmulti=1,
     ),
 }  # fmt: skip

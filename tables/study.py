@@ -160,15 +160,18 @@ GUARD_RATES |= {("proxyanchor", "class_means"): 1e-3, ("arcface", "class_means")
 
 
 def guard_rows(tuned, rates):
-    """Six base losses alone, and three of them under both guards."""
-    yield from (over(base) | tuned[base] for base in tuned if base in EMOJI_FIRST)
+    """Six base losses alone, the three with proxies under both guards, the others under that of `pair`."""
+    yield from (over(base) | tuned[base] for base in EMOJI_FIRST)
     yield from (over(*pair) | tuned[pair[0]] | dict(lr=rates[pair]) for pair in GUARDED)
+    yield from (over(base, "pair") | tuned[base] for base in EMOJI_FIRST if base not in OVER_PROXIES)
 
 
-# emoji: a pretrained network at 48 pixels, 117 steps: a minute and a half a run on one core
-EMOJI = dict(eval_every=3)
+# emoji: a pretrained network, 234 steps: three minutes and a half a run on one core
+EMOJI = dict(eval_every=6)
+# tune_emoji_first: every base alone, at 48 pixels and by half the steps, three learning rates by two values of what
+# matters most beside it
+HALF_EMOJI = dict(input_size=48, n_epochs=3, tau=2, eval_every=3)
 PROXY_RATES, PAIR_RATES = (1e-5, 3e-5, 1e-4), (1e-4, 3e-4, 1e-3)
-# tune_emoji: every base alone, three learning rates by two values of what matters most beside it
 EMOJI_FIRST = {
     "proxyanchor": [dict(loss_oproxy_pos_alpha=a, loss_oproxy_neg_alpha=a) for a in (64, 16)],
     "proxynca": each("loss_proxynca_scale", 1, 9),
@@ -177,31 +180,33 @@ EMOJI_FIRST = {
     "margin": each("loss_margin_beta", 1.2, 0.6),
     "contrastive": [{}, dict(loss_contrastive_neg_margin=0.5, loss_contrastive_pos_margin=0.1)],
 }
-# the best of them
+# the best flags of tune_emoji_first, with the best learning rate of tune_emoji_second
 EMOJI_TUNED = {
     "proxyanchor": dict(lr=3e-5, loss_oproxy_pos_alpha=16, loss_oproxy_neg_alpha=16),
     "proxynca": dict(lr=3e-5, loss_proxynca_scale=1),
     "arcface": dict(lr=3e-5, loss_arcface_margin=0.2, loss_arcface_scale=16),
     "multisimilarity": dict(lr=3e-4, loss_multisimilarity_beta=25, loss_multisimilarity_base=0.7),
-    "margin": dict(lr=1e-4, loss_margin_beta=0.6),
+    "margin": dict(lr=3e-4, loss_margin_beta=0.6),
     "contrastive": dict(lr=3e-4),
 }
-# and the guard's best rates of those in tune_emoji
-EMOJI_RATES = {(base, variant): 3e-5 if variant == "pair" else 3e-4 for base, variant in GUARDED}
-# over ProxyAnchor two of them were too close for one seed
-CLOSE = product([over("proxyanchor", "pair") | EMOJI_TUNED["proxyanchor"]], each("lr", 3e-5, 1e-4))
+EMOJI_RATES = dict.fromkeys(GUARDED, 3e-4) | {("arcface", "pair"): 1e-4}
 
 
-def tune_emoji():
+def tune_emoji_first():
     for base, rows in EMOJI_FIRST.items():
         yield from product([over(base)], each("lr", *(PROXY_RATES if base in OVER_PROXIES else PAIR_RATES)), rows)
     yield over("margin") | dict(lr=3e-5, loss_margin_beta=0.6)  # the lowest rate was its best
+
+
+def tune_emoji_second():
+    """As in the study: the learning rates again, of the proxy losses the other value, too, and of the guard."""
+    for base, rows in EMOJI_FIRST.items():
+        rates = PROXY_RATES[1:] if base in OVER_PROXIES else PAIR_RATES[:2]
+        yield from product([over(base) | EMOJI_TUNED[base]], each("lr", *rates))
+        yield from product([over(base)], rows if base in OVER_PROXIES else (), each("lr", rates[0]))
     for base, variant in GUARDED:
-        rates = (3e-5, 1e-4) if variant == "pair" else (1e-4, 3e-4)
+        rates = (3e-5, 1e-4, 3e-4) if variant == "pair" else (1e-4, 3e-4)
         yield from product([over(base, variant) | EMOJI_TUNED[base]], each("lr", *rates))
-    for base, lr, *weights in (("proxyanchor", 1e-4, 3, 30), ("proxynca", 3e-5, 1, 10), ("arcface", 3e-5, 1, 10)):
-        fixed = over(base, "pair") | EMOJI_TUNED[base] | dict(lr=lr, antico_eps=0.005)
-        yield from product([fixed], each("antico_w", *weights))
 
 
 # --- the tables ---
@@ -225,7 +230,9 @@ def tuning(about, rows, flags=STUDY, data="glyphs", seeds=1):
 SIX = [chosen("proxyanchor"), over("proxyanchor", "batch_proxy") | TUNED["proxyanchor"]]
 SIX += [over(b, v) | TUNED[b] | dict(lr=GUARD_RATES[b, v]) for b, v in GUARDED if b == "proxyanchor"]
 SIX += [over("multisimilarity", v) | TUNED["multisimilarity"] for v in (None, "pair")]
-ALONG_RATES = product([chosen("proxyanchor", variant) for variant in VARIANTS], each("lr", *RATES, 3e-2))
+ALONG_RATES = product(
+    [over("proxyanchor", variant) | TUNED["proxyanchor"] for variant in VARIANTS], each("lr", *RATES, 3e-2)
+)
 QUICKSTART = table(
     "six losses of the study by three seeds, no data needed: some 3 minutes on two CPU cores", SIX, "--tuned", 3
 )
@@ -234,11 +241,11 @@ TABLES = {
     "tune_second": tuning("the study's base losses: their other hyperparameters", TUNE_SECOND),
     "tune_third": tuning("the study's weights: AntiCo on the tuned bases", tune_third()),
     "tune_guard": tuning("the guard's learning rates on letters", TUNE_GUARD),
-    "tune_emoji": tuning("every base loss, the guard and fixed weights on emoji", tune_emoji(), EMOJI, "emoji"),
-    "tune_emoji_close": tuning("two learning rates of the guard by three seeds", CLOSE, EMOJI, "emoji", 3),
+    "tune_emoji_first": tuning("every base loss on emoji, small", tune_emoji_first(), HALF_EMOJI, "emoji"),
+    "tune_emoji_second": tuning("learning rates on emoji, alone and with the guard", tune_emoji_second(), EMOJI, "emoji"),
     "study": table("the main comparison: each base loss and each variant on it, tuned", main_comparison(), "--tuned"),
     "study_guard": table("the guard on letters", guard_rows(TUNED, GUARD_RATES), "--tuned"),
     "study_emoji": table("the guard on emoji", guard_rows(EMOJI_TUNED, EMOJI_RATES), "--tuned", 5, EMOJI, "emoji"),
-    "study_rates": table("ProxyAnchor alone and under two variants, by the learning rate", ALONG_RATES, "--by lr"),
+    "study_rates": table("ProxyAnchor alone and with the guard, by the learning rate", ALONG_RATES, "--by lr"),
     "study_subsets": table("few and many classes of few and many images, two base losses", subsets(), "--tuned"),
 }

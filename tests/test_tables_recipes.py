@@ -75,7 +75,7 @@ def test_tables_share_runs():
     """The run of 512 dimensions is that of `main`: nobody trains it twice."""
     dims = [r.key for r in planned("dims --datasets cub200") if r.opt.embed_dim == 512]
     assert len(dims) == 4 and set(dims) <= {r.key for r in planned("main --datasets cub200")}
-    assert len(set(keys("quickstart")) & set(keys("study_guard"))) == 4 * 3
+    assert len(set(keys("quickstart")) & set(keys("study_guard"))) == 5 * 3
     tables = {runs.table_path(*runs.parse(["quickstart", *more])) for more in ([], ["--lr", "1"], ["--seeds", "7"])}
     assert len(tables) == 3  # but none overwrites another's table
 
