@@ -26,8 +26,7 @@ class Guard(nn.Module):
     w = g · clamp((target - R/R_max) / 0.1, 0, 1), without a gradient of its own; g is |∇ align · base| over
     |∇ (1 - R/R_max)|, both running means (0.98, begun at 0) of the norms at the embeddings (B, d), or at the proxies
     of the proxy variants. Weights by gradient: Chen et al., GradNorm, ICML 2018; Esser et al., VQ-GAN, CVPR 2021,
-    eq. 7. It costs a second backward pass of the loss, not of the network. The buffers, in float64, go on with a
-    checkpoint.
+    eq. 7. It costs a second backward pass of the loss, not of the network. The buffers are float64, in checkpoints too.
 
     The target by default, from the study (tables/README.md): over a base with proxies, for `pair` the R/R_max of the
     first batch, at least 0.5, while the other variants always act. Any other base, such as a pair loss, holds its batch

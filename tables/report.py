@@ -150,7 +150,8 @@ def difference_text(metric, numbers, n, decimals):
 def caption(table):
     """What the numbers are, and what is not the same in all runs."""
     flags, given = pd.DataFrame([row.flags for row in table.rows]), table.given
-    facts = [f"{name} {flags[name][0]}" for name in ("arch", "embed_dim", "n_epochs") if flags[name].nunique() == 1]
+    network = ("arch", "embed_dim", "input_size", "n_epochs")
+    facts = [f"{name} {flags[name][0]}" for name in network if flags[name].nunique() == 1]
     best = f" by {' or '.join(sorted(set(table.runs['best_by'])))}" if given.row != "last" else ""
     percent = ", ".join(heading(metric) for metric in table.decimals if factor(metric) == 100)
     best += f"; percent: {percent}" if percent else ""
