@@ -155,8 +155,7 @@ TUNE_GUARD = [
     row for base, variant in GUARDED for row in product([over(base, variant) | TUNED[base]], each("lr", *RATES[1:]))
 ]
 # the best rates of tune_guard
-GUARD_RATES = dict.fromkeys(GUARDED, 3e-3) | {("proxynca", "pair"): 1e-3}
-GUARD_RATES |= {("proxyanchor", "class_means"): 1e-3, ("arcface", "class_means"): 1e-3}
+GUARD_RATES = {(base, variant): 1e-3 if base == "proxynca" else 3e-3 for base, variant in GUARDED}
 
 
 def guard_rows(tuned, rates):
