@@ -46,7 +46,7 @@ DATASETS = {
         arch="conv4_normalize", embed_dim=64, lr=1e-3, n_epochs=5, tau=4, save_embeddings=True,
         loss_nir_proxy_lrmulti=6, loss_nir_lrmulti=1,
     ),
-    # a pretrained network, three minutes and a half a run
+    # a pretrained network, four minutes a run
     "emoji": CORES | dict.fromkeys(LRMULTI, 100) | dict(
         arch="timm.tf_efficientnet_lite0_frozen_normalize", embed_dim=128, input_size=64, lr=1e-4, n_epochs=6, tau=4,
         loss_nir_proxy_lrmulti=200, loss_nir_lrmulti=1,

@@ -165,7 +165,7 @@ def guard_rows(tuned, rates):
     yield from (over(base, "pair") | tuned[base] for base in EMOJI_FIRST if base not in OVER_PROXIES)
 
 
-# emoji: a pretrained network, 234 steps: three minutes and a half a run on one core
+# emoji: a pretrained network, 234 steps: four minutes a run on one core
 EMOJI = dict(eval_every=6)
 # tune_emoji_first: every base alone, at 48 pixels and by half the steps, three learning rates by two values of what
 # matters most beside it
