@@ -90,10 +90,10 @@ def train_epoch(run, epoch):
         # only, since torch 2.11 would keep the graph without the backbone's gradient
         run.model.warm_up(epoch <= opt.warmup)
         run.written()  # the loader's processes are copies of this one, in which nothing else shall be at work
-        compiled = run.compiled and epoch > opt.warmup
+        compiled = run.compiled and epoch > opt.warmup and opt.compile
         run.net = distributed.replicate(run.model, run.device, compiled)
         one_graph = run.criterion.compiles and not run.criterion.mined
-        run.loss = torch.compile(run.criterion) if compiled and one_graph else run.criterion
+        run.loss = torch.compile(run.criterion, dynamic=False) if compiled and one_graph else run.criterion
     run.model.train()
     run.sampler.set_epoch(epoch, start=run.step)
     quiet, began = True if distributed.rank() else None, time.monotonic()  # None: a bar only in a terminal

@@ -82,16 +82,15 @@ def add_flags(parser):
     flag(g, "lr", 1e-5, "learning rate of the network", 0)
     flag(g, "fc_lr", -1.0, "learning rate of the last linear layer; -1: that of the network", -1)
     flag(g, "decay", 4e-4, "weight decay of the network (proxies have none)", 0)
-    optimizers = ["adam", "adamw", "sgd"]
-    flag(g, "optim", "adam", "optimizer; sgd has momentum 0.9", choices=optimizers, type=str.lower)
+    flag(g, "optim", "adam", "optimizer; sgd has momentum 0.9", choices=["adam", "adamw", "sgd"], type=str.lower)
     fall = "step: learning rates times --gamma at each epoch of --tau; exp: the same, as in the published program"
     flag(g, "scheduler", "step", fall, choices=["step", "exp", "none"])
     flag(g, "tau", [10000], "epochs after which the learning rates fall", 0, MILLION)
     flag(g, "gamma", 0.3, "factor of that fall", 0)
     flag(g, "warmup", 0, "epochs in which only the last linear layer and the loss's own parameters learn", 0, MILLION)
     flag(g, "seed", 0, "seed of everything random", 0, 2**32 - 1)
-    compiled = "torch.compile, after the warm-up; auto: on a GPU, where a run is long enough and the compiler works"
-    flag(g, "compile", "auto", compiled, choices=["auto", "on", "off"])
+    compiled = "torch.compile, after the warm-up; auto: on a GPU where it pays and works; graphs: with CUDA graphs, too"
+    flag(g, "compile", "auto", compiled, choices=["auto", "on", "off", "graphs"])
     amp = "mixed precision; auto: bf16 (else fp16) on a GPU; the loss is float32"
     flag(g, "amp", "auto", amp, choices=["auto", "bf16", "fp16", "none"])
     flag(g, "use_float16", False, "the same as --amp fp16; without a GPU it runs in float32 and says so")
@@ -128,8 +127,7 @@ def add_flags(parser):
     flag(g, "checkpoint", None, "with --evaluate_only: a run's checkpoint.pt or best.pt", metavar="PATH")
     flag(g, "save_embeddings", False, "write each split as npz after the last epoch, for python -m evaluation")
     flag(g, "store_improvements", False, "also keep a file of every epoch that improved the first storage metric")
-    results = os.path.join(BESIDE, "antico_results")
-    flag(g, "save_path", results, "runs go to DIR/<dataset>/<run>/", metavar="DIR")
+    flag(g, "save_path", os.path.join(BESIDE, "antico_results"), "runs go to DIR/<dataset>/<run>/", metavar="DIR")
     flag(g, "savename", "group_plus_seed", "the run's name; group_plus_seed: <group>_s<seed>")
     flag(g, "group", "Sample_Run", "name that the seeds of one experiment share")
     flag(g, "project", "DiVA_Sample_Runs", "Weights & Biases project")

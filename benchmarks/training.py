@@ -56,7 +56,7 @@ def network_of(run, tuned):
     criterion = criteria.select(opt, run.criterion.n_classes).to(device)
     groups = model.param_groups(opt.lr) + criterion.param_groups(opt.lr)
     optimizer = torch.optim.Adam(groups, lr=opt.lr, weight_decay=opt.decay, **({"fused": True} if tuned else {}))
-    called = torch.compile if tuned and run.compiled else lambda module: module
+    called = functools.partial(torch.compile, dynamic=False) if tuned and run.compiled else lambda x: x
     return model, called(model), called(criterion), optimizer
 
 

@@ -17,8 +17,7 @@ from utilities.signals import shield_worker
 
 def derive(*numbers):
     """A seed, 0 to 2^63 - 1, from whole numbers and words; other arguments give an unrelated one."""
-    digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+    return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest(), "big") >> 1
 
 
 class Batches(torch.utils.data.Sampler):

@@ -86,8 +86,7 @@ def letter_image(letter, font):
     """The ink of a letter, (SIZE, SIZE) uint8; None if it is blank or cut off."""
     image = Image.new("L", (SIZE, SIZE))
     left, _, right, _ = font.getbbox(letter, anchor="ls")
-    place = round((SIZE - right - left) / 2), BASELINE
-    ImageDraw.Draw(image).text(place, letter, fill=255, font=font, anchor="ls")
+    ImageDraw.Draw(image).text((round((SIZE - right - left) / 2), BASELINE), letter, fill=255, font=font, anchor="ls")
     ink = np.asarray(image)
     border = np.concatenate([ink[0], ink[-1], ink[:, 0], ink[:, -1]])
     return ink if ink.any() and not border.any() else None

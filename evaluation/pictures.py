@@ -123,8 +123,7 @@ def panel(images, right, names, title):
     for axis, image in zip(axes.flat, images.reshape(-1, *images.shape[2:])):
         axis.imshow(image)
     for axis, name in zip(axes[:, 0], names):
-        text = words(name, 12, max_lines=4, placeholder=" …")
-        axis.set_ylabel(text, rotation=0, ha="right", va="center", fontsize=8)
+        axis.set_ylabel(words(name, 12, max_lines=4, placeholder=" …"), rotation=0, ha="right", va="center", fontsize=8)
     for axis, hit in zip(axes[:, 1:].flat, right.flat):
         # blue and vermilion, since many do not tell red from green
         mark, color, dashes, shape = ("✓", COLORS[0], "-", "circle") if hit else ("✗", COLORS[1], (0, (2, 1)), "square")

@@ -188,7 +188,7 @@ EMOJI_TUNED = {
     "margin": dict(lr=3e-4, loss_margin_beta=0.6),
     "contrastive": dict(lr=3e-4),
 }
-EMOJI_RATES = dict.fromkeys(GUARDED, 3e-4) | {("arcface", "pair"): 1e-4}
+EMOJI_RATES = dict.fromkeys(GUARDED, 3e-4) | {("proxyanchor", "pair"): 1e-4}  # of `pair` by tune_emoji_third
 
 
 def tune_emoji_first():
@@ -225,12 +225,16 @@ def tuning(about, rows, flags=STUDY, data="glyphs", seeds=1):
     return table(f"{about}, on validation classes", rows, "", seeds, flags | VALIDATION, data)
 
 
+def by_rate(tuned, rates, *more):
+    rows = product([over("proxyanchor", variant) | tuned["proxyanchor"] for variant in VARIANTS], each("lr", *rates))
+    return table("ProxyAnchor alone and under the guard, by the learning rate", rows, "--by lr", *more)
+
+
 # ProxyAnchor alone, under the published batch_proxy and under both guards; a pair loss, which the guard leaves alone
 SIX = [chosen("proxyanchor"), over("proxyanchor", "batch_proxy") | TUNED["proxyanchor"]]
 SIX += [over(b, v) | TUNED[b] | dict(lr=GUARD_RATES[b, v]) for b, v in GUARDED if b == "proxyanchor"]
 SIX += [over("multisimilarity", v) | TUNED["multisimilarity"] for v in (None, "pair")]
-ALONG_RATES = product([chosen("proxyanchor", variant) for variant in VARIANTS], each("lr", *RATES, 3e-2))
-ALONG = product([over("proxyanchor", v) | EMOJI_TUNED["proxyanchor"] for v in VARIANTS], each("lr", 3e-5, 1e-4, 3e-4))
+CLOSE = [over(b, v) | EMOJI_TUNED[b] | dict(lr=lr) for b, v in GUARDED[:3] for lr in (1e-4, 3e-4)]  # two points apart
 QUICKSTART = table("six losses by three seeds, no data needed: some 3 minutes on two CPU cores", SIX, "--tuned", 3)
 TABLES = {
     "tune_first": tuning("the study's learning rates: every base loss alone", TUNE_FIRST),
@@ -239,10 +243,11 @@ TABLES = {
     "tune_guard": tuning("the guard's learning rates on letters", TUNE_GUARD),
     "tune_emoji_first": tuning("every base loss on emoji, small", tune_emoji_first(), HALF_EMOJI, "emoji"),
     "tune_emoji_second": tuning("learning rates on emoji, alone and guarded", tune_emoji_second(), EMOJI, "emoji"),
+    "tune_emoji_third": tuning("the closest of these rates by three seeds", CLOSE, EMOJI, "emoji", 3),
     "study": table("the main comparison: each base loss and each variant on it, tuned", main_comparison(), "--tuned"),
     "study_guard": table("the guard on letters", guard_rows(TUNED, GUARD_RATES), "--tuned"),
     "study_emoji": table("the guard on emoji", guard_rows(EMOJI_TUNED, EMOJI_RATES), "--tuned", 5, EMOJI, "emoji"),
-    "study_rates": table("ProxyAnchor alone and under two variants, by the learning rate", ALONG_RATES, "--by lr"),
-    "study_emoji_rates": table("the same on emoji, guarded", ALONG, "--by lr", 2, EMOJI, "emoji"),
+    "study_rates": by_rate(TUNED, [*RATES, 3e-2]),
+    "study_emoji_rates": by_rate(EMOJI_TUNED, [3e-5, 1e-4, 3e-4], 2, EMOJI, "emoji"),
     "study_subsets": table("few and many classes of few and many images, two base losses", subsets(), "--tuned"),
 }

@@ -11,6 +11,7 @@ import torch
 
 import main
 from utilities import device as devices
+from utilities import distributed
 
 
 def make(dtype=None, init_scale=2.0**10, flags="--loss antico_pair --antico_base multisimilarity", kind="plain"):
@@ -106,6 +107,20 @@ def test_auto_compiles_where_it_pays_and_works_and_says_why_not(monkeypatch, cap
     monkeypatch.setattr(torch, "ones", lambda n, device: None if why else 1)
     assert devices.whether_to_compile(run) == (not why)
     assert capsys.readouterr().out.count("note: --compile auto: not compiled") == bool(why)
+
+
+@pytest.mark.parametrize("device, chunk", [("cuda", None), ("cuda", 4), ("cpu", None)])
+def test_cuda_graphs_are_asked_of_the_compiler_where_they_can_be(monkeypatch, device, chunk):
+    run = make(flags="--loss antico_pair --compile graphs")
+    run.device, run.opt.grad_cache = torch.device(device), chunk
+    if chunk or device == "cpu":
+        with pytest.raises(ValueError, match="--compile graphs: "):
+            devices.whether_to_compile(run)
+        return
+    assert devices.whether_to_compile(run)
+    monkeypatch.setattr(torch, "compile", lambda model, **how: (model, how))
+    model, how = distributed.replicate(run.model, run.device, run.opt.compile)
+    assert model is run.model and how == dict(dynamic=False, mode="reduce-overhead")
 
 
 def test_a_full_shm_names_the_flag_and_the_containers_option():

@@ -22,7 +22,8 @@ def results(*names):
 def of(found, base, variant):
     """Those of a base alone, or of a variant on it."""
     loss = base if variant is None else f"antico_{variant}"
-    return found[(found.loss == loss) & found.get("antico_base", found.loss).isin([base, ""])]
+    losses = found.get("loss", pandas.Series(loss, found.index))  # no column where all have one
+    return found[(losses == loss) & found.get("antico_base", losses).isin([base, ""])]
 
 
 def having(found, flags):
@@ -58,9 +59,13 @@ def test_chosen_weights_are_the_best(base, variant):
 
 @pytest.mark.parametrize("base, variant", study.GUARDED)
 def test_the_guards_rates_are_the_best(base, variant):
-    for name, rates in (("tune_guard", study.GUARD_RATES), ("tune_emoji_second", study.EMOJI_RATES)):
+    """Of `pair` on emoji by three seeds, the two rates that were the best by one."""
+    on_emoji = "tune_emoji_third" if variant == "pair" else "tune_emoji_second"
+    for name, rates in (("tune_guard", study.GUARD_RATES), (on_emoji, study.EMOJI_RATES)):
         found = of(results(name), base, variant)
-        assert len(found) >= 2 and len(having(best(found), dict(lr=rates[base, variant])))
+        means = found.groupby("lr").value.mean()
+        assert len(means) >= 2 and len(set(found.groupby("lr").size())) == 1
+        assert float(means.idxmax()) == rates[base, variant]
 
 
 @pytest.mark.parametrize("base", study.EMOJI_TUNED)

@@ -56,9 +56,11 @@ def autocast_dtype(opt, device):
 
 def whether_to_compile(run):
     """Whether training is compiled; under --compile auto on a GPU where that pays and works, else it says why not."""
-    if run.opt.compile != "auto" or run.device.type == "cpu":
-        return run.opt.compile == "on"
     warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")  # advice of the compiler
+    if run.opt.compile == "graphs" and (run.device.type == "cpu" or run.opt.grad_cache or distributed.world() > 1):
+        raise ValueError("--compile graphs: for one process on a GPU, without --grad_cache; give --compile on")
+    if run.opt.compile != "auto" or run.device.type == "cpu":
+        return run.opt.compile in ("on", "graphs")
     reason, pixels = None, run.opt.n_epochs * run.sampler.n_batches * run.opt.bs * run.model.input_size**2
     if pixels < PAYS:
         reason = "this run is too short for compiling to pay"

@@ -160,7 +160,8 @@ def replicate(model, device, compiled=False):
         how = dict(find_unused_parameters=getattr(model.features, "maps", False), gradient_as_bucket_view=True)
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")  # torch 2.11 has no other name
         model = nn.parallel.DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False, **how)
-    return torch.compile(model) if compiled else model
+    mode = "reduce-overhead" if compiled == "graphs" else None  # each shape is compiled by itself, CUDA graphs or not
+    return torch.compile(model, dynamic=False, mode=mode) if compiled else model
 
 
 def gradients_stay_here(net, here):
