@@ -90,7 +90,7 @@ def add_flags(parser):
     flag(g, "warmup", 0, "epochs in which only the last linear layer and the loss's own parameters learn", 0, MILLION)
     flag(g, "seed", 0, "seed of everything random", 0, 2**32 - 1)
     compiled = "torch.compile, after the warm-up; auto: on a GPU where it pays and works; graphs: with CUDA graphs, too"
-    flag(g, "compile", "auto", compiled, choices=["auto", "on", "off", "graphs"])
+    flag(g, "compile", "auto", compiled, choices=["auto", "on", "off", "graphs"], may_change=True)
     amp = "mixed precision; auto: bf16 (else fp16) on a GPU; the loss is float32"
     flag(g, "amp", "auto", amp, choices=["auto", "bf16", "fp16", "none"])
     flag(g, "use_float16", False, "the same as --amp fp16; without a GPU it runs in float32 and says so")
