@@ -83,8 +83,7 @@ class EmbeddingNet(nn.Module):
 
     def forward(self, images):
         features = self.features(self.prepare(images))
-        pooled = POOLINGS[self.pooling](features) if features.dim() == 4 else features
-        embeddings = self.last_linear(pooled)
+        embeddings = self.last_linear(POOLINGS[self.pooling](features) if features.dim() == 4 else features)
         if not self.normalize:
             return embeddings
         return normalize(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)), dim=1)

@@ -90,6 +90,5 @@ def library_loss(name, n_classes, embed_dim, args=(), lr_multi=2000.0):
         for _ in range(2):
             tried(embeddings, torch.arange(4) // 2 % n_classes).backward()
     except (TypeError, ValueError, RuntimeError) as problem:
-        reason = " ".join(str(problem).split()) or type(problem).__name__
-        raise ValueError(f"pml.{name}: {reason}") from problem
+        raise ValueError(f"pml.{name}: {' '.join(str(problem).split()) or type(problem).__name__}") from problem
     return loss

@@ -88,8 +88,7 @@ def letter_image(letter, font):
     left, _, right, _ = font.getbbox(letter, anchor="ls")
     ImageDraw.Draw(image).text((round((SIZE - right - left) / 2), BASELINE), letter, fill=255, font=font, anchor="ls")
     ink = np.asarray(image)
-    border = np.concatenate([ink[0], ink[-1], ink[:, 0], ink[:, -1]])
-    return ink if ink.any() and not border.any() else None
+    return ink if ink.any() and not np.concatenate([ink[0], ink[-1], ink[:, 0], ink[:, -1]]).any() else None
 
 
 def lookalikes(ink, codes, faces):
@@ -113,8 +112,7 @@ def lookalikes(ink, codes, faces):
     for i, j in np.argwhere(same):
         same[i, j] = np.nanmedian(differences[:, i, j]) < SAME
     _, group = connected_components(same, directed=False)
-    smallest = letters[np.unique(group, return_index=True)[1]]  # letters are in order
-    return smallest[group[row]]
+    return letters[np.unique(group, return_index=True)[1]][group[row]]  # each group's smallest: letters are in order
 
 
 def build():

@@ -74,8 +74,7 @@ def decode(data, image):
         with contextlib.suppress(RuntimeError):  # Pillow can, or says why not
             pixels = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), torchvision.io.ImageReadMode.RGB)
             return pixels.permute(1, 2, 0).numpy()
-    upright = ImageOps.exif_transpose(image) if turned != 1 else image  # which is a copy
-    return np.asarray(rgb(upright, image))
+    return np.asarray(rgb(ImageOps.exif_transpose(image) if turned != 1 else image, image))
 
 
 def rgb(image, file):

@@ -106,8 +106,7 @@ def nearest_images(arrays, n=8, k=8, seed=0):
     """n queries that the seed draws (n,), their k nearest images (n, k), and which of these are right (n, k)."""
     gallery, queries = as_sets(**measured(arrays))
     asked, own = queries or gallery
-    drawn = np.random.default_rng(seed).choice(len(own), min(n, len(own)), replace=False)
-    rows = torch.from_numpy(np.sort(drawn))
+    rows = torch.from_numpy(np.sort(np.random.default_rng(seed).choice(len(own), min(n, len(own)), replace=False)))
     nearest = nearest_neighbours(asked[rows], gallery[0], k + (queries is None))
     if queries is None:
         nearest = torch.stack([found[found != row][:k] for found, row in zip(nearest, rows)])

@@ -12,8 +12,7 @@ from tables.study import each, over, product
 
 def measures(*ks):
     """Recall@K, then what the published code reports, then the Reality Check's mAP@R and the collapse metrics."""
-    recall = [f"e_recall@{k}" for k in ks]
-    return [*recall, "nmi", "f1", "mAP_1000", "mAP@R", "coding_rate@share", "effective_rank"]
+    return [*(f"e_recall@{k}" for k in ks), "nmi", "f1", "mAP_1000", "mAP@R", "coding_rate@share", "effective_rank"]
 
 
 # --- data sets ---

@@ -206,9 +206,8 @@ def latex(tables):
     for table in tables:
         for title, texts in table.texts.items():
             texts, sides = texts.replace(r" p [=<] [\d.]+", "", regex=True), "l" + "r" * (len(texts.columns) - 1)
-            tabular = texts.to_latex(index=False, escape=True, column_format=sides)
-            tabular = re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", tabular)
-            parts += [f"% {title or caption(table)}", size, tabular + "}\n"]
+            tabular = texts.to_latex(index=False, escape=True, column_format=sides) + "}\n"
+            parts += [f"% {title or caption(table)}", size, re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", tabular)]
         parts += [f"% {title}: {line}" for title, lines in table.lists.items() for line in lines]
     return "\n".join(parts) + "\n"
 

@@ -68,6 +68,13 @@ def test_the_guards_rates_are_the_best(base, variant):
         assert float(means.idxmax()) == rates[base, variant]
 
 
+@pytest.mark.parametrize("base", study.EMOJI_FIXED)
+def test_the_fixed_weights_on_emoji_are_the_best(base):
+    found = of(results("tune_emoji_second"), base, "pair")
+    found = found[found.antico_w != ""]
+    assert len(found) == 3 and len(having(best(found), dict(antico_w=study.EMOJI_FIXED[base][0])))
+
+
 @pytest.mark.parametrize("base", study.EMOJI_TUNED)
 def test_the_flags_on_emoji_are_the_best(base):
     first, second = (of(results(name), base, None) for name in ("tune_emoji_first", "tune_emoji_second"))

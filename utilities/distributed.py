@@ -137,8 +137,7 @@ def gather_rows(x, n):
     """Rows 0..n-1 of a whole, of which process r has r, r + world, r + 2 world, ...; without a gradient."""
     if world() == 1:
         return x
-    most = -(-n // world())
-    padded = torch.cat([x, x.new_zeros(most - len(x), *x.shape[1:])])
+    padded = torch.cat([x, x.new_zeros(-(-n // world()) - len(x), *x.shape[1:])])
     return stack(padded).transpose(0, 1).flatten(0, 1)[:n]
 
 
