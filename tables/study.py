@@ -243,7 +243,7 @@ SIX = [chosen("proxyanchor"), over("proxyanchor", "batch_proxy") | TUNED["proxya
 SIX += [over(b, v) | TUNED[b] | dict(lr=GUARD_RATES[b, v]) for b, v in GUARDED if b == "proxyanchor"]
 SIX += [over("multisimilarity", v) | TUNED["multisimilarity"] for v in (None, "pair")]
 CLOSE = [over(b, v) | EMOJI_TUNED[b] | dict(lr=lr) for b, v in GUARDED[:3] for lr in (1e-4, 3e-4)]  # two points apart
-EMOJI_ROWS = [*guard_rows(EMOJI_TUNED, EMOJI_RATES), *fixed(EMOJI_FIXED)]
+EMOJI_ROWS = [*guard_rows(EMOJI_TUNED, EMOJI_RATES), *fixed(EMOJI_FIXED), *CLOSE[::2]]  # guard and weight at one rate
 QUICKSTART = table("six losses by three seeds, no data needed: some 3 minutes on two CPU cores", SIX, "--tuned", 3)
 TABLES = {
     "tune_first": tuning("the study's learning rates: every base loss alone", TUNE_FIRST),
@@ -256,7 +256,7 @@ TABLES = {
     "study": table("the main comparison: each base loss and each variant on it, tuned", main_comparison(), "--tuned"),
     "study_guard": table("the guard on letters", guard_rows(TUNED, GUARD_RATES), "--tuned"),
     "study_emoji": table("the guard on emoji", EMOJI_ROWS, "--tuned", 5, EMOJI, "emoji"),
-    "study_rates": by_rate(TUNED, [*RATES, 3e-2]),
+    "study_rates": by_rate(TUNED, [*RATES, 3e-2], 2),
     "study_emoji_rates": by_rate(EMOJI_TUNED, [3e-5, 1e-4, 3e-4], 2, EMOJI, "emoji"),
     "study_subsets": table("few and many classes of few and many images, two base losses", subsets(), "--tuned"),
 }
