@@ -1,7 +1,7 @@
 """What a CPU cannot show, in one run: python -m benchmarks.gpu | tee benchmarks/results/gpu.md
 
-A row is printed as soon as it is measured, the most valuable first; on one card and 16 cores all take some 6
-minutes. One that fails says why, the others go on, and the exit status is then 1. It needs neither internet nor faiss.
+A row is printed as soon as it is measured, the most valuable first; all take an estimated 6 minutes on 16 cores. One
+that fails says why, the others go on, and the exit status is then 1. It needs neither internet nor faiss.
 With --small, and where there is no GPU, it takes tiny networks, not compiled: whether it runs, not how fast.
 """
 

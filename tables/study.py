@@ -97,7 +97,7 @@ WEIGHTS = {
 
 
 def tune_third():
-    """The weights of AntiCo on the tuned base, over proxies at two learning rates: it may allow a higher one."""
+    """The weights of AntiCo on the tuned base, over proxies at two learning rates, since it may allow a higher."""
     for base, flags in TUNED.items():
         other = [1e-3 if flags["lr"] < 1e-3 else 3e-4] if base in OVER_PROXIES else []
         for variant, weights in WEIGHTS[base].items():
@@ -242,9 +242,9 @@ def by_rate(tuned, rates, *more):
 SIX = [chosen("proxyanchor"), over("proxyanchor", "batch_proxy") | TUNED["proxyanchor"]]
 SIX += [over(b, v) | TUNED[b] | dict(lr=GUARD_RATES[b, v]) for b, v in GUARDED if b == "proxyanchor"]
 SIX += [over("multisimilarity", v) | TUNED["multisimilarity"] for v in (None, "pair")]
-CLOSE = [over(b, v) | EMOJI_TUNED[b] | dict(lr=lr) for b, v in GUARDED[:3] for lr in (1e-4, 3e-4)]  # two points apart
+CLOSE = [over(b, v) | EMOJI_TUNED[b] | dict(lr=lr) for b, v in GUARDED[:3] for lr in (1e-4, 3e-4)]  # the best
 EMOJI_ROWS = [*guard_rows(EMOJI_TUNED, EMOJI_RATES), *fixed(EMOJI_FIXED), *CLOSE[::2]]  # guard and weight at one rate
-QUICKSTART = table("six losses by three seeds, no data needed: some 3 minutes on two CPU cores", SIX, "--tuned", 3)
+QUICKSTART = table("six losses by three seeds, no data needed: 3 to 5 minutes on two CPU cores", SIX, "--tuned", 3)
 TABLES = {
     "tune_first": tuning("the study's learning rates: every base loss alone", TUNE_FIRST),
     "tune_second": tuning("the study's base losses: their other hyperparameters", TUNE_SECOND),
