@@ -152,7 +152,7 @@ def average_gradients(parameters):
 
 def replicate(model, device, compiled=False):
     """The network as it trains: in DistributedDataParallel, where there are several processes, and then compiled, as
-    --compile says, so that gradients are sent while the backward still runs. BatchNorm's buffers are the same on all."""
+    --compile says, so that gradients are sent while the backward still runs. BatchNorm's buffers are equal on all."""
     if world() > 1:
         device_ids = [device.index] if device.type == "cuda" else None
         # a network of timm that gives its maps does not use what follows them
